@@ -1,0 +1,32 @@
+"""mtrain trains, evaluates and runs Transformer models that translate sentences.
+
+    >>> import mtrain
+    >>> translator = mtrain.load("runs/quickstart")
+    >>> translator.translate(["3 May 2024", "in 5 days"])
+    ['3. Mai 2024', 'in 5 Tagen']
+
+Importing mtrain is cheap; torch is imported when a model is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mtrain.decoding.translate import Translator
+
+__all__ = ["__version__", "load"]
+
+__version__ = "0.1.0"
+
+
+def load(run: str | Path, checkpoint: str | None = None, device: str = "auto") -> Translator:
+    """Load a trained run: `load("runs/x").translate(["A dog."])` gives one line for each line.
+
+    `checkpoint` is a name such as `best` (the default), `last` or `step-12000`; `device` is
+    `auto`, `cpu` or `cuda`. What goes wrong is raised as an `mtrain.errors.MtrainError`.
+    """
+    from mtrain.decoding.translate import Translator
+
+    return Translator.from_run(run, checkpoint=checkpoint, device=device)

@@ -1,0 +1,5 @@
+"""`python -m mtrain` is `mtrain`."""
+
+from mtrain.cli import main
+
+main()

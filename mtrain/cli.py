@@ -1,0 +1,413 @@
+"""The commands: parse, call a stage, print its results, choose the exit code.
+
+Stages are imported inside each command, so that `mtrain --help` is quick and scoring a file needs
+no torch. Results go to standard output; everything else goes to standard error, by `console`.
+Every way to end is decided in `_outcomes`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TextIO
+
+import typer
+from typer.core import TyperGroup
+
+from mtrain import __version__, console
+from mtrain.errors import DataError, MtrainError, OutOfMemoryError, UsageError
+from mtrain.run import atomic_write, storage_errors
+
+if TYPE_CHECKING:
+    from mtrain.config import Config
+
+CLOSED_OUTPUT = 141  # what a shell shows for a program that wrote into a closed pipe
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, outside training (which saves first, with handlers of its own)."""
+
+
+class Commands(TyperGroup):
+    """The group of all commands; whatever one of them raises passes through `_outcomes`."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _outcomes():  # `--help` and `--version` print here
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _outcomes():
+            return super().invoke(ctx)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Format(StrEnum):
+    """How translations are written."""
+
+    text = "text"
+    jsonl = "jsonl"
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Every command has its own --help, with examples.",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/quickstart.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of the config; may be repeated."
+    ),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="best (the default), last, or one such as step-12000."),
+]
+BeamSize = Annotated[
+    int | None, typer.Option(metavar="N", min=1, max=100, help="Hypotheses kept; 1 is greedy.")
+]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", min=0.0, help="Score = log-probability / length^P; above 1 favours long."
+    ),
+]
+OnDevice = Annotated[Device, typer.Option(help="auto: CUDA where there is one.")]
+
+
+def main() -> None:
+    """The entry point of `mtrain` and of `python -m mtrain`."""
+    app(prog_name="mtrain")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"mtrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version),
+    ] = False,
+) -> None:
+    """Train, evaluate and use Transformer models that translate sentences."""
+
+
+def _examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@app.command(
+    epilog=_examples(
+        "mtrain prepare configs/quickstart.yaml",
+        "mtrain prepare my.yaml --set tokenizer.vocab_size=16000",
+    )
+)
+def prepare(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Prepare again, even if nothing has changed.")
+    ] = False,
+) -> None:
+    """Fetch, clean and tokenize the data, unless it is done already."""
+    from mtrain.data.prepare import prepare as prepare_data
+
+    prepare_data(_load(config, overrides), config, force=force)
+
+
+@app.command(
+    epilog=_examples(
+        "mtrain train configs/quickstart.yaml",
+        "mtrain train my.yaml --set train.max_steps=500 --set run=runs/trial",
+    )
+)
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Keep an earlier run under another name; start anew.")
+    ] = False,
+) -> None:
+    """Prepare the data if need be; train, or go on where it stopped."""
+    loaded = _load(config, overrides)
+    from mtrain.training.train import train as train_model
+
+    train_model(loaded, config, fresh=fresh)
+
+
+@app.command(
+    epilog=_examples(
+        "echo 'A dog.' | mtrain translate runs/my-model",
+        "mtrain translate runs/my-model input.txt -o output.txt",
+        "mtrain translate runs/my-model input.txt --n-best 5 --format jsonl",
+    )
+)
+def translate(
+    run: RunPath,
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="INPUT", help="A sentence a line; - or none: standard input."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="OUTPUT", help="Write here; go on there if stopped before."
+        ),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    beam_size: BeamSize = None,
+    length_penalty: LengthPenalty = None,
+    n_best: Annotated[
+        int, typer.Option(metavar="N", min=1, max=100, help="Translations of each line.")
+    ] = 1,
+    format: Annotated[
+        Format, typer.Option(help="jsonl: an object a line, with scores and warnings.")
+    ] = Format.text,
+    device: OnDevice = Device.auto,
+    exact_stop: Annotated[
+        bool, typer.Option("--exact-stop", help="Search until nothing could win; slower.")
+    ] = False,
+) -> None:
+    """Translate a file or standard input, line by line."""
+    from mtrain.decoding import translate as decoding
+
+    options = decoding.Options(beam_size, length_penalty, n_best, exact_stop, format.value)
+    with _open_input(source) as lines:
+        translator = decoding.Translator.from_run(run, checkpoint, device.value)
+        if output is None:
+            decoding.translate_stream(translator, lines, _stdout(), options)
+        else:
+            decoding.translate_file(translator, lines, output, options)
+
+
+@app.command(
+    "eval",
+    epilog=_examples(
+        "mtrain eval runs/my-model",
+        "mtrain eval runs/my-model --split valid --json",
+        "mtrain eval runs/my-model --source new.en --reference new.de",
+        "mtrain eval runs/my-model --hypothesis theirs.de --reference new.de",
+    ),
+)
+def evaluate(
+    run: RunPath,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="valid or a test set; without it, all test sets."),
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Translate this file ...")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="... and compare with this one.")
+    ] = None,
+    hypothesis: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Score this translation as it is.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    beam_size: BeamSize = None,
+    length_penalty: LengthPenalty = None,
+    device: OnDevice = Device.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="One object, for machines.")] = False,
+) -> None:
+    """Score a run by BLEU, chrF2 and TER, with 95 % intervals."""
+    from mtrain.evaluation import evaluate as evaluation
+
+    _check_what_to_evaluate(split, source, reference, hypothesis)
+    decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device.value)
+    if hypothesis and reference:
+        results = evaluation.evaluate_hypothesis(run, hypothesis, reference)
+    elif source and reference:
+        results = evaluation.evaluate_files(run, source, reference, decoding)
+    else:
+        results = evaluation.evaluate_run(run, split, decoding)
+    if as_json:
+        _print(json.dumps(evaluation.to_json(results), indent=2, ensure_ascii=False))
+    else:
+        _print_columns(
+            ("test set", "metric", "score", "95 % interval", "signature"),
+            evaluation.format_scores(results),
+        )
+
+
+@app.command(epilog=_examples("mtrain new my-project", "mtrain new . --from my-corpus"))
+def new(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made when it is not there.")],
+    name: Annotated[
+        str, typer.Option("--from", metavar="CONFIG", help="The config to start from.")
+    ] = "quickstart",
+) -> None:
+    """Copy a shipped, commented config into a directory."""
+    shipped = _shipped_configs()
+    if name not in shipped:
+        raise UsageError(
+            f"there is no shipped config named `{name}`", f"choose one of {', '.join(shipped)}"
+        )
+    copy = directory / f"{name}.yaml"
+    if copy.exists():
+        raise UsageError(f"{copy} is there already", "name another directory, or move the file")
+    atomic_write(copy, shipped[name].read_bytes())
+    schema = shipped[name].with_name("schema.json")  # for editors; each config names it
+    atomic_write(directory / schema.name, schema.read_bytes())
+    _print(f"wrote {copy}; next: mtrain train {copy}")
+
+
+def _load(path: Path, overrides: Sequence[str] | None) -> Config:
+    from mtrain.config import load_config
+
+    return load_config(path, overrides or ())
+
+
+def _open_input(path: Path | None) -> AbstractContextManager[BinaryIO]:
+    """The file, or standard input for `-` or none at all (which stays open)."""
+    if path is not None and str(path) != "-":
+        try:
+            return open(path, "rb")
+        except OSError as error:
+            reason = (error.strerror or "unknown reason").lower()
+            raise DataError(f"cannot read {path}: {reason}", "name a text file, or -") from error
+    if sys.stdin is None:  # `<&-`
+        raise UsageError("standard input is closed", "name a file to translate")
+    if sys.stdin.isatty():
+        console.message("type a sentence a line; Ctrl-D ends")
+    return nullcontext(sys.stdin.buffer)
+
+
+def _shipped_configs() -> dict[str, Path]:
+    """Name -> path, in the installed package or, in a checkout, at its top."""
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "quickstart.yaml").is_file():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise AssertionError("mtrain was installed without its configs")
+
+
+def _check_what_to_evaluate(
+    split: str | None, source: Path | None, reference: Path | None, hypothesis: Path | None
+) -> None:
+    """One of: nothing, a split, source and reference, hypothesis and reference."""
+    if split and (source or reference or hypothesis):
+        raise UsageError(
+            "--split names a test set of the run, and files were given as well",
+            "give either --split or files",
+        )
+    if source and hypothesis:
+        raise UsageError(
+            "--source is to be translated, --hypothesis is a translation already",
+            "give one of them, with --reference",
+        )
+    if bool(source or hypothesis) != bool(reference):
+        raise UsageError(
+            "files are scored in pairs, and one is missing",
+            "give --source FILE --reference FILE, or --hypothesis FILE --reference FILE",
+        )
+
+
+# -- output and the ways to end --------------------------------------------------------------
+
+
+def _stdout() -> TextIO:
+    """Standard output as UTF-8 with plain newlines, whatever the locale says."""
+    if sys.stdout is None:  # `>&-`
+        raise BrokenPipeError(errno.EPIPE, "standard output is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    return sys.stdout
+
+
+def _print(text: str) -> None:
+    _stdout().write(text + "\n")
+
+
+def _print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        _print("  ".join(cells).rstrip())
+
+
+@contextmanager
+def _outcomes() -> Iterator[None]:
+    """Give every way to end its message and its exit code; defects of ours pass with a trace."""
+    try:
+        with _sigterm_raises(), _known_failures():
+            yield
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except MtrainError as error:
+        console.message(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+        console.message(f"stopped by {number.name}")
+        sys.exit(128 + number)
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(CLOSED_OUTPUT)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that half-written files are cleared away."""
+    if threading.current_thread() is not threading.main_thread():  # may not set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _known_failures() -> Iterator[None]:
+    """What no stage can foresee, in our words."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemoryError("out of memory", "use smaller batches or a smaller beam") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            with storage_errors(Path(error.filename or "the output")):
+                raise
+        raise
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _discard_output() -> None:
+    """Nobody reads any more: let what is buffered go nowhere when Python flushes it at exit."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,410 @@
+"""The config: YAML plus `--set` overrides, turned into a frozen, typed tree.
+
+Every field declares its default, its bounds and its meaning here and nowhere else; validation,
+the JSON schema for editors and the reference in the README all come from these declarations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from mtrain.config_problems import Conflict, explain
+from mtrain.entries import SLUG, TestName, as_entries, as_test_sets
+from mtrain.entries import CldrEntry as CldrEntry
+from mtrain.entries import Entry as Entry
+from mtrain.entries import FilesEntry as FilesEntry
+from mtrain.entries import JsonlEntry as JsonlEntry
+from mtrain.entries import Section as Section
+from mtrain.entries import TsvEntry as TsvEntry
+from mtrain.errors import ConfigError, UsageError
+from mtrain.run import RunDir
+from mtrain.yaml_reader import Problem, apply_override, read_file, write_yaml
+
+# -- data ------------------------------------------------------------------------------------
+
+
+class DataConfig(Section):
+    """Where the text comes from, and what is kept of it."""
+
+    train: Annotated[
+        tuple[Entry, ...],
+        BeforeValidator(as_entries, json_schema_input_type=Entry | tuple[Entry, ...]),
+    ] = Field(description="an entry or a list of entries")
+    valid: Entry | None = Field(
+        default=None,
+        description="an entry; without it the smaller of 2,000 pairs and 2 % is held out of train",
+    )
+    test: Annotated[
+        dict[TestName, Entry],
+        BeforeValidator(as_test_sets, json_schema_input_type=Entry | dict[TestName, Entry]),
+    ] = Field(default={}, description="an entry (then named `test`) or a mapping of name to entry")
+    max_length: int = Field(
+        default=256, ge=1, le=4096, description="longest side of a training pair, in pieces"
+    )
+    deduplicate: bool = Field(default=True, description="drop repeated training pairs")
+    decontaminate: bool = Field(
+        default=True, description="drop training pairs whose text occurs in valid or test"
+    )
+    seed: int = Field(
+        default=1,
+        ge=0,
+        le=4_294_967_295,
+        description="seed of held-out pairs and generated phrases",
+    )
+
+
+# -- tokenizer, model ------------------------------------------------------------------------
+
+
+class TokenizerConfig(Section):
+    """SentencePiece, trained on the training text."""
+
+    vocab_size: int = Field(
+        default=8000, ge=300, le=1_000_000, description="pieces, special symbols included"
+    )
+    type: Literal["unigram", "bpe"] = Field(default="unigram", description="how pieces are learnt")
+    shared: bool = Field(default=True, description="one vocabulary for both sides, or one a side")
+    character_coverage: float = Field(
+        default=1.0,
+        gt=0.9,
+        le=1.0,
+        description="share of characters with a piece of their own; the rest is spelled in bytes",
+    )
+    max_sentences: int = Field(
+        default=2_000_000, ge=1, description="sentences drawn to learn the pieces from"
+    )
+
+
+Preset = Literal["tiny", "small", "base", "big"]
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {
+        "d_model": 128,
+        "d_ff": 256,
+        "n_heads": 4,
+        "n_encoder_layers": 4,
+        "n_decoder_layers": 4,
+    },
+    "small": {
+        "d_model": 256,
+        "d_ff": 1024,
+        "n_heads": 4,
+        "n_encoder_layers": 3,
+        "n_decoder_layers": 3,
+    },
+    "base": {
+        "d_model": 512,
+        "d_ff": 2048,
+        "n_heads": 8,
+        "n_encoder_layers": 6,
+        "n_decoder_layers": 6,
+    },
+    "big": {
+        "d_model": 1024,
+        "d_ff": 4096,
+        "n_heads": 16,
+        "n_encoder_layers": 6,
+        "n_decoder_layers": 6,
+    },
+}
+
+
+class ModelConfig(Section):
+    """The Transformer: a preset, and any of its sizes overridden beside it."""
+
+    preset: Preset = Field(default="small", description="the sizes below, where not given")
+    d_model: int = Field(ge=8, le=65_536, description="width D of embeddings and residual stream")
+    d_ff: int = Field(ge=8, le=1_048_576, description="inner width F of the feed-forward layers")
+    n_heads: int = Field(ge=1, le=1024, description="attention heads H; divides d_model")
+    n_encoder_layers: int = Field(ge=1, le=1000, description="encoder layers")
+    n_decoder_layers: int = Field(ge=1, le=1000, description="decoder layers")
+    norm: Literal["pre", "post"] = Field(
+        default="pre", description="normalise before each sub-layer, or after it as in the paper"
+    )
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="on embeddings and sub-layers")
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="on attention weights")
+    activation_dropout: float = Field(default=0.0, ge=0, lt=1, description="inside feed-forward")
+    tied: Literal["all", "output", "none"] = Field(
+        default="all",
+        description="share weights: both embeddings and the output projection (needs a shared "
+        "vocabulary, and is the default where there is one), target embedding and output "
+        "projection, or nothing",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_sizes(cls, value: Any) -> Any:
+        """Sizes that are not given are the preset's."""
+        if not isinstance(value, dict):
+            return value
+        sizes = PRESETS.get(str(value.get("preset")), PRESETS["small"])
+        return value | {key: size for key, size in sizes.items() if value.get(key) is None}
+
+
+# -- train, decode, evaluate -----------------------------------------------------------------
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule. A change of these is refused when a run resumes."""
+
+    learning_rate: float = Field(default=7e-4, gt=0, description="the peak, reached by warm-up")
+    schedule: Literal["inverse_sqrt", "linear"] = Field(
+        default="inverse_sqrt",
+        description="after warm-up: with the inverse square root of the step (the paper), or "
+        "linearly to zero at max_steps",
+    )
+    warmup_steps: int = Field(default=4000, ge=0, description="steps of linear warm-up")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.98, ge=0, lt=1)
+    epsilon: float = Field(default=1e-9, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0, description="decoupled, on matrices only")
+    clip_norm: float = Field(
+        default=1.0, ge=0, description="longest gradient of an update; 0 is no limit"
+    )
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    ema_decay: float = Field(
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="moving average of the weights, which validation scores and `best` holds; "
+        "0 is none",
+    )
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    max_steps: int = Field(default=100_000, ge=1, description="updates of the weights")
+    batch_tokens: int = Field(
+        default=4096, ge=16, description="real target tokens (EOS included) in one update"
+    )
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="most rows x longest side in one forward pass"
+    )
+    validate_every: int = Field(default=1000, ge=1, description="steps between validations")
+    save_every: int = Field(default=1000, ge=1, description="steps between checkpoints")
+    log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
+    keep: int = Field(default=2, ge=1, description="newest checkpoints kept, beside the best")
+    best_metric: Literal["chrf", "bleu", "loss"] = Field(
+        default="chrf", description="the score on valid that chooses the best checkpoint"
+    )
+    patience: int = Field(
+        default=0, ge=0, description="stop after so many validations without a better one; 0: never"
+    )
+    seed: int = Field(
+        default=1, ge=0, le=4_294_967_295, description="of initial weights, order and dropout"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of matrix products; auto: bf16 where the hardware has it"
+    )
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="CPU threads"
+    )
+    optim: OptimConfig = OptimConfig()
+
+
+class DecodeConfig(Section):
+    """Beam search, in validation, `eval` and `translate` alike."""
+
+    beam_size: int = Field(default=5, ge=1, le=100, description="hypotheses kept; 1 is greedy")
+    length_penalty: float = Field(
+        default=1.0, ge=0, description="p in: score = log-probability / length^p"
+    )
+    batch_tokens: int = Field(
+        default=4096, ge=1, description="source tokens x beam decoded at a time"
+    )
+
+
+class EvaluateConfig(Section):
+    """How translations are scored (sacreBLEU)."""
+
+    tokenize: str = Field(
+        default="auto", description="BLEU's tokenizer; auto: chosen by the target language"
+    )
+    lowercase: bool = Field(default=False, description="score without regard to case")
+
+
+class Config(Section):
+    """Everything that makes a run."""
+
+    name: str = Field(pattern=SLUG, description="names the run and its data")
+    source: str = Field(min_length=2, description="language code of the source, such as en")
+    target: str = Field(min_length=2, description="language code of the target, such as de")
+    run: str | None = Field(
+        default=None, min_length=1, description="the run directory; default: runs/<name>"
+    )
+    data: DataConfig = Field(description="where the text comes from: `train`, `valid`, `test`")
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
+    train: TrainConfig = TrainConfig()
+    decode: DecodeConfig = DecodeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run lies, relative to the current directory."""
+        return Path(self.run if self.run is not None else f"runs/{self.name}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tie_what_is_shared(cls, value: Any) -> Any:
+        """Where each side has its own vocabulary, `model.tied` is `output` unless given."""
+        if not isinstance(value, dict):
+            return value
+        tokenizer, model = value.get("tokenizer"), value.get("model")
+        shared = getattr(tokenizer, "shared", True)
+        if isinstance(tokenizer, dict):
+            shared = tokenizer.get("shared", True)
+        if shared is False and (model is None or isinstance(model, dict)):
+            return value | {"model": {"tied": "output"} | _given(model or {})}
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if conflicts := list(_conflicts(self)):
+            text = "; ".join(f"`{conflict.key}` {conflict.message}" for conflict in conflicts)
+            raise PydanticCustomError("conflicts", "{text}", {"text": text, "all": conflicts})
+        return self
+
+
+def _given(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if value is not None}
+
+
+# -- keys that must fit together -------------------------------------------------------------
+
+
+def _conflicts(config: Config) -> list[Conflict]:
+    model, train, optim = config.model, config.train, config.train.optim
+    found = []
+    if model.d_model % 2:
+        found.append(
+            Conflict(
+                "model.d_model",
+                "model.preset",
+                f"must be even, not `{model.d_model}`: positions are pairs of sine and cosine",
+                f"set `model.d_model: {model.d_model + 1}`",
+            )
+        )
+    if model.d_model % model.n_heads:
+        divisors = [f"`{n}`" for n in range(1, model.d_model) if model.d_model % n == 0]
+        found.append(
+            Conflict(
+                "model.n_heads",
+                "model.d_model",
+                f"is `{model.n_heads}`, which does not divide `model.d_model: {model.d_model}`",
+                f"choose {', '.join(divisors[:8])}",
+            )
+        )
+    if model.tied == "all" and not config.tokenizer.shared:
+        found.append(
+            Conflict(
+                "model.tied",
+                "tokenizer.shared",
+                "is `all`, which needs one vocabulary for both sides (`tokenizer.shared: true`)",
+                "set `model.tied: output`, or share the vocabulary",
+            )
+        )
+    longest = config.data.max_length + 1
+    if train.micro_batch_tokens != "auto" and train.micro_batch_tokens < longest:
+        found.append(
+            Conflict(
+                "train.micro_batch_tokens",
+                "data.max_length",
+                f"is `{train.micro_batch_tokens}`, too few for one sentence of "
+                f"`data.max_length: {config.data.max_length}` and its end",
+                f"set it to {longest} or more, or lower `data.max_length`",
+            )
+        )
+    if optim.schedule == "linear" and optim.warmup_steps >= train.max_steps:
+        found.append(
+            Conflict(
+                "train.optim.warmup_steps",
+                "train.max_steps",
+                f"is `{optim.warmup_steps}`, but a linear schedule ends at "
+                f"`train.max_steps: {train.max_steps}`",
+                "warm up for a tenth of the steps or less",
+            )
+        )
+    return found
+
+
+# -- loading and writing ---------------------------------------------------------------------
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a config; `overrides` are the KEY=VALUE of `--set`, the last one wins.
+
+    Raises a ConfigError that holds all the problems there are, in the order of their places.
+    """
+    try:
+        tree, problems = read_file(_read_text(path), str(path))
+    except UsageError as problem:
+        raise ConfigError([problem]) from problem
+    if tree.value is None and not overrides:
+        raise ConfigError(
+            [Problem(tree.place, "this config is empty", "begin with a copy of another one")]
+        )
+    for number, override in enumerate(overrides):
+        problems += apply_override(tree, override, number)
+    problems += explain(tree, Config)
+    if problems:
+        problems.sort(key=lambda problem: problem.place.order)
+        raise ConfigError([*problems])
+    return Config.model_validate(tree.plain())
+
+
+def read_run_config(run: RunDir) -> Config:
+    """The resolved config that a run keeps."""
+    try:
+        return load_config(run.config)
+    except ConfigError as error:
+        raise UsageError(
+            f"the config of this run is damaged or of another version of mtrain: {error.message}",
+            "restore the file, or train again with --fresh",
+        ) from error
+
+
+def dump_config(config: Config) -> str:
+    """The whole config as YAML, defaults included; it loads back to an equal config."""
+    return write_yaml(_lists(config.model_dump()))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema by which editors complete and check a config."""
+    schema = Config.model_json_schema()
+    del schema["$defs"]["ModelConfig"]["required"]  # the preset fills the sizes
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        siblings = sorted(str(file) for file in path.parent.glob("*.yaml"))
+        near = get_close_matches(str(path), siblings, 1) or siblings[:5]
+        if isinstance(error, FileNotFoundError):
+            raise UsageError(
+                f"there is no config file {path}",
+                f"did you mean {' or '.join(near)}?" if near else "give the path of a YAML file",
+            ) from error
+        raise UsageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(
+            f"{path}:{line}: this line is not UTF-8", "save the file as UTF-8"
+        ) from error

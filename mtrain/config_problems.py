@@ -1,0 +1,262 @@
+"""What is wrong with a config, in words: pydantic finds the errors, this says where and what.
+
+A problem reads `configs/iwslt.yaml:14: unknown key `model.droput``, with a fix where one is known.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, TypeGuard
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from mtrain.entries import ENTRIES, SHA256, SLUG, Section
+from mtrain.yaml_reader import Node, Problem, shortened
+
+# What other YAML readers take for true or false, and people for a language (Norwegian: no).
+_BARE_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "`true` or `false`",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le}",
+    "string_too_short": "text of {min_length} or more characters",
+    "too_long": "a list of {max_length}",
+}
+_PATTERNS = {
+    SLUG: "made of letters, digits, `.`, `_` and `-`, the first a letter or a digit",
+    SHA256: "64 hexadecimal digits in lower case",
+}
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Values that are good alone and bad together; the message goes on after the key's name."""
+
+    key: str
+    other: str
+    message: str
+    fix: str
+
+
+def explain(tree: Node, root: type[BaseModel]) -> list[Problem]:
+    """All that `root` and we have against the values in a tree."""
+    return _Explainer(tree, root).problems()
+
+
+class _Explainer:
+    """Goes through pydantic's errors, and remembers which keys were complained of."""
+
+    def __init__(self, tree: Node, root: type[BaseModel]) -> None:
+        self.tree = tree
+        self.root = root
+        self.bad_nodes: set[int] = set()  # the `id`s
+        self.bad_keys: set[str] = set()  # paths as declared, `train.optim.beta1`
+
+    def problems(self) -> list[Problem]:
+        found = list(self._bare_words())
+        errors = _errors(self.root, self.tree.plain())
+        if not errors:
+            return found
+        if errors[0]["type"] == "conflicts":
+            return found + list(self._conflicts(errors))
+        unknown = [error for error in errors if _is_unknown_key(error)]
+        missing = [error for error in errors if _is_missing_key(error)]
+        wrong = [e for e in errors if not _is_unknown_key(e) and not _is_missing_key(e)]
+        found += [self._unknown_key(error) for error in unknown]
+        found += [problem for error in missing for problem in self._missing_key(error)]
+        found += self._wrong_values(wrong)
+        # Once more without what was bad, to find what does not fit together in the rest.
+        return found + list(self._conflicts(_errors(self.root, self._mended())))
+
+    def _find(self, loc: tuple[int | str, ...]) -> Node:
+        """The node an error is about; parts of `loc` that are pydantic's own lead nowhere."""
+        node = self.tree
+        for part in loc:
+            node = node.child(part) or node
+        return node
+
+    def _bare_words(self) -> Iterator[Problem]:
+        for key in ("source", "target"):
+            node = self.tree.child(key)
+            if node is None or node.is_quoted or node.text.lower() not in _BARE_WORDS:
+                continue
+            self.bad_nodes.add(id(node))
+            yield Problem(
+                node.place,
+                f"`{key}` is a bare `{node.text}`, which many readers of YAML take for "
+                "true or false",
+                f'quote it: `{key}: "{node.text}"`',
+            )
+
+    def _unknown_key(self, error: ErrorDetails) -> Problem:
+        node = self._find(error["loc"])
+        self.bad_nodes.add(id(node))
+        parent, _, name = node.path.rpartition(".")
+        if error["type"] == "literal_error":
+            accepted = _literals(error)
+        else:
+            accepted = list(self._section(error["loc"][:-1]).model_fields)
+        prefix = f"{parent}." if parent else ""
+        near = [prefix + key for key in get_close_matches(name, accepted, 1)]
+        near = near or [key for key in _all_keys(self.root) if key.rpartition(".")[2] == name]
+        self.bad_keys.update(near[:1])
+        keys = f"{f'`{parent}`' if parent else 'a config'} takes {', '.join(accepted)}"
+        fix = f"did you mean `{near[0]}`? ({keys})" if near else keys
+        return Problem(node.place, f"unknown key `{node.path}`", fix)
+
+    def _missing_key(self, error: ErrorDetails) -> Iterator[Problem]:
+        name = str(error["loc"][-1])
+        parent = self._find(error["loc"][:-1])
+        path = f"{parent.path}.{name}" if parent.path else name
+        if path in self.bad_keys:
+            return  # misspelled: said already
+        what = self._section(error["loc"][:-1]).model_fields[name].description
+        yield Problem(
+            (parent.child(name) or parent).place, f"missing key `{path}`", f"add `{path}`: {what}"
+        )
+
+    def _wrong_values(self, errors: list[ErrorDetails]) -> Iterator[Problem]:
+        """One problem a value, though pydantic has an error for each type it might have been."""
+        by_node: dict[int, list[ErrorDetails]] = {}
+        for error in errors:
+            by_node.setdefault(id(self._find(error["loc"])), []).append(error)
+        for about_one in by_node.values():
+            node = self._find(about_one[0]["loc"])
+            if id(node) in self.bad_nodes:
+                continue
+            self.bad_nodes.add(id(node))
+            self.bad_keys.add(node.path)
+            yield _wrong_value(node, about_one)
+
+    def _section(self, loc: tuple[int | str, ...]) -> type[BaseModel]:
+        """The model whose keys stand at a place."""
+        section = self.root
+        for part in loc:
+            field = section.model_fields.get(str(part))
+            if part in ENTRIES:
+                section = ENTRIES[str(part)]
+            elif field and _is_section(field.annotation):
+                section = field.annotation
+        return section
+
+    def _mended(self) -> Any:
+        """The values without the bad ones, and with what every config must have."""
+        values = self.tree.plain(self.bad_nodes)
+        if not isinstance(values, dict):
+            return values
+        data = values.get("data")
+        kept = {"max_length": data.get("max_length")} if isinstance(data, dict) else {}
+        needed = {"name": "x", "source": "xx", "target": "xx", "run": None}
+        return values | needed | {"data": {"train": {"cldr": 1}} | kept}
+
+    def _conflicts(self, errors: list[ErrorDetails]) -> Iterator[Problem]:
+        """What does not fit together, unless one of the two was complained of already."""
+        for error in errors:
+            for conflict in error.get("ctx", {}).get("all", ()):
+                assert isinstance(conflict, Conflict)
+                if any(
+                    key == bad or key.startswith(f"{bad}.")
+                    for key in (conflict.key, conflict.other)
+                    for bad in self.bad_keys
+                ):
+                    continue
+                place = self._place_of(conflict.key) or self._place_of(conflict.other)
+                yield Problem(
+                    (place or self.tree).place, f"`{conflict.key}` {conflict.message}", conflict.fix
+                )
+
+    def _place_of(self, key: str) -> Node | None:
+        node: Node | None = self.tree
+        for part in key.split("."):
+            node = node.child(part) if node else None
+        return node
+
+
+def _errors(root: type[BaseModel], values: Any) -> list[ErrorDetails]:
+    try:
+        root.model_validate(values)
+    except ValidationError as error:
+        return error.errors(include_url=False)
+    return []
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    return inspect.isclass(annotation) and issubclass(annotation, Section)
+
+
+def _is_unknown_key(error: ErrorDetails) -> bool:
+    is_bad_key = error["type"] == "literal_error" and error["loc"][-1] == "[key]"
+    return is_bad_key or error["type"] == "extra_forbidden"
+
+
+def _is_missing_key(error: ErrorDetails) -> bool:
+    return error["type"] == "missing" and isinstance(error["loc"][-1], str)
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a config has whatever its data."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if _is_section(field.annotation):
+            yield from _all_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _literals(error: ErrorDetails) -> list[str]:
+    return re.findall(r"'([^']*)'", error["ctx"]["expected"])
+
+
+def _wrong_value(node: Node, errors: list[ErrorDetails]) -> Problem:
+    own = next((error["ctx"] for error in errors if error["type"] == "complaint"), None)
+    if own:
+        message = own["message"].replace("{shown}", node.shown())
+        return Problem(node.place, f"`{node.path}` {message}", own["fix"])
+    is_key = "[key]" in errors[0]["loc"][-1:]
+    shown = f"`{shortened(node.path.rpartition('.')[2])}`" if is_key else node.shown()
+    expected = " or ".join(dict.fromkeys(_expected(error) for error in errors))
+    what = f"the name `{node.path}`" if is_key else f"`{node.path}`" if node.path else "a config"
+    return Problem(node.place, f"{what} must be {expected}, not {shown}", _fix(node, errors))
+
+
+def _expected(error: ErrorDetails) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "literal_error":
+        return re.sub(r"'([^']*)'", r"`\1`", context["expected"])
+    if error["type"] == "string_pattern_mismatch":
+        return _PATTERNS[context["pattern"]]
+    if error["type"] == "missing":  # an item of a list of fixed length, such as `columns`
+        return f"a list of {len(error['input']) + 1} or more"
+    return _EXPECTED[error["type"]].format(**context)
+
+
+def _fix(node: Node, errors: list[ErrorDetails]) -> str | None:
+    """How to mend a value whose mistake can be guessed."""
+    kinds = {error["type"] for error in errors}
+    choices = [choice for e in errors if e["type"] == "literal_error" for choice in _literals(e)]
+    near = get_close_matches(node.text.lower(), choices, 1, cutoff=0.7)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    if isinstance(node.value, str):
+        digits = re.sub(r"(?<=\d)[_, ](?=\d)", "", node.text)
+        is_number = re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?", digits)
+        if kinds & {"int_type", "float_type"} and is_number:
+            return f"write `{digits}`, without quotes"
+        if "bool_type" in kinds and node.text.lower() in _BARE_WORDS:
+            return f"write `{str(node.text.lower() in ('y', 'yes', 'on', 'true')).lower()}`"
+    if isinstance(node.value, bool | int | float) and "string_type" in kinds:
+        return f'quote it: `"{node.text}"`'
+    return None

@@ -1,0 +1,184 @@
+"""The deterministic order of token-budget batches drawn from a store.
+
+An epoch's plan is a pure function of (lengths, batch_tokens, seed, epoch). It names sentence
+indices only: sentences are shuffled, grouped by length within large windows, and cut into
+updates of the token budget, whose order is shuffled again. Each update is then cut into
+micro-batches, which never changes which sentences form it. Lengths here include EOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrain.data.store import TokenStore
+from mtrain.data.tokenizer import BOS, EOS, PAD
+
+Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
+Ids = np.ndarray[tuple[int], np.dtype[np.integer]]
+
+WINDOW = 1 << 20  # sentences grouped by length at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded ids of B sentence pairs, the target twice: shifted by one (teacher forcing)."""
+
+    src: Tensor  # (B, S), ends in EOS
+    tgt_in: Tensor  # (B, T), begins with BOS
+    tgt_out: Tensor  # (B, T), ends in EOS
+    src_mask: Tensor | None  # (B, 1, 1, S), True at real positions; None where all are real
+    n_source_tokens: int  # real positions, EOS included
+    n_target_tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """Copied without waiting, where the device can."""
+        if device.type == "cpu":
+            return self
+        src, tgt_in, tgt_out = (
+            x.pin_memory().to(device, non_blocking=True)
+            for x in (self.src, self.tgt_in, self.tgt_out)
+        )
+        mask = None if self.src_mask is None else self.src_mask.to(device, non_blocking=True)
+        return Batch(src, tgt_in, tgt_out, mask, self.n_source_tokens, self.n_target_tokens)
+
+    @property
+    def n_positions(self) -> int:
+        """Computed positions of both sides, padding included."""
+        return self.src.numel() + self.tgt_in.numel()
+
+
+class BatchPlan:
+    """Which sentences form each update of one epoch."""
+
+    def __init__(
+        self,
+        src_lengths: Indices,
+        tgt_lengths: Indices,
+        batch_tokens: int,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        self.src_lengths, self.tgt_lengths = src_lengths, tgt_lengths
+        rng = np.random.default_rng((seed, epoch))
+        order = _grouped_by_length(src_lengths, tgt_lengths, rng)
+        ends = _cut_by_budget(tgt_lengths[order], batch_tokens)
+        updates = np.split(order, ends[:-1])
+        self.updates = [updates[i] for i in rng.permutation(len(updates))]
+
+    def __len__(self) -> int:
+        return len(self.updates)
+
+    def n_target_tokens(self, update: int) -> int:
+        """Real target tokens of an update, EOS included, over all its micro-batches."""
+        return int(self.tgt_lengths[self.updates[update]].sum())
+
+    def micro_batches(self, update: int, max_tokens: int) -> list[Indices]:
+        """The update's sentences in groups of at most max_tokens = rows x longest side.
+
+        Sentences of one source length stand alone where they fill at least half of a micro-batch
+        and need no mask then; the rest are grouped with neighbouring lengths.
+        """
+        sentences = self.updates[update]
+        src, tgt = self.src_lengths[sentences], self.tgt_lengths[sentences]
+        by_length = np.lexsort((tgt, src))
+        sentences, src, tgt = sentences[by_length], src[by_length], tgt[by_length]
+        pieces: list[Indices] = []
+        waiting = np.empty(0, dtype=np.int64)
+        starts = np.flatnonzero(np.diff(src, prepend=-1))
+        for group in np.split(np.arange(len(sentences)), starts[1:]):
+            longest = max(int(src[group[0]]), int(tgt[group].max()))
+            if len(group) * longest * 2 >= max_tokens:
+                pieces += _cut_by_area(group, src, tgt, max_tokens)
+            else:
+                waiting = np.concatenate([waiting, group])
+        if len(waiting):
+            pieces += _cut_by_area(waiting, src, tgt, max_tokens)
+        return [sentences[piece] for piece in pieces]
+
+
+def _grouped_by_length(
+    src_lengths: Indices, tgt_lengths: Indices, rng: np.random.Generator
+) -> Indices:
+    """All sentences, shuffled, then sorted by (source, target) length within each window.
+
+    Every second window runs from long to short, so that neighbours across a border are alike.
+    """
+    order = rng.permutation(len(src_lengths))
+    windows = []
+    for i, start in enumerate(range(0, len(order), WINDOW)):
+        window = order[start : start + WINDOW]
+        window = window[np.lexsort((tgt_lengths[window], src_lengths[window]))]
+        windows.append(window[::-1] if i % 2 else window)
+    return np.concatenate(windows)
+
+
+def _cut_by_budget(lengths: Indices, budget: int) -> list[int]:
+    """Ends of consecutive stretches whose sums come closest to the budget."""
+    total = np.cumsum(lengths)
+    ends: list[int] = []
+    done = 0
+    while done < total[-1]:
+        end = int(np.searchsorted(total, done + budget, side="left")) + 1  # reaches the budget
+        if end < len(total):
+            over = total[end - 1] - done - budget
+            under = done + budget - (total[end - 2] if end > 1 else 0)
+            if under < over and end - 1 > (ends[-1] if ends else 0):
+                end -= 1
+        end = min(end, len(total))
+        ends.append(end)
+        done = int(total[end - 1])
+    return ends
+
+
+def _cut_by_area(group: Indices, src: Indices, tgt: Indices, max_tokens: int) -> list[Indices]:
+    """Consecutive stretches of even size, each of rows x longest side <= max_tokens.
+
+    A sentence longer than max_tokens gets a stretch of its own.
+    """
+    longest = np.maximum(src[group], tgt[group])
+    n_parts = max(1, -(-int(len(group) * longest.max()) // max_tokens))
+    while True:
+        parts = [part for part in np.array_split(np.arange(len(group)), n_parts) if len(part)]
+        if n_parts >= len(group) or all(
+            len(part) * longest[part].max() <= max_tokens for part in parts
+        ):
+            return [group[part] for part in parts]
+        n_parts += 1
+
+
+def collate(store: TokenStore, sentences: Sequence[int] | Indices) -> Batch:
+    """The batch of these sentences of a store."""
+    return batch_of([store.src(int(i)) for i in sentences], [store.tgt(int(i)) for i in sentences])
+
+
+def batch_of(sources: Sequence[Ids], targets: Sequence[Ids]) -> Batch:
+    """Ids without special symbols -> a padded batch."""
+    src, src_lengths = pad(sources)
+    tgt_out, tgt_lengths = pad(targets)
+    tgt_in = torch.empty_like(tgt_out)
+    tgt_in[:, 0] = BOS
+    tgt_in[:, 1:] = tgt_out[:, :-1]  # where a shorter target has EOS here, its loss is past
+    return Batch(src, tgt_in, tgt_out, source_mask(src_lengths), sum(src_lengths), sum(tgt_lengths))
+
+
+def pad(sentences: Sequence[Ids]) -> tuple[Tensor, list[int]]:
+    """Ids without special symbols -> (B, S) ending in EOS and PAD, and the lengths with EOS."""
+    lengths = [len(ids) + 1 for ids in sentences]
+    padded = np.full((len(sentences), max(lengths)), PAD, dtype=np.int64)
+    for row, ids, length in zip(padded, sentences, lengths, strict=True):
+        row[: length - 1] = ids
+        row[length - 1] = EOS
+    return torch.from_numpy(padded), lengths
+
+
+def source_mask(lengths: Sequence[int]) -> Tensor | None:
+    """(B, 1, 1, S), True at real positions; None where every position is real."""
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return None
+    return (torch.arange(longest) < torch.tensor(lengths)[:, None])[:, None, None]

@@ -1,0 +1,556 @@
+"""Phrase pairs in any two languages, generated from Unicode CLDR through the Babel library.
+
+A phrase is a random thing (a date, an amount of money, a list of places) that is written out
+twice, by the rules of each locale. The answers are right by construction, need no download, and
+anyone can check them. `cldr_pairs` is the entrance; each method of `_Phrases` makes one kind.
+
+One source text must have one right answer. So names are kept only where they are one-to-one, and
+where two formats look alike in the source (in English, the medium `May 7, 2024` is also the long
+one) the fuller format is what is meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date, datetime, time, timedelta, tzinfo
+from decimal import Decimal
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from mtrain.data.sources import Pair
+from mtrain.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from babel import Locale
+
+T = TypeVar("T")
+Code = TypeVar("Code", str, tuple[str, bool])
+Style = Literal["full", "long", "medium", "short"]
+Length = Literal["long", "short"]
+
+# A kind that repeats itself so often in a row has nothing new to say.
+MAX_REPEATS = 1000
+
+# Within a hundred years, two digits name a year.
+FIRST_DAY, LAST_DAY = date(1950, 1, 1), date(2049, 12, 31)
+# In use on this day; a fixed one, as the phrases must not depend on when they are made.
+CURRENCIES_OF = date(2024, 1, 1)
+MAIN_CURRENCIES = ["AUD", "BRL", "CAD", "CHF", "CNY", "EUR", "GBP", "INR", "JPY", "KRW", "MXN"]
+MAIN_CURRENCIES += ["NOK", "PLN", "SEK", "TRY", "USD", "ZAR"]
+NO_PLACES = {"QO", "XA", "XB", "ZZ"}
+ZONES = [
+    *("Africa/Johannesburg", "Africa/Lagos", "Africa/Nairobi", "America/Chicago"),
+    *("America/Los_Angeles", "America/New_York", "America/Sao_Paulo", "Asia/Dubai"),
+    *("Asia/Kolkata", "Asia/Shanghai", "Asia/Tokyo", "Australia/Sydney", "Etc/UTC"),
+    *("Europe/Athens", "Europe/London", "Europe/Moscow", "Europe/Paris"),
+]
+
+# Four styles of CLDR, fullest first; the other formats are skeletons: the fields of a date.
+STYLES: tuple[Style, ...] = ("full", "long", "medium", "short")
+DATE_FORMATS = ["full", "long", "yMMMM", "yQQQQ", "MMMMd", "yMMMEd", "MMMEd", "medium", "short"]
+TIME_FORMATS = ["medium", "short", "Hm"]
+INTERVALS = {  # skeleton -> days from start to end, at least and at most
+    "yMMMd": (1, 900),
+    "MMMd": (1, 90),
+    "yMMMEd": (1, 90),
+    "yMMMM": (31, 1500),
+}
+RelativeUnit = Literal["year", "month", "week", "day", "hour", "minute", "second"]
+SECONDS: dict[RelativeUnit, int] = {  # as Babel counts them
+    "year": 365 * 86400,
+    "month": 30 * 86400,
+    "week": 7 * 86400,
+    "day": 86400,
+    "hour": 3600,
+    "minute": 60,
+    "second": 1,
+}
+LIST_STYLES: tuple[Literal["standard", "or"], ...] = ("standard", "or")
+MOST_LISTED = 5
+UNIT_SORTS = ["area", "digital", "duration", "electric", "energy", "frequency", "length", "mass"]
+UNIT_SORTS += ["power", "pressure", "speed", "temperature", "volume"]
+RATE_UNITS = [
+    *("digital-megabyte", "energy-kilowatt-hour", "length-kilometer", "length-meter"),
+    *("mass-gram", "mass-kilogram", "volume-cubic-meter", "volume-liter"),
+]
+RATE_TIMES = [f"duration-{unit}" for unit in ("second", "minute", "hour", "day", "year")]
+
+
+def cldr_pairs(source: str, target: str, counts: Sequence[int], seed: int) -> list[list[Pair]]:
+    """One list of pairs for each count; no text occurs twice, in any list, on either side.
+
+    The same arguments (and the same version of Babel) give the same pairs.
+    """
+    phrases = _Phrases(_locale(source), _locale(target), random.Random(seed))
+    stream = phrases.distinct()
+    parts = [list(islice(stream, count)) for count in counts]
+    n_made, n_wanted = sum(map(len, parts)), sum(counts)
+    if n_made < n_wanted:
+        raise DataError(
+            f"only {n_made:,} different phrase pairs can be generated from CLDR for "
+            f"{source}-{target}, but {n_wanted:,} are asked for",
+            "lower the counts of the `cldr` entries",
+        )
+    return parts
+
+
+def _locale(code: str) -> Locale:
+    """`pt_BR`, `pt-BR`: Brazilian Portuguese."""
+    from babel import Locale, UnknownLocaleError
+    from babel.localedata import locale_identifiers
+
+    name = code.replace("-", "_")
+    try:
+        return Locale.parse(name)
+    except (UnknownLocaleError, ValueError) as error:
+        similar = difflib.get_close_matches(name, locale_identifiers(), n=3)
+        hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+        raise UsageError(
+            f"Unicode CLDR has no locale `{code}`, which a `cldr` entry needs",
+            f"{hint}Use a language code such as en, de or pt_BR",
+        ) from error
+
+
+def _folded(text: str) -> str:
+    """What makes two texts the same, whichever spaces they are written with."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+class _Zone(tzinfo):
+    """A time zone that only has a name: no table of daylight saving rules is consulted."""
+
+    def __init__(self, key: str, is_daylight: bool) -> None:
+        self.key = key  # where Babel looks for it
+        self.is_daylight = is_daylight
+
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    def dst(self, moment: datetime | None) -> timedelta:
+        return timedelta(hours=int(self.is_daylight))
+
+    def tzname(self, moment: datetime | None) -> str:
+        return self.key
+
+
+class _Phrases:
+    """Draws random phrases of all kinds for two locales."""
+
+    def __init__(self, source: Locale, target: Locale, rng: random.Random) -> None:
+        self.source = source
+        self.target = target
+        self.rng = rng
+        self.meaning: dict[str, str] = {}  # source name -> target name, over all the tables
+        self.month_names = self._name_table([f"{n:02}" for n in range(1, 13)], _month)
+        self.weekday_names = self._name_table([str(n) for n in range(7)], _weekday)
+        self.places = self._name_table(source.territories, _place)
+        self.languages = self._name_table(source.languages, _language)
+        self.currencies = self._name_table(_currencies_in_use(), _currency)
+        self.variants = self._name_table(_language_variants(), _language_variant)
+        self.zones = self._name_table([(z, dst) for z in ZONES for dst in (False, True)], _zone)
+        self.amounts = self._name_table(_currencies_in_use(), _currency_symbol)
+        self.units = self._name_table(source.unit_display_names, _five_of_unit)
+        rates = [(unit, per) for unit in RATE_UNITS for per in RATE_TIMES if unit in self.units]
+        self.rates = self._shared(rates, _has_rate)
+        self.date_formats = self._shared(DATE_FORMATS, _has_format)
+        self.time_formats = self._shared(TIME_FORMATS, _has_format)
+        self.intervals = self._shared(INTERVALS, _has_interval)
+        self.list_styles = self._shared(LIST_STYLES, _has_list_style)
+
+    def kinds(self) -> dict[Callable[[], Pair], int]:
+        """Each kind that these two locales have data for, and its share."""
+        kinds: list[tuple[Callable[[], Pair], int, object]] = [
+            (self.calendar_date, 18, self.date_formats),
+            (self.clock_time, 5, self.time_formats),
+            (self.time_in_zone, 3, self.zones),
+            (self.date_time, 10, True),
+            (self.relative_time, 5, True),
+            (self.date_interval, 9, self.intervals),
+            (self.time_interval, 3, self._shared(["Hm"], _has_interval)),
+            (self.money, 13, self.amounts),
+            (self.measure, 9, self.units),
+            (self.rate, 2, self.rates),
+            (self.percentage, 2, True),
+            (self.name, 2, self.places),
+            (self.list_of_names, 15, self.list_styles and len(self.places) >= MOST_LISTED),
+            (self.list_of_phrases, 4, self.list_styles),
+        ]
+        return {make: share for make, share, data in kinds if data}
+
+    def distinct(self) -> Iterator[Pair]:
+        """Phrases of all kinds, none with a text that has occurred before, until none is new."""
+        seen: tuple[set[str], set[str]] = (set(), set())
+        kinds = self.kinds()
+        n_repeats = dict.fromkeys(kinds, 0)
+        while kinds:
+            make = self.rng.choices(list(kinds), list(kinds.values()))[0]
+            pair = make()
+            texts = _folded(pair.src), _folded(pair.tgt)
+            if texts[0] in seen[0] or texts[1] in seen[1]:
+                n_repeats[make] += 1
+                if n_repeats[make] == MAX_REPEATS:
+                    del kinds[make]
+                continue
+            n_repeats[make] = 0
+            seen[0].add(texts[0])
+            seen[1].add(texts[1])
+            yield pair
+
+    # -- dates and times ---------------------------------------------------------------------
+
+    def calendar_date(self) -> Pair:
+        """`Tuesday, May 7, 2024`, `2nd quarter 2024`, `5/7/24`"""
+        day = self._day()
+        return self._in_a_format(self.date_formats, lambda form, locale: _date(day, form, locale))
+
+    def clock_time(self) -> Pair:
+        """`3:04:09 PM`, `15:04`"""
+        moment = self._moment()
+        return self._in_a_format(
+            self.time_formats, lambda form, locale: _time(moment, form, locale)
+        )
+
+    def time_in_zone(self) -> Pair:
+        """`3:04:09 PM Central European Summer Time`"""
+        from babel.dates import format_time
+
+        zone = _Zone(*self.rng.choice(list(self.zones)))
+        moment = self._moment()
+        return self._pair(lambda locale: format_time(moment, "full", tzinfo=zone, locale=locale))
+
+    def date_time(self) -> Pair:
+        """`May 7, 2024, 3:04 PM`"""
+        from babel.dates import get_datetime_format
+
+        moment = self._moment()
+
+        def write(form: tuple[Style, Style], locale: Locale) -> str:
+            pattern = str(get_datetime_format(form[0], locale=locale)).replace("'", "")
+            return pattern.replace("{0}", _time(moment, form[1], locale)).replace(
+                "{1}", _date(moment.date(), form[0], locale)
+            )
+
+        times: tuple[Style, ...] = ("medium", "short")
+        forms = [(of_day, of_time) for of_day in STYLES for of_time in times]
+        return self._in_a_format(forms, write)
+
+    def relative_time(self) -> Pair:
+        """`in 3 days`, `12 min. ago`"""
+
+        unit = self.rng.choice(list(SECONDS))
+        number = self.rng.randint(1, 120) * self.rng.choice((-1, 1))
+        delta = timedelta(seconds=number * SECONDS[unit])
+        forms: tuple[Length, ...] = ("long", "long", "short")
+        return self._in_a_format(forms, lambda form, locale: _relative(delta, unit, form, locale))
+
+    def date_interval(self) -> Pair:
+        """`May 7 – 10, 2024`, `May – June 2024`"""
+        from babel.dates import format_interval
+
+        skeleton = self.rng.choice(self.intervals)
+        least, most = INTERVALS[skeleton]
+        # Near ends as often as far ones: they leave out what both ends have in common.
+        n_days = self.rng.choice(
+            (self.rng.randint(least, least + 20), self.rng.randint(least, most))
+        )
+        start = self._day(before_last=n_days)
+        if skeleton == "MMMd":  # no year is written, so there must be only one
+            start = start.replace(month=self.rng.randint(1, 9), day=min(start.day, 28))
+        end = start + timedelta(days=n_days)
+        return self._pair(lambda locale: format_interval(start, end, skeleton, locale=locale))
+
+    def time_interval(self) -> Pair:
+        """`15:04 – 16:30`"""
+        from babel.dates import format_interval
+
+        first, last = sorted(self.rng.sample(range(24 * 60), 2))  # minutes of the day
+        start, end = time(*divmod(first, 60)), time(*divmod(last, 60))
+        return self._pair(lambda locale: format_interval(start, end, "Hm", locale=locale))
+
+    # -- numbers -----------------------------------------------------------------------------
+
+    def money(self) -> Pair:
+        """`€1,234.50`, `1,234.50 euros`"""
+        from babel.numbers import format_currency, get_currency_precision
+
+        main = [code for code in MAIN_CURRENCIES if code in self.amounts]
+        codes = main if main and self.rng.random() < 0.6 else list(self.amounts)
+        code = self.rng.choice(codes)
+        amount = Decimal(int(10 ** self.rng.uniform(0, 6)))
+        if self.rng.random() < 0.5:
+            amount += Decimal(self.rng.randint(1, 99)) / 100
+        amount = round(amount, get_currency_precision(code))
+        form: Literal["name", "standard"] = self.rng.choice(("name", "standard"))
+        if code not in self.currencies:
+            form = "standard"
+        return self._pair(
+            lambda locale: format_currency(amount, code, format_type=form, locale=locale)
+        )
+
+    def measure(self) -> Pair:
+        """`5 square kilometers`"""
+        return self._measure_in(self.rng.choice(list(self.units)))
+
+    def _measure_in(self, unit: str) -> Pair:
+        number = self._number()
+        return self._pair(lambda locale: _measure(number, unit, locale))
+
+    def rate(self) -> Pair:
+        """`12.5 kilograms per day`"""
+        unit, per = self.rng.choice(self.rates)
+        number = self._number()
+        return self._pair(lambda locale: _rate(number, unit, per, locale))
+
+    def percentage(self) -> Pair:
+        """`12.3%`"""
+        from babel.numbers import format_percent
+
+        number = Decimal(self.rng.randint(1, 1000)) / 1000
+        return self._pair(
+            lambda locale: format_percent(number, locale=locale, decimal_quantization=False)
+        )
+
+    # -- names and lists ---------------------------------------------------------------------
+
+    def name(self) -> Pair:
+        """`South Korea`, `Welsh`, `Swiss franc`, `German (Switzerland)`"""
+        tables = [self.places, self.languages, self.currencies, self.variants]
+        return self.rng.choice([name for table in tables for name in table.values()])
+
+    def list_of_names(self) -> Pair:
+        """`Peru, Japan, and Chad`, of things of one sort"""
+        everyday = [self.places, self.languages, self.places, self.languages]
+        others = [self.currencies, self.variants, self.month_names, self.weekday_names]
+        table = self.rng.choice([t for t in everyday + others if len(t) >= MOST_LISTED])
+        n_items = self.rng.choice((2, 2, 3, 3, 4, MOST_LISTED))
+        return self._list(self.rng.sample(list(table.values()), n_items))
+
+    def list_of_phrases(self) -> Pair:
+        """`in 3 days or in 2 weeks`, `23.1% and 4%`, `3 kilometers, 12.5 meters, and 1 foot`"""
+        n_items = self.rng.choice((2, 2, 3))
+        make = self.rng.choice((self.relative_time, self.percentage, None))
+        if make:
+            return self._list([make() for _ in range(n_items)])
+        sort = self.rng.choice(UNIT_SORTS)
+        units = [unit for unit in self.units if unit.startswith(sort)]
+        if len(units) < n_items:
+            return self.measure()
+        return self._list([self._measure_in(unit) for unit in self.rng.sample(units, n_items)])
+
+    def _list(self, items: list[Pair]) -> Pair:
+        from babel.lists import format_list
+
+        style = self.rng.choice(self.list_styles)
+        return Pair(
+            format_list([item.src for item in items], style, locale=self.source),
+            format_list([item.tgt for item in items], style, locale=self.target),
+        )
+
+    # -- what the kinds are made of ----------------------------------------------------------
+
+    def _pair(self, write: Callable[[Locale], str]) -> Pair:
+        return Pair(write(self.source), write(self.target))
+
+    def _shared(self, forms: Iterable[T], has: Callable[[T, Locale], bool]) -> list[T]:
+        """Those that both locales have."""
+        return [form for form in forms if has(form, self.source) and has(form, self.target)]
+
+    def _in_a_format(self, forms: Sequence[T], write: Callable[[T, Locale], str]) -> Pair:
+        """In one of the formats; if an earlier one looks the same in the source, in that."""
+        drawn = self.rng.randrange(len(forms))
+        src = write(forms[drawn], self.source)
+        for form in forms[:drawn]:
+            if _folded(write(form, self.source)) == _folded(src):
+                return Pair(src, write(form, self.target))
+        return Pair(src, write(forms[drawn], self.target))
+
+    def _name_table(
+        self, codes: Iterable[Code], name: Callable[[Code, Locale], str | None]
+    ) -> dict[Code, Pair]:
+        """Code -> names, where both sides have one and the source name has one meaning."""
+        table: dict[Code, Pair] = {}
+        targets: set[str] = set()
+        for code in sorted(codes):
+            src, tgt = name(code, self.source), name(code, self.target)
+            if not src or not tgt or tgt in targets or self.meaning.get(src, tgt) != tgt:
+                continue
+            if any(src == other.src for other in table.values()):
+                continue
+            self.meaning[src] = tgt
+            targets.add(tgt)
+            table[code] = Pair(src, tgt)
+        return table
+
+    def _day(self, before_last: int = 0) -> date:
+        return date.fromordinal(
+            self.rng.randint(FIRST_DAY.toordinal(), LAST_DAY.toordinal() - before_last)
+        )
+
+    def _moment(self) -> datetime:
+        return datetime.combine(self._day(), datetime.min.time()) + timedelta(
+            seconds=self.rng.randrange(86400)
+        )
+
+    def _number(self) -> Decimal:
+        """12, 4.5 or 1,200: small whole numbers most often."""
+        draw = self.rng.random()
+        if draw < 0.25:
+            return Decimal(self.rng.randint(1, 999)) / 10
+        return Decimal(self.rng.randint(1, 9_999) if draw < 0.4 else self.rng.randint(1, 999))
+
+
+# -- one thing in one locale -----------------------------------------------------------------
+
+
+def _date(day: date, form: str, locale: Locale) -> str:
+    """In one of the four styles, or with the fields of a skeleton."""
+    from babel.dates import format_date, format_skeleton
+
+    if form in STYLES:
+        return format_date(day, form, locale)
+    moment = datetime.combine(day, datetime.min.time())
+    return format_skeleton(form, moment, fuzzy=False, locale=locale)
+
+
+def _time(moment: datetime, form: str, locale: Locale) -> str:
+    from babel.dates import format_skeleton, format_time
+
+    if form in STYLES:
+        return format_time(moment, form, locale=locale)
+    return format_skeleton(form, moment, fuzzy=False, locale=locale)
+
+
+def _relative(delta: timedelta, unit: RelativeUnit, form: Length, locale: Locale) -> str:
+    """Of one unit only; spelled out where the locale has no short form."""
+    from babel.dates import format_timedelta
+
+    def write(form: Length) -> str:
+        return format_timedelta(
+            delta,
+            granularity=unit,
+            threshold=float("inf"),
+            add_direction=True,
+            format=form,
+            locale=locale,
+        )
+
+    try:
+        return write(form)
+    except KeyError:  # Babel does not follow CLDR's inheritance from short to long
+        return write("long")
+
+
+def _has_format(form: str, locale: Locale) -> bool:
+    return form in STYLES or form in locale.datetime_skeletons
+
+
+def _has_interval(skeleton: str, locale: Locale) -> bool:
+    return skeleton in locale.interval_formats
+
+
+def _has_list_style(style: str, locale: Locale) -> bool:
+    patterns = locale.list_patterns
+    return style in patterns and {"start", "middle", "end", "2"} <= set(patterns[style])
+
+
+def _has_rate(rate: tuple[str, str], locale: Locale) -> bool:
+    return bool(_rate(5, *rate, locale))
+
+
+def _measure(number: Decimal | int, unit: str, locale: Locale) -> str:
+    """Spelled out; abbreviated where the locale has no long form."""
+    from babel.units import UnknownUnitError, format_unit
+
+    lengths: tuple[Length, ...] = ("long", "short")
+    for length in lengths:
+        try:
+            text = format_unit(number, unit, length, locale=locale)
+        except UnknownUnitError:
+            return ""
+        if unit not in text:  # Babel writes the code where it finds no pattern
+            return text
+    return ""
+
+
+def _five_of_unit(unit: str, locale: Locale) -> str:
+    """Stands for the name of the unit, which not every locale has as such."""
+    is_everyday = unit.split("-")[0] in UNIT_SORTS and unit != "temperature-generic"
+    return _measure(5, unit, locale) if is_everyday else ""
+
+
+def _rate(number: Decimal | int, unit: str, per: str, locale: Locale) -> str:
+    from babel.units import format_compound_unit
+
+    text = format_compound_unit(number, unit, denominator_unit=per, locale=locale)
+    return "" if text is None or unit in text or per in text else text
+
+
+def _month(number: str, locale: Locale) -> str:
+    return str(locale.months["stand-alone"]["wide"][int(number)])
+
+
+def _weekday(number: str, locale: Locale) -> str:
+    return str(locale.days["stand-alone"]["wide"][int(number)])
+
+
+def _place(code: str, locale: Locale) -> str | None:
+    return None if code in NO_PLACES else _known(locale.territories.get(code), code)
+
+
+def _language(code: str, locale: Locale) -> str | None:
+    """Of the languages with a two-letter code: the better known ones."""
+    return _known(locale.languages.get(code), code) if len(code) == 2 else None
+
+
+def _language_variants() -> list[str]:
+    from babel.localedata import locale_identifiers
+
+    return [code for code in locale_identifiers() if re.fullmatch("[a-z]{2}_[A-Z]{2}", code)]
+
+
+def _language_variant(code: str, locale: Locale) -> str | None:
+    """`de_CH` -> `German (Switzerland)`"""
+    from babel import Locale as BabelLocale
+
+    language, territory = code.split("_")
+    if not _language(language, locale) or not _place(territory, locale):
+        return None
+    return BabelLocale(language, territory).get_display_name(locale)
+
+
+def _currencies_in_use() -> list[str]:
+    from babel.core import get_global
+    from babel.numbers import get_territory_currencies
+
+    return sorted(
+        {
+            code
+            for territory in get_global("territory_currencies")
+            for code in get_territory_currencies(territory, CURRENCIES_OF, CURRENCIES_OF)
+        }
+    )
+
+
+def _currency(code: str, locale: Locale) -> str | None:
+    return _known(locale.currencies.get(code), code)
+
+
+def _currency_symbol(code: str, locale: Locale) -> str:
+    """With its code, as the code is what is written where there is no symbol."""
+    return str(locale.currency_symbols.get(code, code))
+
+
+def _zone(zone: tuple[str, bool], locale: Locale) -> str:
+    from babel.dates import get_timezone_name
+
+    moment = datetime(2024, 1, 1, tzinfo=_Zone(*zone))
+    return str(get_timezone_name(moment, "long", locale=locale))
+
+
+def _known(name: str | None, code: str) -> str | None:
+    """None where the name is missing, or only the code again."""
+    return None if name == code else name

@@ -1,0 +1,201 @@
+"""Trains and applies SentencePiece; owns the ids of padding, unknown, begin and end of sentence.
+
+Text reaches SentencePiece normalised by `cleaning.normalize` and leaves its own rules untouched
+(identity normalisation). What has no piece of its own is spelled in UTF-8 bytes, so no character
+is ever lost: `decode(encode(text)) == text` for any normalised text.
+
+SentencePiece writes a space as U+2581, and skips training lines that hold U+2585. So that these
+two survive as text they are escaped first, by the private character U+E000 and a digit; U+E000
+itself is escaped the same way, which makes the mapping one-to-one.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtrain import console
+from mtrain.config import TokenizerConfig
+from mtrain.errors import DataError
+from mtrain.run import atomic_write
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+
+MAX_PIECE_CHARACTERS = 16  # so a text of n characters has at least n / 16 pieces
+
+_SHARED = "tokenizer.model"
+_ONE_A_SIDE = ("tokenizer.source.model", "tokenizer.target.model")
+
+_ESCAPES = {"\ue000": "\ue0000", "\u2581": "\ue0001", "\u2585": "\ue0002"}
+_UNESCAPES = {escaped: character for character, escaped in _ESCAPES.items()}
+_TO_ESCAPE = re.compile("[\ue000\u2581\u2585]")
+_TO_UNESCAPE = re.compile("\ue000[012]")
+
+# Unigram training sums floats thread by thread: with a fixed number the pieces do not depend on
+# the machine.
+_TRAINING_THREADS = 4
+
+
+class Tokenizer:
+    """One side's SentencePiece model: text to ids and back, without special symbols."""
+
+    def __init__(self, model: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self._processor: Any = SentencePieceProcessor(model_proto=model)
+        self.vocab_size: int = self._processor.vocab_size()
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """The model in a file, or a DataError that names it."""
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"cannot read the tokenizer {path}: {error.strerror}", "restore the file"
+            ) from error
+        try:
+            return cls(model)
+        except RuntimeError as error:
+            raise DataError(
+                f"{path} is damaged: it is no SentencePiece model", "restore the file"
+            ) from error
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each normalised text, without BOS and EOS; [] for an empty text."""
+        ids: list[list[int]] = self._processor.encode([_escape(t) for t in texts], num_threads=-1)
+        return ids
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Each sequence of ids as one line of text; special symbols leave no trace.
+
+        Ids that no text encodes to (bytes of a line break, of half a character) may come from a
+        model: they become a space and U+FFFD, so that one sequence is always one line.
+        """
+        if not ids:
+            return []
+        texts: list[str] = self._processor.decode([[int(i) for i in row] for row in ids])
+        return [" ".join(_unescape(text).split()) for text in texts]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The written form of each id, as SentencePiece shows it (a space is U+2581)."""
+        return [self._processor.id_to_piece(int(i)) for i in ids]
+
+    def byte_ids(self) -> list[int]:
+        """The ids that stand for a single byte of a character without a piece."""
+        return [i for i in range(self.vocab_size) if self._processor.is_byte(i)]
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The tokenizer files in a directory: one when shared, else the source's and the target's."""
+    shared = directory / _SHARED
+    return [shared] if shared.exists() else [directory / name for name in _ONE_A_SIDE]
+
+
+def load_tokenizers(directory: Path) -> tuple[Tokenizer, Tokenizer]:
+    """The source's and the target's tokenizer: the same object twice when shared."""
+    loaded = [Tokenizer.load(path) for path in model_files(directory)]
+    return loaded[0], loaded[-1]
+
+
+def train_tokenizers(
+    config: TokenizerConfig,
+    pairs: Callable[[], Iterable[tuple[str, str]]],
+    n_pairs: int,
+    directory: Path,
+    seed: int,
+) -> tuple[Tokenizer, Tokenizer]:
+    """Learn the pieces from training text and write them; the same text gives the same bytes.
+
+    pairs() yields the n_pairs normalised (source, target) texts, in the same order every time.
+    Of more than `config.max_sentences` texts a seeded sample is used.
+    """
+    n_sampled = max(1, config.max_sentences // 2 if config.shared else config.max_sentences)
+    is_sampled = _sample(n_pairs, n_sampled, seed)
+    console.message(f"learning the pieces from {min(n_pairs, n_sampled):,} pairs")
+
+    def texts(*sides: int) -> Iterator[str]:
+        for pair, wanted in zip(pairs(), is_sampled, strict=True):
+            if wanted:
+                yield from (pair[side] for side in sides)
+
+    if config.shared:
+        tokenizer = _train(config, texts(0, 1), directory / _SHARED, "the vocabulary")
+        return tokenizer, tokenizer
+    return (
+        _train(config, texts(0), directory / _ONE_A_SIDE[0], "the source vocabulary"),
+        _train(config, texts(1), directory / _ONE_A_SIDE[1], "the target vocabulary"),
+    )
+
+
+def _sample(n: int, n_wanted: int, seed: int) -> Sequence[bool]:
+    """n flags of which n_wanted (or all, if fewer) are True, chosen by the seed."""
+    import numpy as np
+
+    if n <= n_wanted:
+        return [True] * n
+    flags = np.zeros(n, dtype=bool)
+    flags[np.random.default_rng(seed).choice(n, n_wanted, replace=False)] = True
+    chosen: list[bool] = flags.tolist()
+    return chosen
+
+
+def _train(config: TokenizerConfig, texts: Iterable[str], path: Path, what: str) -> Tokenizer:
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=map(_escape, texts),
+            model_writer=model,
+            model_type=config.type,
+            vocab_size=config.vocab_size,
+            hard_vocab_limit=False,  # a corpus of few pieces gives a smaller vocabulary
+            character_coverage=config.character_coverage,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            max_sentence_length=1 << 24,  # bytes; over-long text was dropped before
+            max_sentencepiece_length=MAX_PIECE_CHARACTERS,
+            shuffle_input_sentence=False,
+            num_threads=_TRAINING_THREADS,
+            pad_id=PAD,
+            unk_id=UNK,
+            bos_id=BOS,
+            eos_id=EOS,
+            minloglevel=3,
+        )
+    except RuntimeError as error:
+        raise _explain(error, config) from error
+    atomic_write(path, model.getvalue())
+    tokenizer = Tokenizer(model.getvalue())
+    if tokenizer.vocab_size < config.vocab_size:
+        console.message(
+            f"{what} was reduced from {config.vocab_size:,} to {tokenizer.vocab_size:,} pieces: "
+            "the training text holds no more"
+        )
+    return tokenizer
+
+
+def _explain(error: RuntimeError, config: TokenizerConfig) -> Exception:
+    """SentencePiece's complaint as one of ours, where the cause is known."""
+    too_small = re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error))
+    if too_small is None:
+        return error
+    return DataError(
+        f"`tokenizer.vocab_size` {config.vocab_size} is too small for the training text: its "
+        f"characters, the 256 bytes and the 4 special symbols alone take {too_small[1]} pieces",
+        f"set `tokenizer.vocab_size` to {too_small[1]} or (much better) a few thousand more, or "
+        "lower `tokenizer.character_coverage`, so that rare characters are spelled in bytes",
+    )
+
+
+def _escape(text: str) -> str:
+    return _TO_ESCAPE.sub(lambda match: _ESCAPES[match[0]], text)
+
+
+def _unescape(text: str) -> str:
+    return _TO_UNESCAPE.sub(lambda match: _UNESCAPES[match[0]], text)

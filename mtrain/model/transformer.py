@@ -1,0 +1,381 @@
+"""The Transformer of "Attention Is All You Need" (Vaswani et al., 2017), in the order of the paper.
+
+Read it from the bottom (`Transformer`) for the whole, or from the top for the parts. Axes:
+B batch, S source length, T target length, D model width, H heads, E = D/H head width, F inner
+width of the feed-forward, V vocabulary, K beam, R = B*K rows of a beam search, L layers.
+Masks are boolean and True where a position may be attended to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtrain.config import ModelConfig
+
+# -- attention (section 3.2) -----------------------------------------------------------------
+
+
+def scaled_dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout: float
+) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v (equation 1), on the device's fastest kernel.
+
+    q (B, H, T, E), k and v (B, H, S, E), mask broadcastable to (B, H, T, S) -> (B, H, T, E)
+    """
+    if q.device.type == "cpu":  # the backward of the bf16 kernel is 20 times slower there
+        q, k, v = q.float(), k.float(), v.float()
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
+    )
+
+
+class MultiHeadAttention(nn.Module):
+    """H attentions side by side, each over E = D/H dimensions (section 3.2.2)."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.in_projection = nn.Linear(d_model, 3 * d_model)  # queries, keys, values in one matrix
+        self.out_projection = nn.Linear(d_model, d_model)
+
+    def forward(
+        self, x: Tensor, memory: Tensor | None, mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """Attend from x to `memory`, or to x itself where that is None.
+
+        x (B, T, D), memory (B, S, D), mask (B, 1, 1, S) -> (B, T, D)
+        """
+        if memory is None:
+            q, k, v = self.split(self.in_projection(x))  # (B, H, T, E) each
+        else:
+            q = self.queries(x)  # (B, H, T, E)
+            k, v = self.keys_values(memory)  # (B, H, S, E) each
+        heads = scaled_dot_product_attention(
+            q, k, v, mask, is_causal, self.dropout if self.training else 0.0
+        )
+        return self.merge(heads)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, H, T, E)"""
+        d_model = x.shape[-1]
+        weight, bias = self.in_projection.weight[:d_model], self.in_projection.bias[:d_model]
+        return self.split(F.linear(x, weight, bias))[0]
+
+    def keys_values(self, memory: Tensor) -> list[Tensor]:
+        """memory (B, S, D) -> keys and values (B, H, S, E)"""
+        d_model = memory.shape[-1]
+        weight, bias = self.in_projection.weight[d_model:], self.in_projection.bias[d_model:]
+        return self.split(F.linear(memory, weight, bias))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """x (B, T, n*D) -> n tensors (B, H, T, E)"""
+        batch, length, width = x.shape
+        d_head = self.out_projection.in_features // self.n_heads
+        x = x.view(batch, length, width // (self.n_heads * d_head), self.n_heads, d_head)
+        return [part.transpose(1, 2) for part in x.unbind(2)]
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """heads (B, H, T, E) -> (B, T, D), through the output projection"""
+        x = heads.transpose(1, 2).flatten(2)  # (B, T, D)
+        projected: Tensor = self.out_projection(x)
+        return projected
+
+
+# -- feed-forward, dropout, residual connections (sections 3.1, 3.3, 5.4) --------------------
+
+
+class _MaskedScale(torch.autograd.Function):
+    """x * mask * scale with a uint8 mask: one byte an element is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return x * mask
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return grad * mask, None
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Set elements to zero with probability p and scale the rest by 1 / (1 - p).
+
+    On a CPU one 64-bit draw serves eight elements, which is several times cheaper than a draw an
+    element; p is then a multiple of 1/256, and the scale is that of the p really used.
+    """
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    threshold = max(1, min(255, round(p * 256)))
+    draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
+    mask = keep.to(x.dtype).mul_(256 / (256 - threshold))
+    return _MaskedScale.apply(x, mask)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class FeedForward(nn.Module):
+    """max(0, x W1 + b1) W2 + b2 at every position (equation 2)."""
+
+    def __init__(self, d_model: int, d_ff: int, activation_dropout: float) -> None:
+        super().__init__()
+        self.inner = nn.Linear(d_model, d_ff)
+        self.outer = nn.Linear(d_ff, d_model)
+        self.activation_dropout = activation_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)"""
+        hidden = F.relu(self.inner(x))  # (B, T, F)
+        out: Tensor = self.outer(dropout(hidden, self.activation_dropout, self.training))
+        return out
+
+
+class Residual(nn.Module):
+    """x + sublayer(x), normalised before the sub-layer, or after the sum as in the paper.
+
+    Used as two calls around the sub-layer, so that the layers below read as the figure does:
+    `x = residual.add(x, sublayer(residual.enter(x)))`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.d_model)
+        self.is_pre_norm = config.norm == "pre"
+        self.dropout = config.dropout
+
+    def enter(self, x: Tensor) -> Tensor:
+        return self.norm(x) if self.is_pre_norm else x
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + dropout(y, self.dropout, self.training)
+        return x if self.is_pre_norm else self.norm(x)
+
+
+# -- encoder and decoder (section 3.1, figure 1) ---------------------------------------------
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then feed-forward (figure 1, left)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(
+            config.d_model, config.n_heads, config.attention_dropout
+        )
+        self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation_dropout)
+        self.around_attention = Residual(config)
+        self.around_feed_forward = Residual(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, S, D), mask (B, 1, 1, S) -> (B, S, D)"""
+        residual = self.around_attention
+        x = residual.add(x, self.attention(residual.enter(x), None, mask, is_causal=False))
+        residual = self.around_feed_forward
+        return residual.add(x, self.feed_forward(residual.enter(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Masked self-attention, attention to the encoder, feed-forward (figure 1, right)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(
+            config.d_model, config.n_heads, config.attention_dropout
+        )
+        self.cross_attention = MultiHeadAttention(
+            config.d_model, config.n_heads, config.attention_dropout
+        )
+        self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation_dropout)
+        self.around_attention = Residual(config)
+        self.around_cross_attention = Residual(config)
+        self.around_feed_forward = Residual(config)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, T, D), memory (B, S, D), mask (B, 1, 1, S) -> (B, T, D)"""
+        residual = self.around_attention
+        x = residual.add(x, self.attention(residual.enter(x), None, None, is_causal=True))
+        residual = self.around_cross_attention
+        x = residual.add(x, self.cross_attention(residual.enter(x), memory, mask, is_causal=False))
+        residual = self.around_feed_forward
+        return residual.add(x, self.feed_forward(residual.enter(x)))
+
+    def step(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
+        """The same for one new position, whose predecessors are in the cache: (R, D) -> (R, D)"""
+        residual = self.around_attention
+        q, k, v = self.attention.split(self.attention.in_projection(residual.enter(x))[:, None])
+        k, v = cache.append(layer, k, v)  # (R, H, t, E)
+        heads = scaled_dot_product_attention(q, k, v, None, is_causal=False, dropout=0.0)
+        x = residual.add(x, self.attention.merge(heads)[:, 0])
+
+        residual = self.around_cross_attention
+        x_of_sentence = residual.enter(x).view(-1, cache.beam_size, x.shape[-1])  # (B, K, D)
+        q = self.cross_attention.queries(x_of_sentence)  # (B, H, K, E)
+        k, v = cache.cross[layer]  # (B, H, S, E)
+        heads = scaled_dot_product_attention(q, k, v, cache.src_mask, False, 0.0)
+        x = residual.add(x, self.cross_attention.merge(heads).flatten(0, 1))
+
+        residual = self.around_feed_forward
+        return residual.add(x, self.feed_forward(residual.enter(x)))
+
+
+class Cache:
+    """Keys and values of the positions decoded so far; row r belongs to sentence r // K.
+
+    Those of the source are projected once and stored once a sentence, never copied for the beam.
+    """
+
+    GROW_BY = 32  # positions allocated at a time
+
+    def __init__(
+        self, cross: list[tuple[Tensor, Tensor]], src_mask: Tensor | None, beam_size: int
+    ) -> None:
+        self.cross = cross  # one pair a layer: (B, H, S, E) each
+        self.src_mask = src_mask  # (B, 1, 1, S) or None
+        self.beam_size = beam_size
+        self.step = 0
+        self.past: list[tuple[Tensor, Tensor] | None] = [None] * len(cross)  # (R, H, t.., E) each
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new position (R, H, 1, E); return all positions so far (R, H, t, E)."""
+        past = self.past[layer]
+        if past is None or past[0].shape[2] == self.step:
+            rows, heads, _, d_head = k.shape
+            room = [x.new_empty(rows, heads, self.GROW_BY, d_head) for x in (k, v)]
+            if past is not None:
+                room = [torch.cat(pair, dim=2) for pair in zip(past, room, strict=True)]
+            past = self.past[layer] = (room[0], room[1])
+        for kept, new in zip(past, (k, v), strict=True):
+            kept[:, :, self.step] = new[:, :, 0]
+        return past[0][:, :, : self.step + 1], past[1][:, :, : self.step + 1]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row r goes on from what was row `rows[r]` (R,), of the same sentence."""
+        self.past = [
+            (k.index_select(0, rows), v.index_select(0, rows))
+            for k, v in (pair for pair in self.past if pair is not None)
+        ]
+
+    def keep_sentences(self, sentences: Tensor) -> None:
+        """Go on with these sentences (B',) only."""
+        rows = (sentences[:, None] * self.beam_size).add(
+            torch.arange(self.beam_size, device=sentences.device)
+        )
+        self.reorder(rows.flatten())
+        self.cross = [
+            (k.index_select(0, sentences), v.index_select(0, sentences)) for k, v in self.cross
+        ]
+        if self.src_mask is not None:
+            self.src_mask = self.src_mask.index_select(0, sentences)
+
+
+# -- embeddings (sections 3.4, 3.5) and the whole --------------------------------------------
+
+
+def sinusoids(n_positions: int, d_model: int) -> Tensor:
+    """sin and cos of every position at wavelengths from 2 pi to 20,000 pi -> (n_positions, D)"""
+    position = torch.arange(n_positions, dtype=torch.float64)[:, None]
+    rate = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float64) * -(math.log(1e4) / d_model))
+    table = torch.zeros(n_positions, d_model, dtype=torch.float64)
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate)
+    return table.float()
+
+
+class Transformer(nn.Module):
+    """Encoder and decoder, from token ids to logits (figure 1)."""
+
+    positions: Tensor  # (n, D), extended as longer sentences come
+
+    def __init__(self, config: ModelConfig, src_vocab_size: int, tgt_vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.src_embedding = nn.Embedding(src_vocab_size, config.d_model)
+        if config.tied == "all":
+            assert src_vocab_size == tgt_vocab_size
+            self.tgt_embedding = self.src_embedding
+        else:
+            self.tgt_embedding = nn.Embedding(tgt_vocab_size, config.d_model)
+        self.output = nn.Linear(config.d_model, tgt_vocab_size, bias=False)
+        if config.tied != "none":
+            self.output.weight = self.tgt_embedding.weight
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_decoder_layers))
+        # Pre-norm leaves the residual stream as it is, so one norm stands at each end.
+        is_pre_norm = config.norm == "pre"
+        self.encoder_norm = nn.LayerNorm(config.d_model) if is_pre_norm else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(config.d_model) if is_pre_norm else nn.Identity()
+        self.register_buffer("positions", sinusoids(512, config.d_model), persistent=False)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier for matrices, N(0, 1/D) for embeddings (they are multiplied by sqrt(D))."""
+        for module in self.modules():
+            matrices: list[Tensor] = []
+            if isinstance(module, MultiHeadAttention):
+                matrices = [*module.in_projection.weight.chunk(3), module.out_projection.weight]
+            elif isinstance(module, FeedForward):
+                matrices = [module.inner.weight, module.outer.weight]
+            elif isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            for matrix in matrices:
+                nn.init.xavier_uniform_(matrix)
+        for weight in {self.src_embedding.weight, self.tgt_embedding.weight, self.output.weight}:
+            nn.init.normal_(weight, std=self.config.d_model**-0.5)
+
+    def forward(self, src: Tensor, tgt_in: Tensor, src_mask: Tensor | None) -> Tensor:
+        """src (B, S), tgt_in (B, T), src_mask (B, 1, 1, S) or None -> logits (B, T, V)"""
+        return self.project(self.decode(tgt_in, self.encode(src, src_mask), src_mask))
+
+    def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
+        """src (B, S), src_mask (B, 1, 1, S), None where no source is padded -> memory (B, S, D)"""
+        x = self.embed(self.src_embedding, src, first_position=0)
+        for layer in self.encoder:
+            x = layer(x, src_mask)
+        return self.encoder_norm(x)  # type: ignore[no-any-return]
+
+    def decode(self, tgt_in: Tensor, memory: Tensor, src_mask: Tensor | None) -> Tensor:
+        """tgt_in (B, T), memory (B, S, D), src_mask (B, 1, 1, S) -> (B, T, D)
+
+        No position sees a later one, so padding at the end of a target needs no mask.
+        """
+        x = self.embed(self.tgt_embedding, tgt_in, first_position=0)
+        for layer in self.decoder:
+            x = layer(x, memory, src_mask)
+        return self.decoder_norm(x)  # type: ignore[no-any-return]
+
+    def project(self, x: Tensor) -> Tensor:
+        """x (..., D) -> logits (..., V)"""
+        return self.output(x)  # type: ignore[no-any-return]
+
+    def embed(self, embedding: nn.Embedding, ids: Tensor, first_position: int) -> Tensor:
+        """ids (B, T), standing at first_position and after -> (B, T, D)"""
+        end = first_position + ids.shape[1]
+        if end > self.positions.shape[0]:
+            self.positions = sinusoids(2 * end, self.config.d_model).to(ids.device)
+        x = embedding(ids) * math.sqrt(self.config.d_model) + self.positions[first_position:end]
+        return dropout(x, self.config.dropout, self.training)
+
+    def start_cache(self, memory: Tensor, src_mask: Tensor | None, beam_size: int) -> Cache:
+        """memory (B, S, D) -> an empty cache for R = B*K rows"""
+        cross = []
+        for layer in self.decoder:
+            assert isinstance(layer, DecoderLayer)
+            k, v = layer.cross_attention.keys_values(memory)
+            cross.append((k.contiguous(), v.contiguous()))
+        return Cache(cross, src_mask, beam_size)
+
+    def decode_step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """The next position of every row: tokens (R,) -> logits (R, V); the cache grows by one."""
+        x = self.embed(self.tgt_embedding, tokens[:, None], cache.step)[:, 0]  # (R, D)
+        for i, layer in enumerate(self.decoder):
+            assert isinstance(layer, DecoderLayer)
+            x = layer.step(x, cache, i)
+        cache.step += 1
+        return self.project(self.decoder_norm(x))

@@ -1,0 +1,120 @@
+"""Weights to and from disk, by name: safetensors with a digest, so that damage is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mtrain.config import read_run_config
+from mtrain.errors import CheckpointError
+from mtrain.model.transformer import Transformer
+from mtrain.run import RunDir, atomic_write
+
+FORMAT = 1
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+    """Write tensors and facts (any JSON) into one file, whole or not at all."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {
+        "format": str(FORMAT),
+        "sha256": digest(on_cpu),
+        "facts": json.dumps(dict(facts), sort_keys=True),
+    }
+    atomic_write(path, save(on_cpu, metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The tensors, on the CPU, and the facts; a CheckpointError where the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or cut short ({error})", "use another checkpoint, or train again"
+        ) from error
+    if not metadata.get("format", "").isdigit() or "sha256" not in metadata:
+        raise CheckpointError(f"{path} was not written by mtrain")
+    if int(metadata["format"]) > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {metadata['format']}; this mtrain reads up to {FORMAT}",
+            "upgrade mtrain",
+        )
+    if digest(tensors) != metadata["sha256"]:
+        raise CheckpointError(
+            f"{path} is damaged: its contents do not match its own sha256",
+            "use another checkpoint, or train again",
+        )
+    return tensors, json.loads(metadata.get("facts", "{}"))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once, by name; tied ones under the name of the first."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def set_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
+    """Copy weights into the model; a CheckpointError names what is missing or does not fit."""
+    own = weights_of(model)
+    missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
+    if missing or unknown:
+        lacks = f"lacks {', '.join(sorted(missing)[:3])}" if missing else ""
+        has = f"has unknown {', '.join(sorted(unknown)[:3])}" if unknown else ""
+        raise CheckpointError(
+            f"{origin} was made for another model: it {' and '.join(filter(None, (lacks, has)))}"
+        )
+    for name, parameter in own.items():
+        if parameter.shape != weights[name].shape:
+            raise CheckpointError(
+                f"{origin} was made for another model: {name} is "
+                f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
+            )
+        parameter.copy_(weights[name])
+
+
+def load_model(run: RunDir, checkpoint: str | None, device: torch.device) -> Transformer:
+    """A run's model with the weights of a named checkpoint (None: the winner), ready to use."""
+    files = run.checkpoint_files(checkpoint)
+    weights = average(load_tensors(path)[0] for path in files)
+    model = Transformer(read_run_config(run).model, *vocab_sizes(weights, files[0]))
+    set_weights(model, weights, files[0])
+    return model.eval().to(device)
+
+
+def vocab_sizes(weights: Mapping[str, Tensor], origin: Path) -> tuple[int, int]:
+    """Rows of the source embedding and of the output projection; see `weights_of` for the names."""
+    for name in ("output.weight", "tgt_embedding.weight", "src_embedding.weight"):
+        if name in weights and "src_embedding.weight" in weights:
+            return len(weights["src_embedding.weight"]), len(weights[name])
+    raise CheckpointError(f"{origin} holds no Transformer of ours: it has no source embedding")
+
+
+def average(many: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several sets of weights, summed in double precision."""
+    first, *others = many
+    total = {name: tensor.double() for name, tensor in first.items()}
+    for weights in others:
+        for name in total:
+            total[name] += weights[name]
+    n = 1 + len(others)
+    return {name: (tensor / n).to(first[name].dtype) for name, tensor in total.items()}

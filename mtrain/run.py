@@ -1,0 +1,218 @@
+"""The run directory: the only place that knows the names of the files in it.
+
+    runs/<name>/
+      config.yaml              the resolved config
+      tokenizer.model          SentencePiece (tokenizer.source.model and .target.model, one a side)
+      model.safetensors        the winner
+      checkpoints/             step-12000/, best-9000/: see training.state
+      metrics.jsonl            one line for every logged step and validation
+      scores.json              test set -> metric -> score, low, high, signature
+      translations/            what `eval` scored: <split>.<checkpoint>.txt
+      data/                    manifest.json; raw text of valid and every test set
+
+Every file is written whole or not at all: beside its place first, then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtrain.errors import CheckpointError, DataError, StorageError, UsageError
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of a full disk or a closed directory into our words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"no space left on the disk while writing {path}", "free some space; then repeat"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise StorageError(
+                f"cannot write {path}: {(error.strerror or 'refused').lower()}",
+                "check the permissions of the directory, or choose another place",
+            ) from error
+        raise
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all: beside its place, flushed to the disk, then renamed."""
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(path.name + ".tmp")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Readable JSON, written whole or not at all."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Of the bytes as stored."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Raw text that came with the run: a valid or test set."""
+
+    name: str
+    sources: list[str]
+    references: list[str]
+    sha256: str  # of both sides as stored in the run
+
+
+class RunDir:
+    """The paths inside a run directory, and what is read from and written to them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.weights = self.path / "model.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.scores = self.path / "scores.json"
+        self.translations = self.path / "translations"
+        self.data = self.path / "data"
+        self.manifest = self.data / "manifest.json"
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """An existing run, or a UsageError that says why this is none."""
+        run = cls(path)
+        if not run.path.exists():
+            raise UsageError(
+                f"{path} does not exist", "name a run directory, such as runs/quickstart"
+            )
+        if not run.config.is_file():
+            raise UsageError(
+                f"{path} is not a run directory (it holds no config.yaml)",
+                "name the directory that `mtrain train` wrote, such as runs/quickstart",
+            )
+        return run
+
+    def step_checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, directory) of every whole training state, oldest first."""
+        return _numbered(self.checkpoints.glob("step-*"), r"step-(\d+)")
+
+    def best_checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, file) of the best weights; more than one only where a kill came in between."""
+        return _numbered(self.checkpoints.glob("best-*"), r"best-(\d+)\.safetensors")
+
+    def checkpoint_files(self, name: str | None) -> list[Path]:
+        """The weights that a name stands for, several where they are to be averaged.
+
+        None is the winner: model.safetensors, and while training goes on `best`, then `last`.
+        """
+        steps = {
+            f"step-{step}": path / "weights.safetensors" for step, path in self.step_checkpoints()
+        }
+        named: dict[str, list[Path]] = {key: [path] for key, path in steps.items()}
+        if steps:
+            newest = self.step_checkpoints()[-1][1]
+            named["last"] = [newest / "weights.safetensors"]
+            named["avg"] = list(steps.values())
+            if (newest / "ema.safetensors").exists():
+                named["ema"] = [newest / "ema.safetensors"]
+        if best := self.best_checkpoints():
+            named["best"] = [best[-1][1]]
+        if name is None:
+            if self.weights.exists():
+                return [self.weights]
+            name = "best" if best else "last"
+        if name in named:
+            return named[name]
+        if not named:
+            raise CheckpointError(
+                f"{self.path} has no checkpoint yet", "train it: `mtrain train CONFIG`"
+            )
+        raise CheckpointError(
+            f"{self.path} has no checkpoint named `{name}` (found: {', '.join(sorted(named))})",
+            "choose one of these with --checkpoint",
+        )
+
+    def splits(self) -> list[str]:
+        """`valid` and the names of the test sets, in the config's order."""
+        names = self.read_manifest()["splits"]
+        assert isinstance(names, list)
+        return names
+
+    def read_manifest(self) -> dict[str, Any]:
+        """What `prepare` recorded of the data: counts, hashes, split names, dropped pairs."""
+        return _read_json(self.manifest)
+
+    def read_split(self, name: str) -> Split:
+        """The raw sentences of `valid` or of a test set."""
+        if name not in self.splits():
+            raise UsageError(
+                f"{self.path} has no split named `{name}` (found: {', '.join(self.splits())})",
+                "choose one of these with --split",
+            )
+        sides = [self.data / f"{name}.{side}" for side in ("source", "target")]
+        try:
+            texts = [side.read_bytes() for side in sides]
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+        digest = hashlib.sha256(texts[0] + b"\0" + texts[1]).hexdigest()
+        if digest != self.read_manifest()["split_sha256"][name]:
+            raise DataError(
+                f"the text of `{name}` in {self.data} was changed since it was prepared",
+                "restore it, or train again with --fresh",
+            )
+        sources, references = (text.decode().split("\n")[:-1] for text in texts)
+        return Split(name, sources, references, digest)
+
+    def read_scores(self) -> dict[str, Any]:
+        """All recorded scores; empty before the first."""
+        return _read_json(self.scores) if self.scores.exists() else {}
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with storage_errors(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of metrics.jsonl; one cut short by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _numbered(paths: Iterable[Path], pattern: str) -> list[tuple[int, Path]]:
+    found = [(match, path) for path in paths if (match := re.fullmatch(pattern, path.name))]
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read {path}: {error}", "restore the file, or train again"
+        ) from error
+    assert isinstance(value, dict)
+    return value

@@ -1,0 +1,92 @@
+"""Where the program runs: device, precision, threads, allocator, seeds."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+from mtrain.errors import DeviceError
+
+Precision = Literal["fp32", "bf16"]
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; a DeviceError where it is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
+        raise DeviceError(
+            f"device `cuda` was asked for, but torch {torch.__version__}, built for {built_for}, "
+            "finds no GPU",
+            "use `auto` or `cpu`, or install a CUDA build of PyTorch",
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """`auto` is bf16 where the hardware multiplies it faster: recent GPUs, CPUs with AMX."""
+    if name == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        return "bf16" if _has_amx() else "fp32"
+    return "bf16" if name == "bf16" else "fp32"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Matrix products in bf16, where that is the precision; weights stay float32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def set_up(device: torch.device, threads: int | Literal["auto"]) -> None:
+    """Threads, allocator and float settings, once for each process, before the first tensor."""
+    n_threads = _n_cores() if threads == "auto" else threads
+    torch.set_num_threads(n_threads)
+    torch.set_flush_denormal(True)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    else:
+        _keep_freed_memory()
+
+
+def seed_of(*parts: int) -> int:
+    """One 63-bit seed from several numbers, alike on every machine: for (seed, step, part)."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:  # splitmix64 over the parts
+        state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def _n_cores() -> int:
+    """Cores that this process may use; OMP_NUM_THREADS is obeyed where it is set."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
+
+
+def _has_amx() -> bool:
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so asked with care
+    return bool(probe()) if probe is not None else False
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc not to hand large buffers back after every use (22-27 % of a training step)."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library: its defaults stay
+        return
+    m_mmap_threshold, m_trim_threshold, m_top_pad = -3, -1, -2
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, 1 << 30)
+    mallopt(m_top_pad, 256 << 20)

@@ -1,0 +1,102 @@
+"""Opens a run directory to train in: a new one, or one whose config allows to go on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mtrain import console
+from mtrain.config import Config, dump_config, read_run_config
+from mtrain.data.prepare import Prepared, copy_into_run
+from mtrain.errors import UsageError
+from mtrain.run import RunDir, atomic_write, storage_errors
+from mtrain.training.state import Progress
+
+# A change of these makes another model, another order or another optimum: refused on resume.
+FIXED = ("source", "target", "data", "tokenizer", "model")
+FIXED_IN_TRAIN = ("seed", "batch_tokens", "optim")
+
+
+def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
+    """The directory to train in, with its config and data in place."""
+    run = RunDir(config.run_dir)
+    if fresh and run.path.exists():
+        aside = set_aside(run)
+        console.message(f"renamed {run.path} to {aside}")
+    if run.config.exists():
+        check_changes(run, config, prepared)
+    elif run.path.exists() and any(run.path.iterdir()):
+        raise UsageError(
+            f"{run.path} exists and is not a run directory (it holds no config.yaml)",
+            "choose another directory with --set run=DIR, or remove it",
+        )
+    else:
+        copy_into_run(prepared, run)
+    with storage_errors(run.path):
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+    atomic_write(run.config, dump_config(config))
+    return run
+
+
+def set_aside(run: RunDir) -> str:
+    """Rename an old run to the first free of <run>.1, .2, ...; -> its new name"""
+    number = 1
+    while (aside := run.path.with_name(f"{run.path.name}.{number}")).exists():
+        number += 1
+    with storage_errors(run.path):
+        run.path.rename(aside)
+    return str(aside)
+
+
+def check_changes(run: RunDir, config: Config, prepared: Prepared) -> None:
+    """Refuse, with a diff, what would not continue the same training; log what may change."""
+    changes = differences(read_run_config(run).model_dump(), config.model_dump())
+    refused = {key: change for key, change in changes.items() if is_fixed(key)}
+    if refused:
+        diff = "".join(f"\n    {key}: {old} -> {new}" for key, (old, new) in refused.items())
+        raise UsageError(
+            f"{run.path} was trained with another config:{diff}",
+            "undo the change, name another directory with --set run=DIR, or start with --fresh",
+        )
+    if run.read_manifest()["files"] != prepared.manifest["files"]:
+        raise UsageError(
+            f"{run.path} was trained on other text: a data file has changed since",
+            "restore the file, name another directory with --set run=DIR, or start with --fresh",
+        )
+    for key, (old, new) in changes.items():
+        console.message(f"changed since the run was started: {key}: {old} -> {new}")
+        run.log({"kind": "config", "key": key, "old": old, "new": new})
+
+
+def is_fixed(key: str) -> bool:
+    """Whether a dotted key must not change within a run."""
+    first, *rest = key.split(".")
+    return first in FIXED or (first == "train" and rest[0] in FIXED_IN_TRAIN)
+
+
+def differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new), for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for name in [*old, *(name for name in new if name not in old)]:
+            path = f"{key}.{name}" if key else name
+            found |= differences(old.get(name), new.get(name), path)
+        return found
+    return {} if old == new else {key: (old, new)}
+
+
+def drop_lines_beyond(run: RunDir, progress: Progress | None) -> None:
+    """Forget the lines of metrics.jsonl that will be written again.
+
+    The state of a step is saved after its training line and before its validation.
+    """
+    step = progress.step if progress is not None else 0
+    kept = [
+        record
+        for record in run.read_metrics()
+        if record["kind"] == "config"
+        or record["step"] < step
+        or (record["step"] == step and record["kind"] == "train")
+    ]
+    if run.metrics.exists():
+        atomic_write(run.metrics, "".join(json.dumps(record) + "\n" for record in kept))

@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM ask training to stop; it does so at the next moment at which it can save."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from mtrain import console
+from mtrain.errors import StoppedBySignal
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GO_ON = "the same command goes on from there"
+
+
+class StopRequest:
+    """Remembers the first signal; a second one ends the process as it would without us."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.is_immediate = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # only there they can be caught
+            self.previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.__exit__()
+        if self.is_immediate:
+            self.leave("stopped during validation, after saving")
+        console.message(f"{signal.Signals(number).name}: saving after this step ...")
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal need not wait: all is saved."""
+        self.is_immediate = True
+        try:
+            if self.signal is not None:
+                self.leave("stopped before validation, after saving")
+            yield
+        finally:
+            self.is_immediate = False
+
+    def leave(self, message: str) -> NoReturn:
+        """Raise what the command line turns into exit code 130 or 143."""
+        assert self.signal is not None
+        raise StoppedBySignal(self.signal, message, GO_ON)

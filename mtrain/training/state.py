@@ -1,0 +1,142 @@
+"""Everything a resume needs, saved whole or not at all, kept and pruned.
+
+    checkpoints/
+      step-12000/              a training state: the newest few are kept
+        weights.safetensors    the model
+        ema.safetensors        the moving average of its weights, where there is one
+        optimizer.safetensors  the optimizer's moments
+        state.json             progress, readable
+      best-9000.safetensors    the weights that scored best on valid
+
+Order is a function of (seed, epoch) and dropout of (seed, step, micro-batch), so no generator
+state is kept. A directory gets its name only when all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mtrain import console
+from mtrain.errors import CheckpointError
+from mtrain.model.weights import load_tensors, save_tensors, set_weights, weights_of
+from mtrain.run import RunDir, storage_errors, write_json
+from mtrain.training.optim import Ema
+
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """Where training stands; the numbers of a checkpoint that are not tensors."""
+
+    step: int = 0  # updates done
+    epoch: int = 0
+    update: int = 0  # updates done of this epoch's plan
+    best_step: int = 0
+    best_score: float | None = None
+    n_worse: int = 0  # validations since the best one
+    n_target_tokens: int = 0  # trained on so far
+    n_skipped: int = 0  # updates with a gradient that was not finite
+    elapsed_s: float = 0.0  # spent training, over all resumes
+
+
+def save_state(
+    run: RunDir,
+    model: nn.Module,
+    ema: Ema | None,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    keep: int,
+) -> None:
+    """Write `step-N`, then drop all but the newest `keep` states."""
+    path = run.checkpoints / f"step-{progress.step}"
+    partial = path.with_name(path.name + ".tmp")
+    moments = {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+    with storage_errors(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            facts = {"step": progress.step}
+            save_tensors(partial / "weights.safetensors", weights_of(model), facts)
+            if ema is not None:
+                save_tensors(partial / "ema.safetensors", ema.weights, facts)
+            save_tensors(partial / "optimizer.safetensors", moments, facts)
+            write_json(partial / "state.json", {"format": FORMAT, **asdict(progress)})
+            shutil.rmtree(path, ignore_errors=True)  # one of the same step, damaged or left over
+            os.rename(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    for _, old in run.step_checkpoints()[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_newest(
+    run: RunDir, model: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer
+) -> Progress | None:
+    """Restore the newest whole state; None where training has not saved one yet.
+
+    A damaged state is put aside under another name with a warning, and the one before it is used.
+    """
+    for leftover in run.checkpoints.glob("*.tmp"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    damage: CheckpointError | None = None
+    for _, path in reversed(run.step_checkpoints()):
+        try:
+            return _load(path, model, ema, optimizer)
+        except CheckpointError as error:
+            damage = error
+            aside = path.with_name("damaged-" + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            console.warn(f"{error.message}; kept as {aside.name}, going on from the one before")
+    if damage is not None:
+        raise CheckpointError(
+            f"no checkpoint in {run.checkpoints} is whole", "start again with --fresh"
+        ) from damage
+    return None
+
+
+def _load(
+    path: Path, model: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer
+) -> Progress:
+    try:
+        numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if numbers.pop("format") != FORMAT:
+            raise ValueError("it has another format")
+        progress = Progress(**numbers)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'state.json'} is damaged ({error})") from error
+    weights = load_tensors(path / "weights.safetensors")[0]
+    averages = load_tensors(path / "ema.safetensors")[0] if ema is not None else {}
+    moments = load_tensors(path / "optimizer.safetensors")[0]
+    set_weights(model, weights, path)
+    if ema is not None:
+        for name, tensor in ema.weights.items():
+            tensor.copy_(averages[name])
+    device = next(model.parameters()).device
+    named = dict(model.named_parameters())
+    for name, tensor in moments.items():
+        parameter, key = name.rsplit("/", 1)
+        optimizer.state[named[parameter]][key] = tensor.to(device)
+    return progress
+
+
+def save_best(run: RunDir, weights: dict[str, torch.Tensor], facts: dict[str, object]) -> None:
+    """Write `best-N`, then drop the one it replaces."""
+    step = facts["step"]
+    save_tensors(run.checkpoints / f"best-{step}.safetensors", weights, facts)
+    for old_step, old in run.best_checkpoints():
+        if old_step != step:
+            old.unlink()

@@ -1,0 +1,338 @@
+"""The training loop: teacher forcing, one update of the weights after the other, exactly resumed.
+
+Read `train` first: it prepares, starts or resumes, and loops. What an update is made of (order,
+dropout) is a function of (seed, epoch, step, micro-batch), so that a run that was stopped goes on
+as if it had not been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtrain import console, runtime
+from mtrain.config import Config
+from mtrain.data.batching import Batch, BatchPlan, Indices, collate
+from mtrain.data.prepare import Prepared, find_prepared, prepare
+from mtrain.data.store import TokenStore
+from mtrain.errors import NonFiniteError, OutOfMemoryError
+from mtrain.model.loss import label_smoothed_loss
+from mtrain.model.transformer import Transformer
+from mtrain.model.weights import load_tensors, save_tensors, weights_of
+from mtrain.run import RunDir
+from mtrain.training.optim import Ema, learning_rate, make_optimizer
+from mtrain.training.resume import drop_lines_beyond, open_run
+from mtrain.training.signals import StopRequest
+from mtrain.training.state import Progress, load_newest, save_best, save_state
+from mtrain.training.validate import Validation, validate
+
+MOST_SKIPPED_IN_A_ROW = 20
+
+
+def train(config: Config, config_path: Path, fresh: bool = False) -> None:
+    """Prepare if needed, then train to the end, from the newest checkpoint if there is one.
+
+    Raises StoppedBySignal after saving, where SIGINT or SIGTERM asks for it.
+    """
+    prepared = find_prepared(config, config_path) or prepare(config, config_path)
+    run = open_run(config, prepared, fresh)
+    device = runtime.choose_device(config.train.device)
+    runtime.set_up(device, config.train.threads)
+    loop = _Loop(config, run, prepared, device)
+    progress = load_newest(run, loop.model, loop.ema, loop.optimizer)
+    drop_lines_beyond(run, progress)
+    if progress is None:
+        progress = Progress()
+        console.message(f"training {run.path}: {loop.describe()}")
+    elif progress.step >= config.train.max_steps and run.weights.exists():
+        console.message(f"{run.path} is trained to step {progress.step}: nothing to do")
+        return
+    else:
+        console.message(f"resuming {run.path} at step {progress.step}: {loop.describe()}")
+    with StopRequest() as stop:
+        loop.run_to_the_end(progress, stop)
+    _install_winner(run, progress)
+
+
+class _Loop:
+    """What stays the same from update to update."""
+
+    def __init__(
+        self, config: Config, run: RunDir, prepared: Prepared, device: torch.device
+    ) -> None:
+        self.config, self.run, self.device = config, run, device
+        self.precision = runtime.choose_precision(config.train.precision, device)
+        self.store = TokenStore.open(prepared.path)
+        self.src_lengths = self.store.src_lengths.astype(np.int64) + 1  # with EOS
+        self.tgt_lengths = self.store.tgt_lengths.astype(np.int64) + 1
+        torch.manual_seed(config.train.seed)
+        source_size, target_size = prepared.manifest["vocab_sizes"]
+        self.model = Transformer(config.model, source_size, target_size).to(device)
+        self.optimizer = make_optimizer(self.model, config.train.optim)
+        decay = config.train.optim.ema_decay
+        self.ema = Ema(weights_of(self.model), decay) if decay else None
+        self.validation = Validation(config, run, device, self.precision)
+        longest = int(max(self.src_lengths.max(), self.tgt_lengths.max()))
+        self.micro_batch_tokens = _micro_batch_tokens(config, longest, device)
+
+    def run_to_the_end(self, progress: Progress, stop: StopRequest) -> None:
+        """Update after update until max_steps, or until patience is over."""
+        train = self.config.train
+        meter = _Meter(self.device)
+        with console.bar(train.max_steps, "train", "step", initial=progress.step) as bar:
+            if progress.step and _due(progress.step, train.validate_every):
+                self.validate(progress, stop)  # the state was saved just before this
+            for update in self.updates(progress):
+                if self.is_over(progress):
+                    break
+                self.step(update, progress, meter)
+                bar.update()
+                is_last = progress.step == train.max_steps
+                if is_last or _due(progress.step, train.log_every):
+                    bar.set_postfix_str(self.log(progress, meter), refresh=False)
+                if stop.signal is not None:
+                    self.save(progress, meter)
+                    stop.leave(f"saved {self.run.path} at step {progress.step}")
+                is_validation_due = is_last or _due(progress.step, train.validate_every)
+                if is_validation_due or _due(progress.step, train.save_every):
+                    self.save(progress, meter)  # before validating, so nothing is lost
+                if is_validation_due:
+                    progress.elapsed_s += meter.lap_s()
+                    self.validate(progress, stop)
+                    meter.begin_lap()
+
+    def is_over(self, progress: Progress) -> bool:
+        """True after max_steps, or where no validation was better for `patience` of them."""
+        train = self.config.train
+        if train.patience and progress.n_worse >= train.patience:
+            console.message(
+                f"stopping early at step {progress.step}: {progress.n_worse} validations "
+                f"without a better {train.best_metric} than at step {progress.best_step}"
+            )
+            return True
+        return progress.step >= train.max_steps
+
+    def updates(self, progress: Progress) -> Iterator[_Update]:
+        """The updates from where progress stands, epoch after epoch, each from its own plan."""
+        train = self.config.train
+        while True:
+            plan = BatchPlan(
+                self.src_lengths, self.tgt_lengths, train.batch_tokens, train.seed, progress.epoch
+            )
+            while progress.update < len(plan):
+                parts = plan.micro_batches(progress.update, self.micro_batch_tokens)
+                progress.update += 1
+                yield _Update(parts, plan.n_target_tokens(progress.update - 1))
+            progress.epoch, progress.update = progress.epoch + 1, 0
+
+    def step(self, update: _Update, progress: Progress, meter: _Meter) -> None:
+        """One update of the weights: gradients summed over micro-batches, clipped, applied."""
+        train, step = self.config.train, progress.step + 1
+        self.model.train()
+        for i, sentences in enumerate(update.micro_batches):
+            torch.manual_seed(runtime.seed_of(train.seed, step, i))  # dropout
+            batch = collate(self.store, sentences)
+            smoothed, nll = self.forward(batch.to(self.device))
+            (smoothed / update.n_target_tokens).backward()  # type: ignore[no-untyped-call]
+            meter.add_batch(batch, smoothed.detach(), nll)
+        clip_norm = train.optim.clip_norm or float("inf")
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
+        is_bad = ~torch.isfinite(grad_norm)
+        rate = learning_rate(step, train.max_steps, train.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # The fused kernel leaves weights and moments alone where this is 1: no wait for the device.
+        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(weights_of(self.model), step)
+        progress.step = step
+        progress.n_target_tokens += update.n_target_tokens
+        meter.add_step(grad_norm, is_bad, rate)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sums over real target tokens: label-smoothed loss, and plain -log p without gradient."""
+        try:
+            with runtime.autocast(self.device, self.precision):
+                memory = self.model.encode(batch.src, batch.src_mask)
+                x = self.model.decode(batch.tgt_in, memory, batch.src_mask)
+                return label_smoothed_loss(
+                    x,
+                    self.model.output.weight,
+                    batch.tgt_out,
+                    self.config.train.optim.label_smoothing,
+                )
+        except torch.OutOfMemoryError as error:
+            rows, source, target = *batch.src.shape, batch.tgt_in.shape[1]
+            raise OutOfMemoryError(
+                f"a micro-batch of {rows} pairs of {source} source and {target} target pieces does "
+                f"not fit into the memory of {self.device}",
+                f"set train.micro_batch_tokens below {self.micro_batch_tokens}; "
+                "the updates stay the same",
+            ) from error
+
+    def log(self, progress: Progress, meter: _Meter) -> str:
+        """Write a line of metrics; the only place that waits for the device. -> text for the bar"""
+        means = meter.read()
+        progress.elapsed_s += means.pop("lap_s")
+        record: dict[str, Any] = {"kind": "train", "step": progress.step, "epoch": progress.epoch}
+        record |= means | {"elapsed_s": round(progress.elapsed_s, 3)}
+        progress.n_skipped += int(record["n_skipped"])
+        self.run.log(record)
+        text = f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tokens/s"
+        if meter.n_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(
+                f"the gradient was not finite for {int(meter.n_skipped_in_a_row)} steps in a row, "
+                f"up to step {progress.step}",
+                "lower train.optim.learning_rate, or set train.precision to fp32",
+            )
+        if record["n_skipped"]:
+            console.warn(
+                f"skipped {record['n_skipped']} updates up to step {progress.step}: "
+                "their gradients were not finite"
+            )
+        if not console.is_terminal():
+            console.message(self.plain_line(progress, text))
+        return text
+
+    def plain_line(self, progress: Progress, text: str) -> str:
+        """A line of the log where there is no terminal to draw a bar on."""
+        max_steps = self.config.train.max_steps
+        left_s = progress.elapsed_s / progress.step * (max_steps - progress.step)
+        left = console.duration(left_s)
+        return f"step {progress.step}/{max_steps}  epoch {progress.epoch + 1}  {text}, {left} left"
+
+    def save(self, progress: Progress, meter: _Meter) -> None:
+        """Write the whole state of training."""
+        progress.elapsed_s += meter.lap_s()
+        save_state(self.run, self.model, self.ema, self.optimizer, progress, self.config.train.keep)
+
+    def validate(self, progress: Progress, stop: StopRequest) -> None:
+        """Score the weights on valid, and keep them if they are the best so far."""
+        weights = self.ema.weights if self.ema is not None else weights_of(self.model)
+        with stop.at_once():  # the state was saved before this
+            record = validate(self.validation, weights, progress.step)
+        metric = self.config.train.best_metric
+        score = -record[metric] if metric == "loss" else record[metric]
+        is_best = progress.best_score is None or score > progress.best_score
+        self.run.log({"kind": "valid", "step": progress.step, "is_best": is_best} | record)
+        console.message(
+            f"step {progress.step}: valid loss {record['loss']:.3f}, BLEU {record['bleu']:.2f}, "
+            f"chrF {record['chrf']:.2f}{', the best so far' if is_best else ''}"
+        )
+        if is_best:
+            progress.best_score, progress.best_step, progress.n_worse = score, progress.step, 0
+            facts = {"step": progress.step, "valid": record}
+            save_best(self.run, weights, facts)
+        else:
+            progress.n_worse += 1
+
+    def describe(self) -> str:
+        """The run in one line."""
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return (
+            f"{n_parameters:,} parameters, {len(self.store):,} pairs, "
+            f"{self.device.type} {self.precision}{threads}"
+        )
+
+
+@dataclass(frozen=True)
+class _Update:
+    micro_batches: list[Indices]
+    n_target_tokens: int
+
+
+class _Meter:
+    """Sums since the last line of the log, kept on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.n_skipped_in_a_row = torch.zeros((), device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new stretch."""
+        self.smoothed = torch.zeros_like(self.n_skipped_in_a_row)
+        self.nll = torch.zeros_like(self.smoothed)
+        self.n_skipped = torch.zeros_like(self.smoothed)
+        self.n_source = self.n_target = self.n_positions = 0
+        self.elapsed_s = 0.0
+        self.begin_lap()
+
+    def begin_lap(self) -> None:
+        """Start the clock: what came before was not training."""
+        self.lap_began_at = time.perf_counter()
+
+    def add_batch(self, batch: Batch, smoothed: Tensor, nll: Tensor) -> None:
+        """Count a micro-batch."""
+        self.smoothed += smoothed
+        self.nll += nll
+        self.n_source += batch.n_source_tokens
+        self.n_target += batch.n_target_tokens
+        self.n_positions += batch.n_positions
+
+    def add_step(self, grad_norm: Tensor, is_bad: Tensor, rate: float) -> None:
+        """Count an update."""
+        self.grad_norm, self.rate = grad_norm, rate
+        self.n_skipped += is_bad
+        self.n_skipped_in_a_row = (self.n_skipped_in_a_row + 1) * is_bad
+
+    def lap_s(self) -> float:
+        """Seconds of training since the lap began; the next one begins."""
+        now = time.perf_counter()
+        lap_s, self.lap_began_at = now - self.lap_began_at, now
+        self.elapsed_s += lap_s
+        return lap_s
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading, for metrics.jsonl; begins a new stretch."""
+        on_device = self.smoothed.device.type == "cuda"
+        loss, nll = self.smoothed.item(), self.nll.item()  # waits for the device
+        record = {
+            "lap_s": self.lap_s(),
+            "loss": loss / self.n_target,
+            "nll": nll / self.n_target,
+            "grad_norm": float(self.grad_norm),
+            "learning_rate": self.rate,
+            "tokens_per_s": (self.n_source + self.n_target) / self.elapsed_s,
+            "real_token_share": (self.n_source + self.n_target) / self.n_positions,
+            "n_skipped": int(self.n_skipped.item()),
+            "memory_bytes": torch.cuda.max_memory_allocated() if on_device else _peak_bytes(),
+        }
+        self.restart()
+        return record
+
+
+def _install_winner(run: RunDir, progress: Progress) -> None:
+    """The best weights become the run's model."""
+    weights, facts = load_tensors(run.best_checkpoints()[-1][1])
+    save_tensors(run.weights, weights, facts)
+    console.message(
+        f"done: {run.path} holds the weights of step {facts['step']} "
+        f"({console.duration(progress.elapsed_s)} of training)"
+    )
+
+
+def _micro_batch_tokens(config: Config, longest: int, device: torch.device) -> int:
+    """`auto`: on a CPU what stays in its caches, on a GPU what keeps it busy."""
+    wanted = config.train.micro_batch_tokens
+    busy = min(config.train.batch_tokens, 2048 if device.type == "cpu" else 32768)
+    return max(busy if wanted == "auto" else wanted, longest)
+
+
+def _due(step: int, every: int) -> bool:
+    return step % every == 0
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,91 @@
+"""Validation: the loss on valid, and real translations scored as `mtrain eval` scores them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrain import runtime
+from mtrain.config import Config
+from mtrain.data.batching import Batch, BatchPlan, batch_of
+from mtrain.data.cleaning import normalize
+from mtrain.data.tokenizer import Tokenizer, load_tokenizers
+from mtrain.decoding.translate import Translator
+from mtrain.evaluation.evaluate import evaluate_split
+from mtrain.model.loss import label_smoothed_loss
+from mtrain.model.transformer import Transformer
+from mtrain.model.weights import set_weights
+from mtrain.run import RunDir, Split
+
+BATCH_TOKENS = 4096
+
+
+class Validation:
+    """The valid set, and a second model that takes the weights to be scored."""
+
+    def __init__(
+        self, config: Config, run: RunDir, device: torch.device, precision: runtime.Precision
+    ) -> None:
+        self.config, self.device, self.precision = config, device, precision
+        self.split = run.read_split("valid")
+        source, target = load_tokenizers(run.path)
+        self.model = Transformer(config.model, source.vocab_size, target.vocab_size)
+        self.model.eval().to(device)
+        ratio = run.read_manifest()["length_ratio"]
+        self.translator = Translator(self.model, (source, target), config, ratio)
+        self.batches = valid_batches(self.split, source, target, config)
+
+
+def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> dict[str, Any]:
+    """loss (nats a token, without smoothing), perplexity, bleu, chrf, and how long it took."""
+    started_at = time.perf_counter()
+    set_weights(validation.model, weights, Path(f"step {step}"))
+    loss = validation_loss(validation)
+    scores = evaluate_split(validation.translator, validation.split, validation.config).scores
+    return {
+        "loss": loss,
+        "perplexity": float(np.exp(loss)),
+        "bleu": scores["bleu"].score,
+        "chrf": scores["chrf"].score,
+        "signatures": {name: score.signature for name, score in scores.items()},
+        "validation_s": round(time.perf_counter() - started_at, 3),
+    }
+
+
+@torch.inference_mode()
+def validation_loss(validation: Validation) -> float:
+    """-log p of the reference, in nats a target token (EOS included)."""
+    nll = torch.zeros((), device=validation.device)
+    n_tokens = 0
+    for batch in validation.batches:
+        on_device = batch.to(validation.device)
+        with runtime.autocast(validation.device, validation.precision):
+            memory = validation.model.encode(on_device.src, on_device.src_mask)
+            x = validation.model.decode(on_device.tgt_in, memory, on_device.src_mask)
+            weight = validation.model.output.weight
+            nll += label_smoothed_loss(x, weight, on_device.tgt_out, smoothing=0.0).nll
+        n_tokens += batch.n_target_tokens
+    return float(nll) / n_tokens
+
+
+def valid_batches(
+    split: Split, source: Tokenizer, target: Tokenizer, config: Config
+) -> list[Batch]:
+    """All pairs of a split, longest sides cut, grouped by length."""
+    longest = config.data.max_length
+    src, tgt = (
+        [np.array(ids[:longest], dtype=np.int64) for ids in side.encode([*map(normalize, texts)])]
+        for side, texts in ((source, split.sources), (target, split.references))
+    )
+    src_lengths, tgt_lengths = (np.array([len(ids) + 1 for ids in side]) for side in (src, tgt))
+    plan = BatchPlan(src_lengths, tgt_lengths, BATCH_TOKENS, seed=0, epoch=0)
+    return [
+        batch_of([src[i] for i in rows], [tgt[i] for i in rows])
+        for update in range(len(plan))
+        for rows in plan.micro_batches(update, max(BATCH_TOKENS, longest + 1))
+    ]

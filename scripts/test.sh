@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in: format, lint, types, tests, slow tests.
+# The environment is .venv-test, or the directory that MTRAIN_VENV names.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+
+venv=${MTRAIN_VENV:-.venv-test}
+make_environment "$venv" ".[dev]"
+python=$venv/bin/python
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # plugins of the machine's own Python have no say here
+
+"$python" -m ruff format --check .
+"$python" -m ruff check .
+"$python" -m mypy
+"$python" -m pytest -q -m "slow and not gpu and not network"
+"$python" -m pytest -q

@@ -1,0 +1,117 @@
+"""Fixtures for all tests: the command line as a user meets it, and one small trained run."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+WORDS = "ba de fo gu hi jo ka le mi nu po ra si to vu xa".split()
+
+
+def run_mtrain(
+    *arguments: str | Path, cwd: Path, stdin: str | bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`mtrain ARGUMENTS` in a process of its own, as `python -m mtrain`; output as text."""
+    done = subprocess.run(
+        mtrain_command(*arguments),
+        cwd=cwd,
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        env=mtrain_environment() | (env or {}),
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    stdout, stderr = done.stdout.decode(), done.stderr.decode()
+    return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
+
+
+def mtrain_command(*arguments: str | Path) -> list[str]:
+    """The command line of a process that runs mtrain."""
+    return [sys.executable, "-m", "mtrain", *map(str, arguments)]
+
+
+def mtrain_environment() -> dict[str, str]:
+    """This environment, with the checkout importable from any directory, and without CUDA."""
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def reverse(line: str) -> str:
+    """What the trained run has learnt: the same words from the last to the first."""
+    return " ".join(reversed(line.split()))
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that was prepared and trained by the commands, to reverse the order of words."""
+
+    directory: Path  # where the commands ran
+    path: Path  # the run directory
+    config: Path
+    train_stdout: str
+    test_sources: list[str]
+
+
+def write_reverse_task(directory: Path, n_train: int = 3000, seed: int = 1) -> Path:
+    """Text files of sentences and their reversals, and a config for them; its path."""
+    generator = random.Random(seed)
+    lines: dict[str, None] = {}
+    while len(lines) < n_train + 160:
+        lines[" ".join(generator.choices(WORDS, k=generator.randint(1, 6)))] = None
+    unique = list(lines)
+    generator.shuffle(unique)
+    parts = {"test": unique[:80], "valid": unique[80:160], "train": unique[160:]}
+    for name, part in parts.items():
+        write_lines(directory / f"{name}.src", part)
+        write_lines(directory / f"{name}.tgt", map(reverse, part))
+    config = directory / "reverse.yaml"
+    config.write_text(
+        """\
+name: reverse
+source: en
+target: de
+data:
+  train: {source: train.src, target: train.tgt}
+  valid: {source: valid.src, target: valid.tgt}
+  test: {reversed: {source: test.src, target: test.tgt}}
+tokenizer: {vocab_size: 300}
+model: {d_model: 64, d_ff: 128, n_heads: 4, n_encoder_layers: 1, n_decoder_layers: 1, dropout: 0}
+train:
+  max_steps: 500
+  batch_tokens: 600
+  validate_every: 250
+  save_every: 250
+  optim: {learning_rate: 0.003, warmup_steps: 60, label_smoothing: 0, ema_decay: 0.9}
+""",
+        encoding="utf-8",
+    )
+    return config
+
+
+def write_lines(path: Path, lines: Sequence[str] | map[str]) -> None:
+    """One line each, with a newline at the end of every one."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """Prepared and trained once for all tests, through the command line."""
+    directory = tmp_path_factory.mktemp("trained")
+    config = write_reverse_task(directory)
+    for command in ("prepare", "train"):
+        done = run_mtrain(command, config.name, cwd=directory)
+        assert done.returncode == 0, done.stderr
+    sources = (directory / "test.src").read_text(encoding="utf-8").split("\n")[:-1]
+    return TrainedRun(directory, directory / "runs" / "reverse", config, done.stdout, sources)

@@ -1,0 +1,347 @@
+"""The commands end to end: a small task is prepared, trained, translated and scored through them."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import (
+    REPOSITORY,
+    TrainedRun,
+    mtrain_command,
+    mtrain_environment,
+    reverse,
+    run_mtrain,
+)
+from typer.testing import CliRunner
+
+import mtrain
+from mtrain.cli import app
+
+COMMANDS = ["prepare", "train", "translate", "eval", "new"]
+
+
+# -- help and version ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_in_80_columns(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    assert "Examples:" in result.output
+    assert all(len(line) <= 80 for line in result.output.split("\n"))
+    options = [line for line in result.output.split("\n") if line.startswith("  -")]
+    assert options
+    for line in options:  # each says what it does
+        assert len(line.split()) > 2 or line.endswith(">"), line
+
+
+def test_the_overview_names_all_commands_uncut() -> None:
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
+    assert "..." not in result.output.split("Commands:")[1]
+    listed = [line.split()[0] for line in result.output.split("Commands:")[1].split("\n") if line]
+    assert listed[:-1] == COMMANDS
+
+
+def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    heavy = "{'torch', 'numpy', 'pydantic', 'yaml', 'datasets', 'sentencepiece', 'sacrebleu'}"
+    code = f"import sys, mtrain.cli; print({heavy} & set(sys.modules))"
+    environment = mtrain_environment()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(3):
+        run_mtrain("--help", cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 3
+    assert seconds < 0.5  # of the processor, so that a busy machine does not fail it
+
+
+def test_version(tmp_path: Path) -> None:
+    assert run_mtrain("--version", cwd=tmp_path).stdout == f"mtrain {mtrain.__version__}\n"
+
+
+# -- new -------------------------------------------------------------------------------------
+
+
+def test_new_copies_a_config_that_loads_and_keeps_what_is_there(tmp_path: Path) -> None:
+    from mtrain.config import load_config
+
+    done = run_mtrain("new", "mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    copy = tmp_path / "mine" / "quickstart.yaml"
+    assert copy.read_bytes() == (REPOSITORY / "configs" / "quickstart.yaml").read_bytes()
+    assert (tmp_path / "mine" / "schema.json").is_file()
+    assert "mtrain train mine/quickstart.yaml" in done.stdout
+    assert load_config(copy).name == "quickstart"
+
+    copy.write_text("name: changed\n")
+    again = run_mtrain("new", "mine", cwd=tmp_path)
+    assert (again.returncode, copy.read_text()) == (2, "name: changed\n")
+    assert "mine/quickstart.yaml is there already" in again.stderr
+
+
+def test_new_names_the_configs_there_are(tmp_path: Path) -> None:
+    done = run_mtrain("new", ".", "--from", "quikstart", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no shipped config named `quikstart`" in done.stderr
+    assert "my-corpus" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_its_configs(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("mtrain", "configs"):
+        shutil.copytree(
+            REPOSITORY / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, checkout)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", tmp_path, checkout], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("mtrain-*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", format="zip")
+    done = run_mtrain(
+        "new", "mine", "--from", "my-corpus", cwd=tmp_path, env={"PYTHONPATH": "site"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine" / "my-corpus.yaml").is_file()
+
+
+# -- prepare, train --------------------------------------------------------------------------
+
+
+def test_training_writes_no_results_to_standard_output(trained_run: TrainedRun) -> None:
+    assert trained_run.train_stdout == ""
+
+
+def test_prepare_and_train_are_done_once(trained_run: TrainedRun) -> None:
+    weights = (trained_run.path / "model.safetensors").stat().st_mtime_ns
+    prepared = run_mtrain("prepare", trained_run.config.name, cwd=trained_run.directory)
+    assert prepared.returncode == 0
+    assert "is up to date" in prepared.stderr
+    trained = run_mtrain("train", trained_run.config.name, cwd=trained_run.directory)
+    assert trained.returncode == 0
+    assert "nothing to do" in trained.stderr
+    assert (trained_run.path / "model.safetensors").stat().st_mtime_ns == weights
+
+
+# -- translate -------------------------------------------------------------------------------
+
+
+def test_what_was_trained_is_learned(trained_run: TrainedRun) -> None:
+    done = run_mtrain("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
+    assert done.returncode == 0, done.stderr
+    expected = [reverse(line) for line in trained_run.test_sources]
+    got = done.stdout.split("\n")[:-1]
+    assert len(got) == len(expected)
+    n_right = sum(a == b for a, b in zip(got, expected, strict=True))
+    assert n_right >= 0.9 * len(expected)
+
+
+def test_a_run_needs_nothing_beside_it(trained_run: TrainedRun, tmp_path: Path) -> None:
+    shutil.copytree(trained_run.path, tmp_path / "elsewhere")
+    done = run_mtrain("translate", "elsewhere", cwd=tmp_path, stdin="ba de fo\n")
+    assert (done.stdout, done.returncode) == ("fo de ba\n", 0)
+    assert run_mtrain("eval", "elsewhere", "--json", cwd=tmp_path).returncode == 0
+
+
+def test_n_lines_in_n_lines_out(trained_run: TrainedRun) -> None:
+    lines = [b"ba de fo", b"", b"  \t ", b"\xff\xfe", "漢字 🎉".encode(), b"gu hi\r", b"ka"]
+    done = run_mtrain(
+        "translate", "runs/reverse", "-", cwd=trained_run.directory, stdin=b"\n".join(lines)
+    )
+    assert done.returncode == 0, done.stderr
+    translations = done.stdout.split("\n")
+    assert len(translations) == len(lines) + 1
+    assert translations[:3] == ["fo de ba", "", ""]
+    assert translations[5] == "hi gu"
+    assert "line 4" in done.stderr
+
+
+def test_n_best_as_text_and_as_json_lines(trained_run: TrainedRun) -> None:
+    arguments = ["translate", "runs/reverse", "--n-best", "3"]
+    stdin = "ba de fo\n\ngu hi\n"
+    text = run_mtrain(*arguments, cwd=trained_run.directory, stdin=stdin).stdout
+    rows = [line.split("\t") for line in text.split("\n")[:-1]]
+    assert [row[0] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["3"] * 3
+    assert rows[0][2] == "fo de ba"
+    assert float(rows[0][1]) > float(rows[1][1]) > float(rows[2][1])
+
+    written = run_mtrain(*arguments, "--format", "jsonl", cwd=trained_run.directory, stdin=stdin)
+    objects = [json.loads(line) for line in written.stdout.split("\n")[:-1]]
+    assert [o["line"] for o in objects] == [1, 2, 3]
+    assert [o["source"] for o in objects] == ["ba de fo", "", "gu hi"]
+    assert [o["translation"] for o in objects] == ["fo de ba", "", "hi gu"]
+    assert set(objects[0]) == {
+        "line",
+        "source",
+        "translation",
+        "score",
+        "hypotheses",
+        "warnings",
+    }
+    best = objects[0]["hypotheses"][0]
+    assert set(best) == {"text", "score", "tokens"}
+    assert (best["text"], best["score"]) == ("fo de ba", objects[0]["score"])
+
+
+def test_an_output_file_is_complete_or_not_there(trained_run: TrainedRun, tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    done = run_mtrain(
+        "translate", "runs/reverse", "test.src", "-o", output, cwd=trained_run.directory
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    piped = run_mtrain("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
+    assert output.read_text(encoding="utf-8") == piped.stdout
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_a_typed_line_is_answered_at_once_and_a_signal_ends_it(
+    trained_run: TrainedRun, number: int, exit_code: int
+) -> None:
+    with subprocess.Popen(
+        mtrain_command("translate", "runs/reverse"),
+        cwd=trained_run.directory,
+        env=mtrain_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in ("ba de fo", "gu hi"):
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], 60)
+            assert ready, "no answer while the input is still open"
+            assert process.stdout.readline().decode() == f"{reverse(line)}\n"
+        process.send_signal(number)
+        assert process.wait(timeout=30) == exit_code
+        assert process.stderr.read().decode() == f"stopped by {signal.Signals(number).name}\n"
+
+
+def test_a_closed_output_ends_quietly(trained_run: TrainedRun, tmp_path: Path) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text("ba de fo\n" * 5000, encoding="utf-8")
+    command = mtrain_command("translate", "runs/reverse", long, "--beam-size", "1")
+    with subprocess.Popen(
+        command,
+        cwd=trained_run.directory,
+        env=mtrain_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"fo de ba\n"
+        process.stdout.close()
+        assert process.wait(timeout=120) == 141
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["eval", "--help"]])
+def test_help_into_a_closed_pipe_is_quiet(arguments: list[str], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        mtrain_command(*arguments),
+        cwd=tmp_path,
+        env=mtrain_environment(),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# -- eval ------------------------------------------------------------------------------------
+
+
+def test_scores_as_json_and_in_the_run(trained_run: TrainedRun) -> None:
+    done = run_mtrain("eval", "runs/reverse", "--json", cwd=trained_run.directory)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert list(results) == ["reversed"]
+    for metric in ("bleu", "chrf", "ter"):
+        found = results["reversed"][metric]
+        assert set(found) == {"score", "low", "high", "signature"}
+        assert found["low"] <= found["score"] <= found["high"]
+        assert "bs:1000|seed:12345" in found["signature"]
+    assert results["reversed"]["bleu"]["score"] > 80
+    recorded = json.loads((trained_run.path / "scores.json").read_text(encoding="utf-8"))
+    assert recorded["reversed"]["bleu"] == results["reversed"]["bleu"]
+
+
+def test_scores_as_a_table(trained_run: TrainedRun) -> None:
+    done = run_mtrain("eval", "runs/reverse", "--split", "valid", cwd=trained_run.directory)
+    header, *rows = done.stdout.split("\n")[:-1]
+    assert header.split()[:4] == ["test", "set", "metric", "score"]
+    assert [row.split()[:2] for row in rows] == [
+        ["valid", "BLEU"],
+        ["valid", "chrF2"],
+        ["valid", "TER"],
+    ]
+
+
+def test_files_score_like_the_test_set_and_like_their_saved_translation(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    run = ["eval", "runs/reverse", "--json"]
+    own = json.loads(run_mtrain(*run, cwd=trained_run.directory).stdout)["reversed"]
+    pair = ["--source", "test.src", "--reference", "test.tgt"]
+    translated = json.loads(run_mtrain(*run, *pair, cwd=trained_run.directory).stdout)["file"]
+    assert translated["bleu"] == own["bleu"]
+
+    output = tmp_path / "out.txt"
+    run_mtrain("translate", "runs/reverse", "test.src", "-o", output, cwd=trained_run.directory)
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not needed here')\n")
+    paths = os.pathsep.join([str(tmp_path), mtrain_environment()["PYTHONPATH"]])
+    saved = ["--hypothesis", output, "--reference", "test.tgt"]
+    done = run_mtrain(*run, *saved, cwd=trained_run.directory, env={"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+    scored = json.loads(done.stdout)["file"]
+    assert {name: scored[name] for name in ("bleu", "chrf", "ter")} == {
+        name: own[name] for name in ("bleu", "chrf", "ter")
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--source", "a"],
+        ["--reference", "a"],
+        ["--hypothesis", "a"],
+        ["--source", "a", "--hypothesis", "b", "--reference", "c"],
+        ["--split", "valid", "--source", "a", "--reference", "b"],
+    ],
+)
+def test_files_to_score_come_in_pairs(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, ["eval", "runs/x", *arguments])
+    assert result.exit_code == 2
+    assert "fix: give " in result.stderr
+
+
+# -- Python ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_loaded_in_python(trained_run: TrainedRun) -> None:
+    translator = mtrain.load(trained_run.path, device="cpu")
+    assert translator.translate(["ba de fo", "", "gu hi"]) == ["fo de ba", "", "hi gu"]
+    assert translator.translate(["ba de fo"], beam_size=1) == ["fo de ba"]

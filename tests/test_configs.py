@@ -1,0 +1,91 @@
+"""The shipped configs: each loads, is whole, is explained, and the editors' schema is current."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtrain.config import CldrEntry, Config, FilesEntry, dump_config, json_schema, load_config
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+MULTI30K = (
+    "https://raw.githubusercontent.com/multi30k/dataset/"
+    "a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
+)
+each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+def test_these_are_shipped() -> None:
+    expected = {"quickstart", "multi30k-en-de", "multi30k-en-fr", "my-corpus"}
+    assert {path.stem for path in CONFIGS} >= expected
+
+
+@each_config
+def test_it_loads_and_is_named_after_its_file(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    dumped = tmp_path / "dumped.yaml"
+    dumped.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(dumped) == config
+
+
+@each_config
+def test_it_is_whole(path: Path) -> None:
+    """Every section is there to be changed, and there is something to validate and test on."""
+    keys = set(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert keys == set(Config.model_fields) - {"run"}
+    config = load_config(path)
+    assert config.data.valid is not None
+    assert config.data.test
+
+
+@each_config
+def test_it_is_explained(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    head, _, body = text.partition("\nname: ")
+    assert head.startswith("# yaml-language-server: $schema=schema.json\n")
+    assert "Expected" in head
+    assert re.search(rf"mtrain train (configs/)?{re.escape(path.name)}\n", head)
+    assert body.count("# ") >= 10
+
+
+@each_config
+def test_it_states_the_score_and_the_time_that_were_measured(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "EXPECTED-" not in text, "measure, then put the numbers in the place of EXPECTED-..."
+    assert re.search(r"[0-9.]+ BLEU", text)
+    assert re.search(r"\b(minutes?|min|hours?|seconds)\b", text)
+
+
+def test_quickstart_needs_no_download() -> None:
+    data = load_config(REPOSITORY / "configs" / "quickstart.yaml").data
+    entries = [*data.train, data.valid, *data.test.values()]
+    assert all(isinstance(entry, CldrEntry) for entry in entries)
+
+
+@pytest.mark.parametrize("target", ["de", "fr"])
+def test_multi30k_is_pinned(target: str) -> None:
+    """Every file is that of one commit, and its content is known beforehand."""
+    data = load_config(REPOSITORY / "configs" / f"multi30k-en-{target}.yaml").data
+    (train,) = data.train
+    assert list(data.test) == ["test_2016_flickr", "test_2017_flickr"]
+    for stem, entry in {"train": train, "val": data.valid, **data.test}.items():
+        assert isinstance(entry, FilesEntry)
+        assert entry.source == f"{MULTI30K}{stem}.en.gz"
+        assert entry.target == f"{MULTI30K}{stem}.{target}.gz"
+        assert set(entry.sha256) == {"source", "target"}
+        assert len(set(entry.sha256.values())) == 2
+
+
+def test_the_schema_is_current() -> None:
+    """Mended by `python scripts/write_schema.py`."""
+    stored = (REPOSITORY / "configs" / "schema.json").read_text(encoding="utf-8")
+    assert json.loads(stored) == json_schema()
+    check = [sys.executable, "scripts/write_schema.py", "--check"]
+    assert subprocess.run(check, cwd=REPOSITORY, check=False).returncode == 0

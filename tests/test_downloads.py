@@ -1,0 +1,345 @@
+"""URLs are fetched once, resumed when cut, and held to their sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mtrain.data import downloads
+from mtrain.data.downloads import Lock, base_name, cache_dir, fetch
+from mtrain.errors import DataError, DownloadError
+
+CONTENT = b"".join(b"line %d\n" % i for i in range(20_000))
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+WRONG = "0" * 64
+
+
+@dataclass
+class Server:
+    """A web server on loopback that misbehaves as told, and remembers what it was asked."""
+
+    address: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    etag: str | None = '"v1"'
+    cut_after: int | None = None  # bytes of an answer before the connection closes
+    knows_range: bool = True
+    status: int = 200
+    n_busy: int = 0  # so many requests are answered 503 first
+    ranges: list[str | None] = field(default_factory=list)
+
+    def url(self, path: str) -> str:
+        return self.address + path
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server: Server = self.server.told  # type: ignore[attr-defined]
+        wanted = self.headers["Range"]
+        server.ranges.append(wanted)
+        if server.n_busy:
+            server.n_busy -= 1
+            self._head(503, 0)
+            return
+        content = server.files.get(self.path)
+        if content is None or server.status != 200:
+            self._head(404 if content is None else server.status, 0)
+            return
+        first = 0
+        if wanted and server.knows_range and self.headers["If-Range"] in (None, server.etag):
+            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if first >= len(content):
+                self._head(416, 0, {"Content-Range": f"bytes */{len(content)}"})
+                return
+            span = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            self._head(206, len(content) - first, {"Content-Range": span})
+        else:
+            self._head(200, len(content))
+        end = len(content) if server.cut_after is None else first + server.cut_after
+        self.wfile.write(content[first:end])
+
+    def _head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        if self.server.told.etag:  # type: ignore[attr-defined]
+            self.send_header("ETag", self.server.told.etag)  # type: ignore[attr-defined]
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Keep the tests quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    told = Server(files={"/a/corpus.txt": CONTENT})
+    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    http.told = told  # type: ignore[attr-defined]
+    told.address = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+    thread.start()
+    yield told
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MTRAIN_MIRROR", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(downloads, "WAIT_S", 0.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Lock:
+    return Lock.open(tmp_path / "my.yaml")
+
+
+def test_a_file_is_fetched_once(server: Server, lock: Lock, cache: Path) -> None:
+    url = server.url("/a/corpus.txt")
+    path = fetch(url, None, lock)
+    assert path.read_bytes() == CONTENT
+    assert fetch(url, SHA256, lock) == path
+    assert server.ranges == [None]
+    assert lock.files[url] == {"sha256": SHA256, "size_bytes": len(CONTENT)}
+    assert [file.name for file in cache.iterdir()] == [path.name]  # nothing half-done stays
+
+
+def test_equal_base_names_do_not_collide(server: Server, lock: Lock) -> None:
+    server.files = {"/en/train.txt": b"a\n", "/de/train.txt": b"b\n"}
+    assert fetch(server.url("/en/train.txt"), None, lock).read_bytes() == b"a\n"
+    assert fetch(server.url("/de/train.txt"), None, lock).read_bytes() == b"b\n"
+
+
+def test_a_url_with_spaces_and_other_scripts(server: Server, lock: Lock) -> None:
+    server.files = {"/%C3%BC%20b.txt": b"a\n"}
+    assert fetch(server.url("/ü b.txt"), None, lock).read_bytes() == b"a\n"
+
+
+@pytest.mark.parametrize("etag", ['"v1"', None])
+def test_a_cut_download_goes_on_where_it_was_cut(
+    server: Server, lock: Lock, etag: str | None
+) -> None:
+    server.etag = etag
+    server.cut_after = 100_000
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_a_server_that_ignores_range_sends_all_again(server: Server, lock: Lock) -> None:
+    server.cut_after, server.knows_range = 100_000, False
+    url = server.url("/a/corpus.txt")
+    with pytest.raises(DownloadError, match=r"100,000 bytes came\): the connection was closed"):
+        fetch(url, None, lock)
+    assert server.ranges == [None] + ["bytes=100000-"] * (downloads.ATTEMPTS - 1)
+    server.cut_after = None
+    assert fetch(url, None, lock).read_bytes() == CONTENT
+
+
+def test_the_next_command_resumes(server: Server, lock: Lock) -> None:
+    _leave_a_part(server, lock, n_bytes=60_000)
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=60000-"]
+
+
+def test_a_part_of_another_version_is_not_gone_on_with(server: Server, lock: Lock) -> None:
+    _leave_a_part(server, lock, n_bytes=60_000)
+    server.files["/a/corpus.txt"] = CONTENT.upper()
+    server.etag = '"v2"'
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT.upper()
+
+
+def test_a_part_of_unknown_version_is_used_only_under_a_sha256(
+    server: Server, lock: Lock, cache: Path
+) -> None:
+    _leave_a_part(server, lock, n_bytes=60_000)
+    (part,) = cache.glob("*.part")
+    part.write_bytes(b"x" * 60_000)
+    part.with_name(part.name + ".version").unlink()
+    url = server.url("/a/corpus.txt")
+    assert fetch(url, SHA256, lock).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=60000-", None]  # resumed, found wrong, fetched whole
+
+
+def test_a_part_that_is_already_whole(server: Server, lock: Lock, cache: Path) -> None:
+    _leave_a_part(server, lock, n_bytes=60_000)
+    next(cache.glob("*.part")).write_bytes(CONTENT)
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={len(CONTENT)}-"]  # answered 416
+
+
+def test_a_busy_server_is_asked_again(server: Server, lock: Lock) -> None:
+    server.n_busy = 2
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT
+    server.n_busy = downloads.ATTEMPTS
+    server.files["/b"] = b"b\n"
+    with pytest.raises(DownloadError, match="answered 503"):
+        fetch(server.url("/b"), None, lock)
+
+
+def test_a_wrong_sha256_names_both(server: Server, lock: Lock) -> None:
+    url = server.url("/a/corpus.txt")
+    with pytest.raises(DownloadError) as error:
+        fetch(url, WRONG, lock)
+    assert error.value.message == f"{url} has the wrong sha256: expected {WRONG}, got {SHA256}"
+    assert error.value.exit_code == 3
+    assert lock.files == {}
+    assert fetch(url, SHA256, lock).read_bytes() == CONTENT  # the wrong bytes are not kept
+
+
+def test_a_file_that_changed_since_the_lock(server: Server, lock: Lock, tmp_path: Path) -> None:
+    url = server.url("/a/corpus.txt")
+    lock.record(url, WRONG, 1)
+    with pytest.raises(DownloadError, match=f"has changed: .*my.lock recorded sha256 {WRONG}"):
+        fetch(url, None, lock)
+    assert lock.expect(url) == WRONG
+
+
+def test_a_damaged_cache_is_replaced(server: Server, lock: Lock) -> None:
+    url = server.url("/a/corpus.txt")
+    fetch(url, None, lock).write_bytes(b"damaged")
+    assert fetch(url, None, lock).read_bytes() == CONTENT
+
+
+def test_a_missing_file_is_named_with_its_status(server: Server, lock: Lock) -> None:
+    url = server.url("/absent.txt")
+    with pytest.raises(DownloadError, match=f"{url} answered 404"):
+        fetch(url, None, lock)
+    assert len(server.ranges) == 1
+
+
+def test_a_page_is_no_data(server: Server, lock: Lock) -> None:
+    server.files["/page"] = b"\n<!DOCTYPE html><html>Sign in</html>"
+    with pytest.raises(DownloadError, match="is an HTML page"):
+        fetch(server.url("/page"), None, lock)
+    with pytest.raises(DownloadError, match=r"wrong sha256.*\(an HTML page\)"):
+        fetch(server.url("/page"), WRONG, lock)
+
+
+def test_no_server(server: Server, lock: Lock) -> None:
+    with pytest.raises(DownloadError, match="refused") as error:
+        fetch("http://127.0.0.1:9/x", None, lock)
+    assert "MTRAIN_MIRROR" in str(error.value)
+
+
+def test_a_url_that_is_none(lock: Lock) -> None:
+    with pytest.raises(DownloadError, match="is no valid URL"):
+        fetch("http://127.0.0.1:port/x", None, lock)
+
+
+class TestMirror:
+    """`MTRAIN_MIRROR` takes the place of the network."""
+
+    @pytest.fixture(autouse=True)
+    def mirror(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for folder, content in {"a": b"other", "deep/b": CONTENT}.items():
+            (tmp_path / "mirror" / folder).mkdir(parents=True)
+            (tmp_path / "mirror" / folder / "corpus.txt").write_bytes(content)
+        monkeypatch.setenv("MTRAIN_MIRROR", str(tmp_path / "mirror"))
+
+    def test_the_namesake_with_the_right_bytes_is_used(self, lock: Lock, tmp_path: Path) -> None:
+        path = fetch("https://nowhere.invalid/x/corpus.txt", SHA256, lock)
+        assert path == tmp_path / "mirror/deep/b/corpus.txt"
+        assert lock.expect("https://nowhere.invalid/x/corpus.txt") == SHA256
+
+    def test_the_recorded_sha256_serves_too(self, lock: Lock, tmp_path: Path) -> None:
+        lock.record("https://nowhere.invalid/corpus.txt", SHA256, len(CONTENT))
+        path = fetch("https://nowhere.invalid/corpus.txt", None, lock)
+        assert path == tmp_path / "mirror/deep/b/corpus.txt"
+
+    def test_other_bytes_are_not_used(
+        self, server: Server, lock: Lock, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        server.files["/corpus.txt"] = b"third\n"
+        sha256 = hashlib.sha256(b"third\n").hexdigest()
+        path = fetch(server.url("/corpus.txt"), sha256, lock)
+        assert path.read_bytes() == b"third\n"
+        assert "not used" in capsys.readouterr().err
+
+    def test_nothing_is_taken_on_trust(self, server: Server, lock: Lock) -> None:
+        server.files["/corpus.txt"] = b"third\n"
+        assert fetch(server.url("/corpus.txt"), None, lock).read_bytes() == b"third\n"
+
+    def test_it_must_be_a_directory(self, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MTRAIN_MIRROR", "/nowhere")
+        with pytest.raises(DataError, match="/nowhere, which is not a directory"):
+            fetch("https://nowhere.invalid/corpus.txt", SHA256, lock)
+
+
+class TestLock:
+    """`<config stem>.lock`"""
+
+    def test_it_is_readable_and_sorted(self, tmp_path: Path) -> None:
+        lock = Lock.open(tmp_path / "my.yaml")
+        lock.record("https://z/x", SHA256, 3, 1)
+        lock.record("a.txt", WRONG, 2)
+        assert lock.save(tmp_path / "data") == tmp_path / "my.lock"
+        content = json.loads((tmp_path / "my.lock").read_text())
+        assert content == {
+            "format": 1,
+            "files": {
+                "a.txt": {"sha256": WRONG, "size_bytes": 2},
+                "https://z/x": {"sha256": SHA256, "size_bytes": 3, "lines": 1},
+            },
+        }
+        assert list(content["files"]) == ["a.txt", "https://z/x"]
+        assert Lock.open(tmp_path / "my.yaml").expect("https://z/x") == SHA256
+
+    def test_lines_belong_to_bytes(self, lock: Lock) -> None:
+        lock.record("a.txt", SHA256, 3, 7)
+        lock.record("a.txt", SHA256, 3)
+        assert lock.files["a.txt"]["lines"] == 7
+        lock.record("a.txt", WRONG, 3)
+        assert "lines" not in lock.files["a.txt"]
+
+    def test_it_is_not_rewritten_without_need(self, lock: Lock, tmp_path: Path) -> None:
+        lock.save(tmp_path)
+        assert not lock.path.exists()
+
+    def test_an_unwritable_directory(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # A file where a directory should be stops everybody, root too.
+        (tmp_path / "file").write_text("")
+        config, data = tmp_path / "file/configs/my.yaml", tmp_path / "data"
+        lock = Lock.open(config, data)
+        lock.record("https://z/x", SHA256, 3)
+        assert lock.save(data) == data / "my.lock"
+        assert "cannot be written; the lock is" in capsys.readouterr().err
+        assert Lock.open(config, data).expect("https://z/x") == SHA256
+
+    @pytest.mark.parametrize("text", ["", "[]", '{"format": 2, "files": {}}', '{"files": 1}'])
+    def test_a_damaged_lock_is_an_error(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "my.lock").write_text(text)
+        with pytest.raises(DataError, match="cannot read the lock"):
+            Lock.open(tmp_path / "my.yaml")
+
+
+def test_the_base_name_of_a_url() -> None:
+    assert base_name("https://host/a/b%20c.gz?raw=true#x") == "b c.gz"
+
+
+def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MTRAIN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert cache_dir() == Path("/cache/mtrain")
+
+
+def _leave_a_part(server: Server, lock: Lock, n_bytes: int) -> None:
+    """What a download leaves that was cut for good after so many bytes."""
+    server.cut_after, server.knows_range = n_bytes, False
+    with pytest.raises(DownloadError):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+    server.cut_after, server.knows_range = None, True
+    server.ranges.clear()

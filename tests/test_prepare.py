@@ -1,0 +1,421 @@
+"""Corpora in, prepared data out: what is kept, what is dropped, and what a failure leaves."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mtrain.config import (
+    CldrEntry,
+    Config,
+    DataConfig,
+    Entry,
+    FilesEntry,
+    JsonlEntry,
+    TokenizerConfig,
+)
+from mtrain.data import prepare as prepare_module
+from mtrain.data.cleaning import normalize
+from mtrain.data.prepare import Prepared, copy_into_run, find_prepared, prepare
+from mtrain.data.store import SIDES, TokenStore
+from mtrain.data.tokenizer import load_tokenizers
+from mtrain.errors import DataError, StorageError
+from mtrain.run import RunDir, sha256_of
+
+CONFIG = Path("toy.yaml")
+ANIMALS = ["dog", "cat", "bird", "horse", "cow", "pig", "fox", "bear", "mouse", "goat"]
+PAIRS = [(f"the {a} sees a {b}", f"ein {b} wird vom {a} gesehn") for a in ANIMALS for b in ANIMALS]
+VALID = [("all new here", "ganz neu hier"), ("Yes.", "Ja.")]
+TEST = [("one two three four five", "eins zwei drei vier fünf")]
+
+
+@pytest.fixture(autouse=True)
+def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def files(name: str, pairs: list[tuple[str, str]]) -> FilesEntry:
+    for column, side in enumerate(("en", "de")):
+        text = "".join(f"{pair[column]}\n" for pair in pairs)
+        Path(f"{name}.{side}").write_bytes(text.encode())
+    return FilesEntry(source=f"{name}.en", target=f"{name}.de")
+
+
+def make_config(
+    pairs: list[tuple[str, str]] = PAIRS,
+    valid: Entry | None = None,
+    has_valid: bool = True,
+    tokenizer: dict[str, object] | None = None,
+    **data: object,
+) -> Config:
+    """A config whose files are written anew."""
+    settings = {"train": (files("train", pairs),), "test": {"toy": files("test", TEST)}} | data
+    if has_valid:
+        settings["valid"] = valid or files("valid", VALID)
+    return Config(
+        name="toy",
+        source="en",
+        target="de",
+        data=DataConfig.model_validate(settings),
+        tokenizer=TokenizerConfig.model_validate({"vocab_size": 320} | (tokenizer or {})),
+    )
+
+
+def table(prepared: Prepared, split: str = "train") -> dict[str, int]:
+    rows = [row for row in prepared.manifest["table"] if row["split"] == split]
+    return {row["reason"]: row["pairs"] for row in rows}
+
+
+def stored_text(prepared: Prepared) -> list[tuple[str, str]]:
+    store = TokenStore.open(prepared.path, "train")
+    source, target = load_tokenizers(prepared.path)
+    indices = range(len(store))
+    return list(
+        zip(
+            source.decode([store.src(i).tolist() for i in indices]),
+            target.decode([store.tgt(i).tolist() for i in indices]),
+            strict=True,
+        )
+    )
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in directory.iterdir()}
+
+
+# -- what is kept ----------------------------------------------------------------------------
+
+
+def test_every_dropped_pair_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    dirty = [
+        ("", "leer"),
+        ("\u00a0\x00", "auch leer"),
+        ("nichts", " "),
+        (" the\tdog sees a  dog\r", "ein dog wird vom dog gesehn"),  # repeats PAIRS[0]
+        (TEST[0][0], "eine andere Übersetzung"),
+        ("Yes.", "Ja."),
+        ("x " * 21, "zu lang"),
+        ("zu lang", "y" * (16 * 20 + 1)),
+        ("Yes.", "Doch."),
+    ]
+    prepared = prepare(make_config([*PAIRS, *dirty], max_length=20), CONFIG)
+    assert table(prepared) == {
+        "read": 109,
+        "with an empty side": 3,
+        "in valid or test": 2,
+        "repeated": 1,
+        "over-long": 2,
+        "kept": 101,
+    }
+    assert table(prepared, "valid") == {"kept": 2}
+    assert stored_text(prepared) == [*PAIRS, ("Yes.", "Doch.")]
+    shown = capsys.readouterr().err
+    assert "repeated" in shown
+    assert "101 training pairs" in shown
+
+
+def test_filters_can_be_switched_off() -> None:
+    pairs = [*PAIRS, PAIRS[0], *TEST]
+    config = make_config(pairs, deduplicate=False, decontaminate=False)
+    assert stored_text(prepare(config, CONFIG)) == pairs
+
+
+def test_several_entries_are_read_in_order() -> None:
+    entries = (files("a", PAIRS[:30]), files("b", PAIRS[20:60]))
+    prepared = prepare(make_config(train=entries), CONFIG)
+    assert stored_text(prepared) == PAIRS[:60]
+    assert table(prepared)["repeated"] == 10
+
+
+def test_valid_and_test_sets_keep_their_text_line_by_line() -> None:
+    raw = [
+        ("  two  spaces ", "cafe\u0301\u2028x"),
+        ("", "nichts"),
+        ("same", "same"),
+        ("same", "same"),
+    ]
+    prepared = prepare(make_config(valid=files("raw", raw)), CONFIG)
+    for side, name in enumerate(("source", "target")):
+        text = (prepared.path / f"valid.{name}").read_bytes().decode()
+        assert text == "".join(f"{pair[side]}\n" for pair in raw)
+
+
+def test_a_line_break_inside_json_is_no_second_line() -> None:
+    Path("v.jsonl").write_text(json.dumps({"source": "a\nb", "target": "c"}) + "\n")
+    prepared = prepare(make_config(valid=JsonlEntry(jsonl="v.jsonl")), CONFIG)
+    assert (prepared.path / "valid.source").read_text() == "a b\n"
+
+
+def test_the_manifest_says_what_the_store_holds() -> None:
+    manifest = (prepared := prepare(make_config(), CONFIG)).manifest
+    assert manifest == json.loads((prepared.path / "manifest.json").read_text())
+    store = TokenStore.open(prepared.path, "train")
+    assert manifest["splits"] == ["valid", "toy"]
+    assert manifest["n_train_pairs"] == len(store) == 100
+    assert manifest["n_source_tokens"] == store.src_lengths.sum()
+    assert manifest["n_target_tokens"] == store.tgt_lengths.sum()
+    ratios = (store.tgt_lengths + 1) / (store.src_lengths + 1)
+    assert manifest["length_ratio"]["mean"] == pytest.approx(ratios.mean())
+    assert manifest["length_ratio"]["std"] == pytest.approx(ratios.std())
+    sides = manifest["sides"]
+    assert sides["source"]["tokens_per_word"] == pytest.approx(store.src_lengths.sum() / 500)
+    assert sides["target"]["byte_share"] == 0
+    assert manifest["files"] == {
+        name: sha256 for name, sha256 in hashes(prepared.path).items() if name != "manifest.json"
+    }
+    source, target = load_tokenizers(prepared.path)
+    assert manifest["vocab_sizes"] == [source.vocab_size, target.vocab_size]
+
+
+def test_one_vocabulary_a_side() -> None:
+    config = make_config(tokenizer={"shared": False, "vocab_size": 300})
+    prepared = prepare(config, CONFIG)
+    assert stored_text(prepared) == PAIRS
+    assert {"tokenizer.source.model", "tokenizer.target.model"} <= set(prepared.manifest["files"])
+
+
+def test_without_valid_two_percent_are_held_out(capsys: pytest.CaptureFixture[str]) -> None:
+    prepared = prepare(make_config(has_valid=False), CONFIG)
+    assert table(prepared)["held out as valid"] == 2
+    assert table(prepared)["kept"] == 98
+    sides = [(prepared.path / f"valid.{side}").read_text().split("\n")[:-1] for side in SIDES]
+    held_out = list(zip(*sides, strict=True))
+    assert sorted(stored_text(prepared) + held_out) == sorted(PAIRS)
+    assert "2 of 100 training pairs are held out" in capsys.readouterr().err
+
+
+def test_held_out_pairs_share_no_sentence_with_training() -> None:
+    pairs = [(f"source {i // 2}", f"target {(i + 1) // 2}") for i in range(200)]  # a long chain
+    prepared = prepare(make_config(pairs, has_valid=False), CONFIG)
+    counts = table(prepared)
+    assert counts["held out as valid"] == 4
+    assert counts["sharing a sentence with valid"] > 0
+    kept = stored_text(prepared)
+    assert counts["kept"] == len(kept)
+    for side, name in enumerate(SIDES):
+        held_out = (prepared.path / f"valid.{name}").read_text().split("\n")[:-1]
+        assert not {pair[side] for pair in kept} & set(held_out)
+
+
+def test_generated_phrases_share_no_sentence() -> None:
+    config = make_config(
+        valid=CldrEntry(cldr=50),
+        train=(CldrEntry(cldr=300),),
+        test={"t": CldrEntry(cldr=50)},
+        tokenizer={"vocab_size": 1000},
+    )
+    prepared = prepare(config, CONFIG)
+    assert table(prepared)["in valid or test"] == 0
+    trained = stored_text(prepared)
+    for side, name in enumerate(SIDES):
+        tested = (prepared.path / f"t.{name}").read_text().split("\n")[:-1]
+        assert len(tested) == 50
+        assert not {pair[side] for pair in trained} & set(map(normalize, tested))
+
+
+# -- when it is made anew --------------------------------------------------------------------
+
+
+def test_a_second_run_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config()
+    first = prepare(config, CONFIG)
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    capsys.readouterr()
+    assert prepare(config, CONFIG) == first
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+    assert capsys.readouterr().err == f"{first.path} is up to date\n"
+
+
+def test_force_gives_the_same_bytes() -> None:
+    config = make_config()
+    first = prepare(config, CONFIG)
+    before, inode = hashes(first.path), first.path.stat().st_ino
+    assert prepare(config, CONFIG, force=True).path == first.path
+    assert hashes(first.path) == before
+    assert first.path.stat().st_ino != inode
+
+
+def test_what_matters_gives_a_new_directory_and_the_old_one_stays() -> None:
+    first = prepare(make_config(), CONFIG)
+    before = hashes(first.path)
+    others = [
+        prepare(make_config(tokenizer={"vocab_size": 310}), CONFIG),
+        prepare(make_config(max_length=100), CONFIG),
+        prepare(make_config(PAIRS[1:]), CONFIG),  # only the content of a file differs
+    ]
+    assert len({prepared.path for prepared in [first, *others]}) == 4
+    assert hashes(first.path) == before
+    assert prepare(make_config(), CONFIG).path == first.path
+
+
+def test_what_does_not_matter_gives_the_same_directory() -> None:
+    config = make_config()
+    first = prepare(config, CONFIG)
+    os.utime("train.en", (1, 1))
+    train = config.train.model_copy(update={"max_steps": 7})
+    assert prepare(config.model_copy(update={"train": train}), CONFIG).path == first.path
+
+
+def test_find_prepared_only_looks() -> None:
+    config = make_config()
+    before = sorted(Path().rglob("*"))
+    assert find_prepared(config, CONFIG) is None
+    assert sorted(Path().rglob("*")) == before
+    assert prepare(config, CONFIG) == find_prepared(config, CONFIG)
+
+
+def test_prepared_data_outlives_the_text_it_was_made_from() -> None:
+    config = make_config()
+    first = prepare(config, CONFIG)
+    Path("train.en").unlink()
+    assert find_prepared(config, CONFIG) == first
+    with pytest.raises(DataError, match="no file train"):
+        prepare(config, CONFIG, force=True)
+    assert find_prepared(config, CONFIG) == first
+
+
+def test_what_was_downloaded_once_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    files("mirror", PAIRS)
+    sides = {"source": "en", "target": "de"}
+    entry = FilesEntry(
+        **{side: f"https://example.invalid/mirror.{end}" for side, end in sides.items()},
+        sha256={side: sha256_of(Path(f"mirror.{end}")) for side, end in sides.items()},
+    )
+    monkeypatch.setenv("MTRAIN_CACHE", "cache")
+    monkeypatch.setenv("MTRAIN_MIRROR", str(Path.cwd()))
+    config = make_config(train=(entry,))
+    first = prepare(config, CONFIG)
+    assert stored_text(first) == PAIRS
+    monkeypatch.delenv("MTRAIN_MIRROR")
+    assert prepare(config, CONFIG) == first
+
+
+@pytest.mark.parametrize("name", ["train.source.ids", "tokenizer.model", "manifest.json"])
+def test_damaged_data_is_prepared_again(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config()
+    first = prepare(config, CONFIG)
+    before = hashes(first.path)
+    (first.path / name).write_bytes((first.path / name).read_bytes()[:-3])
+    assert find_prepared(config, CONFIG) is None
+    prepare(config, CONFIG)
+    assert hashes(first.path) == before
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_the_lock_records_the_files() -> None:
+    prepare(make_config(), CONFIG)
+    recorded = json.loads(Path("toy.lock").read_text())["files"]
+    assert recorded["train.en"]["sha256"] == sha256_of(Path("train.en"))
+    assert recorded["train.en"]["lines"] == 100
+
+
+# -- failures --------------------------------------------------------------------------------
+
+
+def test_nothing_left_names_the_filter() -> None:
+    config = make_config([("", "x"), ("a", ""), *TEST])
+    with pytest.raises(DataError, match="left of 3: 2 with an empty side, 1 in valid or test"):
+        prepare(config, CONFIG)
+    with pytest.raises(DataError, match="left of 100: 100 over-long"):
+        prepare(make_config(max_length=2), CONFIG)
+    assert leftovers() == []
+
+
+def test_no_training_pairs_at_all() -> None:
+    with pytest.raises(DataError, match=r"data\.train holds no sentence pairs"):
+        prepare(make_config([]), CONFIG)
+
+
+def test_an_empty_valid_or_test_set_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"data\.valid holds no sentence pairs"):
+        prepare(make_config(valid=files("none", [])), CONFIG)
+    with pytest.raises(DataError, match=r"data\.test\.t holds no sentence pairs"):
+        prepare(make_config(test={"t": files("none", [])}), CONFIG)
+
+
+def test_one_pair_cannot_be_both_trained_on_and_held_out() -> None:
+    with pytest.raises(DataError, match="left of 1: 1 held out as valid"):
+        prepare(make_config(PAIRS[:1], has_valid=False), CONFIG)
+
+
+def test_a_directory_that_cannot_be_written() -> None:
+    Path("data").write_text("a file where the directory should be")
+    with pytest.raises(StorageError, match="cannot write data/toy"):
+        prepare(make_config(), CONFIG)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", ["corpus.tmp", "train.target.ids"])
+def test_a_full_disk_is_named_and_nothing_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+    real_build = prepare_module._build
+
+    def build_on_a_full_disk(*arguments: object) -> object:
+        (arguments[-1] / name).symlink_to("/dev/full")
+        return real_build(*arguments)
+
+    monkeypatch.setattr(prepare_module, "_build", build_on_a_full_disk)
+    with pytest.raises(StorageError, match=f"no space left .*{name}"):
+        prepare(config, CONFIG)
+    assert leftovers() == []
+
+
+def test_an_interrupted_run_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+    first = prepare(config, CONFIG)
+    before = hashes(first.path)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, "_encode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, CONFIG, force=True)
+    assert leftovers() == []
+    assert hashes(first.path) == before
+
+
+def test_what_killed_runs_left_is_removed() -> None:
+    config = make_config()
+    gone, alive = Path("data/toy/0.tmp-99999999"), Path(f"data/toy/0.tmp-{os.getppid()}")
+    for path in (gone, alive):
+        path.mkdir(parents=True)
+    prepare(config, CONFIG)
+    assert not gone.exists()
+    assert alive.exists()
+
+
+def leftovers() -> list[Path]:
+    return list(Path().rglob("*.tmp*"))
+
+
+# -- warnings --------------------------------------------------------------------------------
+
+
+def test_suspicions_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    copies = [(f"copy {i}", f"copy {i}") for i in range(25)]
+    tokenized = [(f"a {i} .", f"ein {i} .") for i in range(3)]
+    prepare(make_config([*PAIRS, *copies], valid=files("tok", tokenized)), CONFIG)
+    shown = capsys.readouterr().err
+    assert "warning: in 20% of the training pairs the target is the source" in shown
+    assert "warning: 100% of the references of `valid` end in ` .`" in shown
+    prepare(make_config(), CONFIG)
+    assert "the target is the source" not in capsys.readouterr().err
+
+
+# -- into a run ------------------------------------------------------------------------------
+
+
+def test_a_run_needs_nothing_of_the_prepared_data() -> None:
+    prepared = prepare(make_config(), CONFIG)
+    run = RunDir("runs/toy")
+    copy_into_run(prepared, run)
+    shutil.rmtree("data")
+    assert run.splits() == ["valid", "toy"]
+    split = run.read_split("valid")
+    assert list(zip(split.sources, split.references, strict=True)) == VALID
+    source, target = load_tokenizers(run.path)
+    assert source is target
+    assert source.decode(source.encode(["the dog"])) == ["the dog"]

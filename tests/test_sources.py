@@ -1,0 +1,197 @@
+"""Pairs come out as they are stored; whatever would misalign them is an error with its place."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtrain.config import FilesEntry, JsonlEntry, TsvEntry
+from mtrain.data.downloads import Lock
+from mtrain.data.sources import Pair, read_entry
+from mtrain.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Lock:
+    return Lock.open(tmp_path / "configs" / "my.yaml")
+
+
+FILES = FilesEntry(source="x.en", target="x.de")
+
+
+def write(**contents: str | bytes) -> None:
+    """write(en="a\\n") -> the file x.en"""
+    for suffix, content in contents.items():
+        Path(f"x.{suffix}").write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def read(entry: FilesEntry | TsvEntry | JsonlEntry, lock: Lock) -> list[Pair]:
+    return list(read_entry(entry, "data.train.0", lock))
+
+
+class TestFiles:
+    """Two line-aligned files."""
+
+    def test_line_n_goes_with_line_n(self, lock: Lock) -> None:
+        write(en="A dog.\n\nTwo cats.\n", de="Ein Hund.\n\nZwei Katzen.")
+        assert read(FILES, lock) == [
+            Pair("A dog.", "Ein Hund."),
+            Pair("", ""),
+            Pair("Two cats.", "Zwei Katzen."),
+        ]
+
+    def test_only_line_feeds_end_lines(self, lock: Lock) -> None:
+        odd = "a\u2028b\u2029c\u0085d\x0ce\x0bf\x1cg\rh\0i"
+        write(en=f"{odd}\nnext\n", de="1\n2\n")
+        assert read(FILES, lock) == [Pair(odd, "1"), Pair("next", "2")]
+
+    def test_windows_line_ends_and_byte_order_mark(self, lock: Lock) -> None:
+        write(en=b"\xef\xbb\xbfa\r\nb\r\r\n\xef\xbb\xbfc", de="1\n2\n3\n")
+        assert [pair.src for pair in read(FILES, lock)] == ["a", "b\r", "\ufeffc"]
+
+    def test_gzip_is_known_by_its_bytes(self, lock: Lock) -> None:
+        members = gzip.compress(b"a\n") + gzip.compress("ü\n".encode())
+        write(en=members, de="1\n2\n")
+        assert read(FILES, lock) == [Pair("a", "1"), Pair("ü", "2")]
+        Path("x.de").rename("plain.gz")
+        assert len(read(FilesEntry(source="x.en", target="plain.gz"), lock)) == 2
+
+    @pytest.mark.parametrize(("n_source", "n_target"), [(3, 1200), (1200, 3), (0, 1)])
+    def test_unequal_counts_name_both(self, lock: Lock, n_source: int, n_target: int) -> None:
+        write(en="a\n" * n_source, de="b\n" * n_target)
+        with pytest.raises(DataError) as error:
+            read(FILES, lock)
+        expected = f"data.train.0: x.en has {n_source:,} lines but x.de has {n_target:,}"
+        assert error.value.message == expected
+        assert error.value.exit_code == 3
+
+    def test_empty_files_have_no_pairs(self, lock: Lock) -> None:
+        write(en="", de=gzip.compress(b""))
+        assert read(FILES, lock) == []
+
+    def test_other_encodings_are_found_out(self, lock: Lock) -> None:
+        write(en="a\nb\n", de="1\ngrün\n".encode("latin-1"))
+        with pytest.raises(DataError, match=r"x\.de:2: not UTF-8 \(byte 0xfc at position 2\)"):
+            read(FILES, lock)
+
+    @pytest.mark.parametrize("n_bytes", [2, 12, 400, -1])
+    def test_a_truncated_gzip(self, lock: Lock, n_bytes: int) -> None:
+        text = random.Random(1).randbytes(999).hex().encode()
+        write(en=gzip.compress(text)[:n_bytes], de="1\n")
+        with pytest.raises(DataError, match=r"x\.en is cut short"):
+            read(FILES, lock)
+
+    def test_a_damaged_gzip(self, lock: Lock) -> None:
+        whole = bytearray(gzip.compress(b"a\n" * 999))
+        whole[-6] ^= 1  # the checksum
+        write(en=bytes(whole), de="1\n" * 999)
+        with pytest.raises(DataError, match=r"x\.en cannot be read: CRC"):
+            read(FILES, lock)
+
+    def test_the_lock_tells_what_was_read(self, lock: Lock) -> None:
+        write(en="a\nb", de=gzip.compress(b"1\n2\n"))
+        read(FILES, lock)
+        assert lock.files["x.en"] == {
+            "sha256": hashlib.sha256(b"a\nb").hexdigest(),
+            "size_bytes": 3,
+            "lines": 2,
+        }
+        assert lock.files["x.de"]["size_bytes"] == Path("x.de").stat().st_size
+        assert lock.files["x.de"]["lines"] == 2
+
+    def test_a_local_file_is_held_to_the_config_but_not_to_the_lock(self, lock: Lock) -> None:
+        write(en="a\n", de="1\n")
+        read(FILES, lock)
+        write(en="b\n")
+        assert read(FILES, lock) == [Pair("b", "1")]
+        entry = FilesEntry(source="x.en", target="x.de", sha256={"source": "0" * 64})
+        with pytest.raises(DataError, match=r"data.train.0: x\.en has the wrong sha256: expected"):
+            read(entry, lock)
+
+    @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8")), min_size=1))
+    def test_any_text_is_read_back(self, lock: Lock, lines: list[str]) -> None:
+        lines[0] = lines[0].removeprefix("\ufeff")
+        content = "".join(f"{line}\n" for line in lines)
+        write(en=content, de=gzip.compress(content.encode()))
+        assert read(FILES, lock) == [Pair(line, line) for line in lines]
+
+
+class TestMissing:
+    """A file that is not there, or not a file."""
+
+    def test_it_is_named(self, lock: Lock, here: Path) -> None:
+        write(de="1\n")
+        with pytest.raises(DataError, match=r"data.train.0: there is no file x\.en") as error:
+            read(FILES, lock)
+        assert str(here) in error.value.message
+
+    def test_it_may_lie_beside_the_config(self, lock: Lock, here: Path) -> None:
+        (here / "configs").mkdir()
+        (here / "configs" / "x.en").write_text("a\n")
+        with pytest.raises(DataError, match="there is one beside the config") as error:
+            read(FILES, lock)
+        assert f"write {here}/configs/x.en" in str(error.value)
+
+    def test_a_directory_is_no_file(self, lock: Lock) -> None:
+        Path("x.en").mkdir()
+        with pytest.raises(DataError, match=r"x\.en is not a regular file"):
+            read(FILES, lock)
+
+
+class TestTsv:
+    """Tab-separated columns without quoting."""
+
+    def test_columns_are_chosen(self, lock: Lock) -> None:
+        write(tsv='1\t"a" b\tx\t"c\n2\t\ty\td\n')
+        entry = TsvEntry(tsv="x.tsv", columns=(1, 3))
+        assert read(entry, lock) == [Pair('"a" b', '"c'), Pair("", "d")]
+        assert lock.files["x.tsv"]["lines"] == 2
+
+    def test_a_missing_column_is_located(self, lock: Lock) -> None:
+        write(tsv="a\tb\nc\n")
+        with pytest.raises(DataError, match=r"x\.tsv:2: 1 column, but column 1"):
+            read(TsvEntry(tsv="x.tsv"), lock)
+
+
+class TestJsonl:
+    """One object a line."""
+
+    def test_fields_are_chosen(self, lock: Lock) -> None:
+        write(jsonl='{"en": "a\\u2028b", "de": "ü", "n": 1}\n\n{"de": "2", "en": ""}')
+        entry = JsonlEntry(jsonl="x.jsonl", source_field="en", target_field="de")
+        assert read(entry, lock) == [Pair("a\u2028b", "ü"), Pair("", "2")]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ('{"source": "a"', "not JSON"),
+            ("[" * 100_000, "not JSON"),
+            ('["a", "b"]', "not a JSON object"),
+            ('{"source": "a", "tgt": "b"}', r"no field `target` \(found: source, tgt\)"),
+            ("{}", r"no field `source` \(found: none\)"),
+            ('{"source": "a", "target": ["b"]}', r'field `target` is \["b"\], not a string'),
+            (
+                '{"source": "\\ud800", "target": "b"}',
+                "field `source` holds half of a surrogate pair",
+            ),
+        ],
+    )
+    def test_a_bad_line_is_located(self, lock: Lock, line: str, message: str) -> None:
+        good = json.dumps({"source": "a", "target": "b"})
+        write(jsonl=f"{good}\n{line}\n{good}\n")
+        with pytest.raises(DataError, match=rf"x\.jsonl:2: {message}"):
+            read(JsonlEntry(jsonl="x.jsonl"), lock)

@@ -1,0 +1,114 @@
+"""The token store: what is written is what is read, and damage is noticed at opening."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtrain.data.store import StoreWriter, TokenStore
+from mtrain.errors import DataError
+from mtrain.run import sha256_of
+
+PAIRS = [([5, 6, 7], [8]), ([9], [10, 11]), ([], [12, 13, 14])]
+
+
+def write(directory: Path, pairs: list[tuple[list[int], list[int]]] = PAIRS) -> None:
+    writer = StoreWriter(directory, "train", (1000, 1000))
+    writer.append(pairs[:2])
+    writer.append(pairs[2:])
+    writer.close()
+
+
+def test_pairs_come_back_in_order(tmp_path: Path) -> None:
+    write(tmp_path)
+    store = TokenStore.open(tmp_path, "train")
+    assert len(store) == 3
+    assert [(store.src(i).tolist(), store.tgt(i).tolist()) for i in range(3)] == PAIRS
+    assert store.src_lengths.tolist() == [3, 1, 0]
+    assert store.tgt_lengths.tolist() == [1, 2, 3]
+    assert store.src_lengths.dtype == np.int32
+    assert store.src_ids.tolist() == [5, 6, 7, 9]
+    assert store.tgt_offsets.tolist() == [0, 1, 3, 6]
+
+
+def test_a_store_without_pairs_opens(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    store = TokenStore.open(tmp_path, "train")
+    assert len(store) == 0
+    assert store.src_lengths.tolist() == []
+    assert store.tgt_ids.tolist() == []
+
+
+@pytest.mark.parametrize(("vocab_size", "bytes_an_id"), [(65536, 2), (65537, 4)])
+def test_ids_take_two_bytes_where_the_vocabulary_allows(
+    tmp_path: Path, vocab_size: int, bytes_an_id: int
+) -> None:
+    writer = StoreWriter(tmp_path, "train", (300, vocab_size))
+    writer.append([([1], [vocab_size - 1])])
+    writer.close()
+    store = TokenStore.open(tmp_path, "train")
+    assert store.tgt(0).tolist() == [vocab_size - 1]
+    assert (store.src_ids.itemsize, store.tgt_ids.itemsize) == (2, bytes_an_id)
+
+
+def test_an_id_beyond_its_type_is_no_silent_overflow(tmp_path: Path) -> None:
+    with (
+        StoreWriter(tmp_path, "train", (300, 300)) as writer,
+        pytest.raises(OverflowError),
+    ):
+        writer.append([([70_000], [1])])
+
+
+def test_counts_and_hashes_are_those_of_the_files(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path, "train", (1000, 1000))
+    writer.append(PAIRS)
+    counts = writer.close()
+    assert (counts.n_pairs, counts.n_source_tokens, counts.n_target_tokens) == (3, 4, 6)
+    assert counts.sha256 == {path.name: sha256_of(path) for path in tmp_path.iterdir()}
+
+
+def test_arrays_cannot_be_written(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(ValueError, match="read-only"):
+        TokenStore.open(tmp_path, "train").src_ids[0] = 1
+
+
+@pytest.mark.parametrize("name", ["source.ids", "source.offsets", "target.ids", "target.offsets"])
+def test_a_file_cut_short_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path)
+    path = tmp_path / f"train.{name}"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DataError, match=f"train.{name}") as caught:
+        TokenStore.open(tmp_path, "train")
+    assert "prepare --force" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "train.target.ids").unlink()
+    with pytest.raises(DataError, match=r"train\.target\.ids \(no such file"):
+        TokenStore.open(tmp_path, "train")
+
+
+def test_offsets_of_other_ids_are_noticed(tmp_path: Path) -> None:
+    write(tmp_path)
+    offsets = np.array([0, 3, 4, 5], "<i8")  # of the right size, but its end is not 4
+    (tmp_path / "train.source.offsets").write_bytes(offsets.tobytes())
+    with pytest.raises(DataError, match=r"train\.source\.offsets"):
+        TokenStore.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"format": 99})])
+def test_a_damaged_header_is_named(tmp_path: Path, content: str) -> None:
+    write(tmp_path)
+    (tmp_path / "train.json").write_text(content)
+    with pytest.raises(DataError, match=r"train\.json"):
+        TokenStore.open(tmp_path, "train")
+
+
+def test_an_unfinished_store_is_none(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, "train", (1000, 1000)) as writer:
+        writer.append(PAIRS)  # and no close()
+    with pytest.raises(DataError, match=r"train\.json"):
+        TokenStore.open(tmp_path, "train")

@@ -1,0 +1,644 @@
+"""Lines, streams and files through a translator; mostly one whose model copies its source."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtrain
+from mtrain.config import Config, TokenizerConfig, dump_config
+from mtrain.data.tokenizer import EOS, PAD, Tokenizer, load_tokenizers, train_tokenizers
+from mtrain.decoding import translate as stage
+from mtrain.decoding.sentences import split_text
+from mtrain.decoding.translate import (
+    Options,
+    Translation,
+    Translator,
+    translate_file,
+    translate_stream,
+    waiting_lines,
+)
+from mtrain.errors import ModelError, StorageError, UsageError
+from mtrain.model.transformer import Transformer
+from mtrain.model.weights import save_tensors, weights_of
+from mtrain.run import RunDir, atomic_write, write_json
+
+TEXT = [
+    "A dog runs over the green grass.",
+    "Two men are talking, and a woman listens.",
+    "The little girl in a red dress is playing with a ball!",
+    "Ein Hund läuft über die grüne Wiese; er ist müde.",
+    "Where is the train station? It is over there.",
+] * 4
+
+LINES = ["A dog.", "", "Two men are talking, and a woman listens.", "Ein Hund läuft.", "ball"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    config = TokenizerConfig(vocab_size=400, type="bpe")
+    train_tokenizers(config, lambda: [(t, t) for t in TEXT], len(TEXT), directory, 1)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_directory: Path) -> Tokenizer:
+    return load_tokenizers(tokenizer_directory)[0]
+
+
+def config_with(max_length: int = 40, **decode: Any) -> Config:
+    sections = {
+        "name": "copy",
+        "source": "en",
+        "target": "de",
+        "data": {"train": ({"source": "a", "target": "b"},), "max_length": max_length},
+        "model": {
+            "d_model": 16,
+            "d_ff": 32,
+            "n_heads": 2,
+            "n_encoder_layers": 1,
+            "n_decoder_layers": 1,
+        },
+        "decode": {"beam_size": 2} | decode,
+    }
+    return Config.model_validate(sections)
+
+
+class Copy(nn.Module):
+    """Stands for a model of `vocab_size` words; remembers the sources it was shown."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.vocab_size = vocab_size
+        self.shown: list[tuple[Tensor, Tensor | None]] = []
+        self.was_training: list[bool] = []
+
+
+@dataclass
+class Copying:
+    sources: Tensor  # (B, S + 1) ending in EOS
+    beam_size: int
+    n_steps: int = 0
+
+
+class CopyScorer:
+    """Says what the source says; the other hypotheses of a beam end too early."""
+
+    def __init__(self, model: Copy) -> None:
+        self.model = model
+
+    def start(
+        self, src: Tensor, src_mask: Tensor | None, beam_size: int, max_length: int
+    ) -> Copying:
+        self.model.shown.append((src, src_mask))
+        self.model.was_training.append(self.model.training)
+        ended = torch.cat([src, torch.full((len(src), 1), EOS)], 1)
+        return Copying(ended.masked_fill(ended == PAD, EOS), beam_size)
+
+    def step(self, state: Copying, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        position = min(state.n_steps, state.sources.shape[1] - 1)
+        wanted = state.sources[:, position].repeat_interleave(state.beam_size)  # (R,)
+        state.n_steps += 1
+        logits = torch.full((len(tokens), self.model.vocab_size), -20.0)
+        logits[:, EOS] = 4.0
+        logits.scatter_(1, wanted[:, None], 10.0)
+        return logits, logits.logsumexp(-1)
+
+    def reorder(self, state: Copying, rows: Tensor) -> None:
+        """Nothing: all rows of a sentence copy the same source."""
+
+    def keep(self, state: Copying, sentences: Tensor) -> None:
+        state.sources = state.sources[sentences]
+
+
+@pytest.fixture
+def make(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Translator]:
+    """Translators that copy."""
+    monkeypatch.setattr(stage, "TransformerScorer", CopyScorer)
+
+    def make_translator(**settings: Any) -> Translator:
+        model: Any = Copy(tokenizer.vocab_size)
+        ratio = {"mean": 1.0, "std": 0.1}
+        return Translator(model, (tokenizer, tokenizer), config_with(**settings), ratio)
+
+    return make_translator
+
+
+def written(
+    translator: Translator, source: bytes | BinaryIO, options: Options | None = None
+) -> list[str]:
+    """The lines that a stream of bytes becomes."""
+    out = io.StringIO()
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    n_lines = translate_stream(translator, stream, out, options)
+    text = out.getvalue()
+    assert text == "" or text.endswith("\n")
+    lines = text.split("\n")[:-1]
+    assert n_lines * (options.n_best if options and options.format == "text" else 1) == len(lines)
+    return lines
+
+
+# -- lines -----------------------------------------------------------------------------------
+
+
+def test_every_line_comes_back_in_its_place(make):
+    assert make().translate(LINES) == LINES
+
+
+def test_lines_are_normalised_as_in_training(make):
+    assert make().translate(["  A\tdog.\u2028 a\u0308 "]) == ["A dog. ä"]
+
+
+def test_symbols_never_seen_survive(make):
+    assert make().translate(["犬 \u2581 🐕 \x00", "Ω"]) == ["犬 \u2581 🐕", "Ω"]
+
+
+def test_blank_lines_are_never_decoded(make):
+    translator = make()
+    [blank, control] = translator.translate_detailed([" \t ", "\x00"])
+    assert translator.model.shown == []
+    assert (blank.text, blank.score, control.text) == ("", 0.0, "")
+    assert [h.text for h in blank.hypotheses] == [""]
+
+
+def test_batches_keep_the_budget_and_are_masked_only_where_padded(make):
+    translator = make(batch_tokens=60)
+    lines = [" ".join(["dog"] * (n // 12 + 1)) for n in range(40)]
+    assert translator.translate(lines) == lines
+    assert len(translator.model.shown) > 3
+    is_masked = set()
+    for src, mask in translator.model.shown:
+        assert src.numel() * 2 <= 60
+        is_padded = bool((src == PAD).any())
+        assert (mask is not None) == is_padded
+        if mask is not None:
+            assert torch.equal(mask[:, 0, 0], src != PAD)
+        is_masked.add(is_padded)
+    assert is_masked == {True, False}
+    assert sum(len(src) for src, _ in translator.model.shown) == 40
+
+
+def test_an_over_long_line_is_split_and_rejoined_with_a_warning(make):
+    translator = make(max_length=20)
+    line = " ".join(TEXT[:3])
+    [short, long] = translator.translate_detailed(["A dog.", line])
+    assert short.warnings == []
+    assert long.text == line
+    [warning] = long.warnings
+    n_pieces = len(translator.src_tokenizer.encode([line])[0])
+    assert warning.startswith(f"{n_pieces} pieces are more than the 20 the model was trained with")
+    assert all(src.shape[1] <= 21 for src, _ in translator.model.shown)
+
+
+def test_a_split_lines_score_is_that_of_the_whole(make):
+    """Each part pays for its own EOS."""
+    translator = make(max_length=20, length_penalty=1.0)
+    [long] = translator.translate_detailed([" ".join(TEXT[:3])], n_best=2)
+    n_parts = sum(len(src) for src, _ in translator.model.shown)
+    length = sum(int((src != PAD).sum()) for src, _ in translator.model.shown)
+    assert n_parts > 2
+    others = [-20.0] * (translator.model.vocab_size - 2)
+    of_token = float(Tensor([10.0, 4.0, *others]).log_softmax(0)[0])
+    of_eos = float(Tensor([10.0, -20.0, *others]).log_softmax(0)[0])
+    log_prob = (length - n_parts) * of_token + n_parts * of_eos
+    assert long.score == pytest.approx(log_prob / length, rel=1e-3)
+    assert [h.score for h in long.hypotheses] == sorted(
+        (h.score for h in long.hypotheses), reverse=True
+    )
+    assert long.hypotheses[0].tokens[0] == "\u2581A"
+
+
+def test_a_line_of_100000_characters(make):
+    translator = make(batch_tokens=4096)
+    line = "x" * 100_000
+    [result] = translator.translate_detailed([line], beam_size=1)
+    assert result.text.replace(" ", "") == line
+    assert all(src.shape[1] <= 41 for src, _ in translator.model.shown)
+
+
+def test_n_best_hypotheses_have_scores_and_pieces(make):
+    [result] = make().translate_detailed(["A dog."], beam_size=3, n_best=3)
+    assert result.text == result.hypotheses[0].text == "A dog."
+    assert result.score == result.hypotheses[0].score
+    assert "".join(result.hypotheses[0].tokens).replace("\u2581", " ").strip() == "A dog."
+    scores = [h.score for h in result.hypotheses]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_settings_of_the_run_hold_unless_others_are_given(make, monkeypatch):
+    calls = []
+    search = stage.beam_search
+    monkeypatch.setattr(stage, "beam_search", lambda *a: calls.append(a[4:]) or search(*a))
+    translator = make(beam_size=3, length_penalty=0.5)
+    translator.translate(["A dog."])
+    translator.translate(["A dog."], beam_size=1, length_penalty=0.0)
+    assert calls == [(3, 0.5, 1, False), (1, 0.0, 1, False)]
+
+
+def test_the_maximum_length_is_learnt(make, monkeypatch):
+    limits: list[int] = []
+    search = stage.beam_search
+    monkeypatch.setattr(stage, "beam_search", lambda *a: limits.extend(a[3].tolist()) or search(*a))
+    translator = make(max_length=100)
+    long = " ".join(["dog"] * 30)
+    n = len(translator.src_tokenizer.encode([long])[0]) + 1
+    translator.length_ratio = {"mean": 1.1, "std": 0.25}
+    translator.translate([long, "dog"])
+    n_short = len(translator.src_tokenizer.encode(["dog"])[0]) + 1
+    assert limits == [-int(-2.1 * n // 1), n_short + 10]
+
+
+def test_the_model_is_put_into_evaluation_mode_and_back(make):
+    translator = make()
+    translator.model.train()
+    translator.translate(["A dog."])
+    assert translator.model.was_training == [False]
+    assert translator.model.training
+
+
+def test_more_hypotheses_than_the_beam_finds_are_refused(make):
+    with pytest.raises(UsageError, match=r"3 hypotheses a line .* a beam of 2"):
+        make().translate_detailed(["A dog."], n_best=3)
+
+
+def test_one_string_is_no_list_of_lines(make):
+    with pytest.raises(TypeError, match="list of lines"):
+        make().translate("A dog.")
+
+
+def test_no_lines_give_no_translations(make):
+    assert make().translate([]) == []
+
+
+def test_progress_counts_lines_not_parts(make):
+    counts: list[int] = []
+    make(max_length=20).translate_detailed([" ".join(TEXT), "", "A dog."], progress=counts.append)
+    assert sum(counts) == 3
+
+
+# -- a real Transformer ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network(tokenizer: Tokenizer) -> Translator:
+    torch.manual_seed(3)
+    config = config_with()
+    model = Transformer(config.model, tokenizer.vocab_size, tokenizer.vocab_size).eval()
+    return Translator(model, (tokenizer, tokenizer), config, {"mean": 1.0, "std": 0.1})
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_companions_change_no_translation(network, beam_size):
+    together = network.translate_detailed(LINES, beam_size=beam_size)
+    for line, expected in zip(LINES, together, strict=True):
+        [alone] = network.translate_detailed([line], beam_size=beam_size)
+        assert alone.hypotheses[0].tokens == expected.hypotheses[0].tokens
+        assert alone.score == pytest.approx(expected.score, abs=1e-4)
+
+
+def test_weights_that_are_not_finite_are_reported(network, tokenizer):
+    model = Transformer(network.config.model, tokenizer.vocab_size, tokenizer.vocab_size)
+    with torch.no_grad():
+        model.output.weight.fill_(float("nan"))
+    broken = Translator(model, (tokenizer, tokenizer), network.config, network.length_ratio)
+    for beam_size in (1, 3):
+        with pytest.raises(ModelError, match="no finite probabilities"):
+            broken.translate(["A dog."], beam_size=beam_size)
+
+
+def test_a_run_directory_translates_as_its_parts_do(network, tmp_path, tokenizer_directory):
+    run = RunDir(tmp_path / "run")
+    write_json(run.manifest, {"splits": ["valid"], "length_ratio": network.length_ratio})
+    atomic_write(run.config, dump_config(network.config))
+    shutil.copy(tokenizer_directory / "tokenizer.model", run.path)
+    save_tensors(run.weights, weights_of(network.model), {})
+    assert mtrain.load(run.path, device="cpu").translate(LINES) == network.translate(LINES)
+
+
+# -- splitting -------------------------------------------------------------------------------
+
+
+def words(texts: list[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
+def characters(texts: list[str]) -> list[int]:
+    return [len(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "parts"),
+    [
+        ("One two. Three four.", 4, ["One two. Three four."]),
+        ("One two. Three four.", 3, ["One two.", "Three four."]),
+        ('He said "no!" Then he left.', 4, ['He said "no!"', "Then he left."]),
+        ("Dr. Who met J. Smith on 3. Mai there. They spoke.", 9,
+         ["Dr. Who met J. Smith on 3. Mai there.", "They spoke."]),
+        ("a b, c d, e f, g h", 5, ["a b, c d,", "e f, g h"]),
+        ("pi is 3.14 or 1,000 so", 4, ["pi is 3.14", "or 1,000 so"]),
+        ("a b c d e f g", 3, ["a b", "c d e", "f g"]),
+    ],
+)  # fmt: skip
+def test_a_long_text_is_cut_where_it_hurts_least(text, limit, parts):
+    assert split_text(text, words, limit) == parts
+
+
+def test_text_without_spaces_is_cut_at_its_own_punctuation_and_then_anywhere():
+    text = "今日は。雨が降る、風も吹く。雪も降るかもしれない、寒い。" + "あ" * 25
+    parts = split_text(text, characters, 10)
+    assert parts[:2] == ["今日は。", "雨が降る、風も吹く。"]
+    assert parts[-1 - 3] == "寒い。"
+    assert "".join(parts) == text
+    assert all(len(part) <= 10 for part in parts)
+
+
+# -- streams ---------------------------------------------------------------------------------
+
+
+def test_n_lines_in_n_lines_out(make):
+    source = b"A dog.\r\n\n  \nball\xe2\x80\xa8dog\x0bball\x00\n\xff\xfe dog\nlast"
+    expected = ["A dog.", "", "", "ball dog ball", "\ufffd\ufffd dog", "last"]
+    assert written(make(), source) == expected
+
+
+def test_an_empty_stream_gives_nothing(make):
+    assert written(make(), b"") == []
+
+
+def test_bytes_that_are_no_utf8_are_reported_with_their_line(make, capsys):
+    written(make(), b"A dog.\nball \xff\nball")
+    assert capsys.readouterr().err == (
+        "warning: line 2: not valid UTF-8 (byte 0xff at position 6); what could not be read was "
+        "replaced by U+FFFD\n"
+    )
+
+
+def test_a_split_line_is_reported_with_its_number(make, capsys):
+    written(make(max_length=20), b"A dog.\n" + " ".join(TEXT[:3]).encode())
+    assert capsys.readouterr().err.startswith("warning: line 2: ")
+
+
+def test_a_flood_of_warnings_is_summed_up(make, capsys):
+    assert len(written(make(), b"\xff\n" * 50)) == 50
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == stage.WARNINGS_SHOWN + 1
+    assert lines[-1].startswith("warning: 30 more such warnings")
+
+
+def test_n_best_as_text_gives_that_many_lines_for_each(make):
+    lines = written(make(), b"A dog.\n\nball\n", Options(n_best=2))
+    fields = [line.split("\t") for line in lines]
+    assert [number for number, _, _ in fields] == ["1", "1", "2", "2", "3", "3"]
+    assert [text for _, _, text in fields[::2]] == ["A dog.", "", "ball"]
+    assert float(fields[0][1]) > float(fields[1][1])
+
+
+def test_json_lines_hold_everything(make):
+    lines = written(make(), b"\xff\n\nA dog.", Options(n_best=2, format="jsonl"))
+    replaced, blank, dog = map(json.loads, lines)
+    assert [o["line"] for o in (replaced, blank, dog)] == [1, 2, 3]
+    assert list(dog) == ["line", "source", "translation", "score", "hypotheses", "warnings"]
+    assert (dog["source"], dog["translation"], dog["warnings"]) == ("A dog.", "A dog.", [])
+    assert [list(h) for h in dog["hypotheses"]] == [["text", "score", "tokens"]] * 2
+    assert dog["hypotheses"][0]["score"] == dog["score"]
+    assert "not valid UTF-8" in replaced["warnings"][0]
+    assert (blank["translation"], blank["score"]) == ("", 0.0)
+    assert "\\u" not in written(make(), "Läuft".encode(), Options(format="jsonl"))[0]
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A reading and a writing end, the latter unbuffered."""
+    read, write = os.pipe()
+    with open(read, "rb") as reader, open(write, "wb", buffering=0) as writer:
+        yield reader, writer
+
+
+def test_a_typed_line_is_answered_at_once(make, pipe):
+    reader, writer = pipe
+    answers, out = os.pipe()
+    translator = make()
+
+    def run() -> None:
+        with open(out, "w", encoding="utf-8") as stream:
+            translate_stream(translator, reader, stream)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with open(answers, encoding="utf-8") as lines:
+        for line in ("A dog.", "", "ball"):
+            writer.write(f"{line}\n".encode())
+            assert lines.readline() == f"{line}\n"  # before the next is typed, and before the end
+        writer.write(b"last")
+        writer.close()
+        assert lines.read() == "last\n"
+    thread.join(10)
+
+
+def test_a_full_pipe_is_taken_at_once(make, pipe, monkeypatch):
+    reader, writer = pipe
+    sizes: list[int] = []
+    detailed = Translator.translate_detailed
+
+    def counted(self: Translator, lines: list[str], *rest: Any) -> list[Translation]:
+        sizes.append(len(lines))
+        return detailed(self, lines, *rest)
+
+    monkeypatch.setattr(Translator, "translate_detailed", counted)
+    writer.write(b"ball\n" * 700)
+    writer.close()
+    assert written(make(), reader) == ["ball"] * 700
+    assert sizes == [700]
+
+
+def test_lines_are_read_in_pieces_of_any_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "READ_BYTES", 7)
+    monkeypatch.setattr(stage, "LINES_AT_A_TIME", 2)
+    text = b"a\nb\r\n\nc\n\n\n" + b"long" * 10 + b"\r\n\xc3\xa4\r\r\nend"
+    path = tmp_path / "text"
+    path.write_bytes(text)
+    with open(path, "rb") as file:
+        batches = list(waiting_lines(file))
+    assert all(1 <= len(batch) <= 2 for batch in batches)
+    lines = [line for batch in batches for line in batch]
+    assert lines == [b"a", b"b", b"", b"c", b"", b"", b"long" * 10, b"\xc3\xa4\r", b"end"]
+    without_descriptor = [line for batch in waiting_lines(io.BytesIO(text)) for line in batch]
+    assert without_descriptor == lines
+
+
+def test_a_reader_that_goes_away_is_left_to_the_caller(make):
+    read, write = os.pipe()
+    os.close(read)
+    out = open(write, "w", encoding="utf-8")  # noqa: SIM115 (closing it fails too)
+    with pytest.raises(BrokenPipeError):
+        translate_stream(make(), io.BytesIO(b"A dog.\n"), out)
+    with pytest.raises(BrokenPipeError):
+        out.close()
+
+
+# -- files -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(tmp_path: Path, make: Callable[..., Translator], monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setattr(stage, "LINES_AT_A_TIME", 2)
+    return Job(tmp_path, make())
+
+
+class Job:
+    """Five lines of input, translated two at a time; can be killed on the way."""
+
+    def __init__(self, directory: Path, translator: Translator) -> None:
+        self.translator = translator
+        self.source, self.output = directory / "input.txt", directory / "output.txt"
+        self.part = directory / "output.txt.part"
+        self.note = directory / "output.txt.part.json"
+        self.source.write_text("\n".join(LINES) + "\n", encoding="utf-8")
+
+    def run(self, **options: Any) -> int:
+        """How many lines the input had."""
+        with open(self.source, "rb") as source:
+            return translate_file(self.translator, source, self.output, Options(**options))
+
+    def kill_after(self, n_batches: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+        detailed, calls = self.translator.translate_detailed, iter(range(n_batches))
+
+        def until_killed(*arguments: Any) -> list[Translation]:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return detailed(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.translator, "translate_detailed", until_killed)
+            with pytest.raises(KeyboardInterrupt):
+                self.run(**options)
+        self.translator.model.shown.clear()
+
+    @property
+    def n_decoded(self) -> int:
+        return sum(len(src) for src, _ in self.translator.model.shown)
+
+    @property
+    def result(self) -> list[str]:
+        assert not self.part.exists()
+        assert not self.note.exists()
+        return self.output.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def test_a_file_becomes_a_file(job, capsys):
+    assert job.run() == 5
+    assert job.result == LINES
+    assert capsys.readouterr().err == ""
+
+
+def test_an_empty_file_becomes_an_empty_file(job):
+    job.source.write_bytes(b"")
+    assert job.run() == 0
+    assert job.result == []
+
+
+def test_a_killed_job_goes_on_where_it_stopped(job, monkeypatch, capsys):
+    job.kill_after(1, monkeypatch)
+    assert job.part.read_text() == "A dog.\n\n"
+    assert not job.output.exists()
+    with open(job.part, "ab") as file:
+        file.write(b"Two men a")  # killed within a line
+    assert job.run() == 5
+    assert job.result == LINES
+    assert job.n_decoded == 3  # of five lines two were done
+    assert f"going on from line 3: {job.part} holds those before" in capsys.readouterr().err
+
+
+def test_a_killed_job_with_n_best_goes_on_with_whole_answers(job, monkeypatch):
+    job.run(n_best=2)
+    expected = job.result
+    job.kill_after(1, monkeypatch, n_best=2)
+    lines = job.part.read_bytes().splitlines(keepends=True)
+    job.part.write_bytes(b"".join(lines[:3]))
+    job.run(n_best=2)
+    assert job.result == expected
+    assert job.n_decoded == 3
+
+
+@pytest.mark.parametrize("changed", ["input", "model", "options"])
+def test_another_job_starts_anew_and_says_why(job, monkeypatch, capsys, changed):
+    job.kill_after(1, monkeypatch)
+    if changed == "input":
+        job.source.write_text("ball\n" * 3)
+    if changed == "model":
+        with torch.no_grad():
+            job.translator.model.weight.fill_(1.0)
+    job.run(**({"beam_size": 1} if changed == "options" else {}))
+    assert job.result == (["ball"] * 3 if changed == "input" else LINES)
+    assert f"starting anew instead of going on with {job.part}: the {changed} changed" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_damaged_note_starts_anew(job, monkeypatch):
+    job.kill_after(1, monkeypatch)
+    job.note.write_text("{")
+    job.run()
+    assert job.result == LINES
+
+
+def test_a_pipe_starts_anew(job, pipe):
+    reader, writer = pipe
+    job.part.write_bytes(b"old\n")
+    writer.write(b"ball\n")
+    writer.close()
+    translate_file(job.translator, reader, job.output)
+    assert job.result == ["ball"]
+
+
+def test_output_that_is_no_regular_file_is_written_as_it_is(job):
+    os.mkfifo(job.output)
+    received: list[str] = []
+    thread = threading.Thread(
+        target=lambda: received.append(job.output.read_text(encoding="utf-8"))
+    )
+    thread.start()
+    job.run()
+    thread.join(10)
+    assert received == ["\n".join(LINES) + "\n"]
+    assert job.output.is_fifo()
+
+
+def test_a_full_disk_is_one_sentence(job):
+    job.part.symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"no space left .*output\.txt\.part"):
+        job.run()
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"), [("missing/out", "its directory does not exist"), ("", "a directory")]
+)
+def test_a_place_that_cannot_be_written_is_one_sentence(job, tmp_path, output, problem):
+    job.output = tmp_path / output
+    with pytest.raises(StorageError, match=problem):
+        job.run()
+    assert job.translator.model.shown == []
+
+
+def test_an_unwritable_directory_is_one_sentence(job, monkeypatch):
+    def refuse(self: Path, data: bytes) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)  # root may write anywhere
+    with pytest.raises(StorageError, match="permission denied"):
+        job.run()
