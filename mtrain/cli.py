@@ -98,11 +98,16 @@ LengthPenalty = Annotated[
         metavar="P", min=0.0, help="Score = log-probability / length^P; above 1 favours long."
     ),
 ]
-OnDevice = Annotated[Device, typer.Option(help="auto: CUDA where there is one.")]
+OnDevice = Annotated[
+    Device, typer.Option(metavar="auto|cpu|cuda", help="auto: CUDA where there is one.")
+]
 
 
 def main() -> None:
     """The entry point of `mtrain` and of `python -m mtrain`."""
+    # Read when torch is loaded. Threads that spin while they wait for each other slow training
+    # down several times as soon as another program wants a core; asleep they cost next to nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app(prog_name="mtrain")
 
 
@@ -191,7 +196,7 @@ def translate(
         int, typer.Option(metavar="N", min=1, max=100, help="Translations of each line.")
     ] = 1,
     format: Annotated[
-        Format, typer.Option(help="jsonl: an object a line, with scores and warnings.")
+        Format, typer.Option(metavar="text|jsonl", help="jsonl: with scores and warnings.")
     ] = Format.text,
     device: OnDevice = Device.auto,
     exact_stop: Annotated[

@@ -70,6 +70,7 @@ class TokenizerConfig(Section):
     )
     type: Literal["unigram", "bpe"] = Field(default="unigram", description="how pieces are learnt")
     shared: bool = Field(default=True, description="one vocabulary for both sides, or one a side")
+    split_digits: bool = Field(default=False, description="every digit is a piece of its own")
     character_coverage: float = Field(
         default=1.0,
         gt=0.9,
@@ -150,8 +151,13 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule. A change of these is refused when a run resumes."""
+    """The optimizer and its schedule. A change of these is refused when a run resumes."""
 
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: momentum made orthogonal for the matrices of the layers, AdamW for "
+        "the rest; fewer steps, each a little slower",
+    )
     learning_rate: float = Field(default=7e-4, gt=0, description="the peak, reached by warm-up")
     schedule: Literal["inverse_sqrt", "linear"] = Field(
         default="inverse_sqrt",
@@ -159,14 +165,19 @@ class OptimConfig(Section):
         "linearly to zero at max_steps",
     )
     warmup_steps: int = Field(default=4000, ge=0, description="steps of linear warm-up")
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.98, ge=0, lt=1)
-    epsilon: float = Field(default=1e-9, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of Adam's mean gradient")
+    beta2: float = Field(
+        default=0.98, ge=0, lt=1, description="decay of Adam's mean squared gradient"
+    )
+    epsilon: float = Field(default=1e-9, gt=0, description="keeps Adam from dividing by zero")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="of Muon")
     weight_decay: float = Field(default=0.01, ge=0, description="decoupled, on matrices only")
     clip_norm: float = Field(
         default=1.0, ge=0, description="longest gradient of an update; 0 is no limit"
     )
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    label_smoothing: float = Field(
+        default=0.1, ge=0, lt=1, description="probability spread evenly over all pieces"
+    )
     ema_decay: float = Field(
         default=0.999,
         ge=0,
@@ -199,7 +210,9 @@ class TrainConfig(Section):
     seed: int = Field(
         default=1, ge=0, le=4_294_967_295, description="of initial weights, order and dropout"
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where to train; auto: CUDA where there is one"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="of matrix products; auto: bf16 where the hardware has it"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from mtrain.cli import app
 
 REPOSITORY = Path(__file__).parent.parent
-WORDS = "ba de fo gu hi jo ka le mi nu po ra si to vu xa".split()
+WORDS = [a + b for a, b in zip("bdfghjklmnprstvx", "aeouiaeiuoaiouae", strict=True)]
 
 
 def run_mtrain(
@@ -31,6 +35,17 @@ def run_mtrain(
     )
     stdout, stderr = done.stdout.decode(), done.stderr.decode()
     return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
+
+
+def invoke(
+    *arguments: str | Path, cwd: Path, stdin: str | bytes = b""
+) -> subprocess.CompletedProcess[str]:
+    """The same within this process, which imports torch only once; defects are raised."""
+    with contextlib.chdir(cwd):
+        result = CliRunner().invoke(app, list(map(str, arguments)), input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 def mtrain_command(*arguments: str | Path) -> list[str]:
@@ -89,10 +104,10 @@ data:
 tokenizer: {vocab_size: 300}
 model: {d_model: 64, d_ff: 128, n_heads: 4, n_encoder_layers: 1, n_decoder_layers: 1, dropout: 0}
 train:
-  max_steps: 500
+  max_steps: 400
   batch_tokens: 600
-  validate_every: 250
-  save_every: 250
+  validate_every: 200
+  save_every: 200
   optim: {learning_rate: 0.003, warmup_steps: 60, label_smoothing: 0, ema_decay: 0.9}
 """,
         encoding="utf-8",
@@ -111,7 +126,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     directory = tmp_path_factory.mktemp("trained")
     config = write_reverse_task(directory)
     for command in ("prepare", "train"):
-        done = run_mtrain(command, config.name, cwd=directory)
+        done = invoke(command, config.name, cwd=directory)
         assert done.returncode == 0, done.stderr
     sources = (directory / "test.src").read_text(encoding="utf-8").split("\n")[:-1]
     return TrainedRun(directory, directory / "runs" / "reverse", config, done.stdout, sources)

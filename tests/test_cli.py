@@ -1,4 +1,4 @@
-"""The commands end to end: a small task is prepared, trained, translated and scored through them."""
+"""The commands end to end: a small task is prepared, trained, translated and scored."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from conftest import (
     REPOSITORY,
     TrainedRun,
+    invoke,
     mtrain_command,
     mtrain_environment,
     reverse,
@@ -77,7 +78,7 @@ def test_version(tmp_path: Path) -> None:
 def test_new_copies_a_config_that_loads_and_keeps_what_is_there(tmp_path: Path) -> None:
     from mtrain.config import load_config
 
-    done = run_mtrain("new", "mine", cwd=tmp_path)
+    done = invoke("new", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     copy = tmp_path / "mine" / "quickstart.yaml"
     assert copy.read_bytes() == (REPOSITORY / "configs" / "quickstart.yaml").read_bytes()
@@ -86,13 +87,13 @@ def test_new_copies_a_config_that_loads_and_keeps_what_is_there(tmp_path: Path) 
     assert load_config(copy).name == "quickstart"
 
     copy.write_text("name: changed\n")
-    again = run_mtrain("new", "mine", cwd=tmp_path)
+    again = invoke("new", "mine", cwd=tmp_path)
     assert (again.returncode, copy.read_text()) == (2, "name: changed\n")
     assert "mine/quickstart.yaml is there already" in again.stderr
 
 
 def test_new_names_the_configs_there_are(tmp_path: Path) -> None:
-    done = run_mtrain("new", ".", "--from", "quikstart", cwd=tmp_path)
+    done = invoke("new", ".", "--from", "quikstart", cwd=tmp_path)
     assert done.returncode == 2
     assert "no shipped config named `quikstart`" in done.stderr
     assert "my-corpus" in done.stderr
@@ -128,10 +129,10 @@ def test_training_writes_no_results_to_standard_output(trained_run: TrainedRun) 
 
 def test_prepare_and_train_are_done_once(trained_run: TrainedRun) -> None:
     weights = (trained_run.path / "model.safetensors").stat().st_mtime_ns
-    prepared = run_mtrain("prepare", trained_run.config.name, cwd=trained_run.directory)
+    prepared = invoke("prepare", trained_run.config.name, cwd=trained_run.directory)
     assert prepared.returncode == 0
     assert "is up to date" in prepared.stderr
-    trained = run_mtrain("train", trained_run.config.name, cwd=trained_run.directory)
+    trained = invoke("train", trained_run.config.name, cwd=trained_run.directory)
     assert trained.returncode == 0
     assert "nothing to do" in trained.stderr
     assert (trained_run.path / "model.safetensors").stat().st_mtime_ns == weights
@@ -141,7 +142,7 @@ def test_prepare_and_train_are_done_once(trained_run: TrainedRun) -> None:
 
 
 def test_what_was_trained_is_learned(trained_run: TrainedRun) -> None:
-    done = run_mtrain("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
+    done = invoke("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
     assert done.returncode == 0, done.stderr
     expected = [reverse(line) for line in trained_run.test_sources]
     got = done.stdout.split("\n")[:-1]
@@ -152,14 +153,14 @@ def test_what_was_trained_is_learned(trained_run: TrainedRun) -> None:
 
 def test_a_run_needs_nothing_beside_it(trained_run: TrainedRun, tmp_path: Path) -> None:
     shutil.copytree(trained_run.path, tmp_path / "elsewhere")
-    done = run_mtrain("translate", "elsewhere", cwd=tmp_path, stdin="ba de fo\n")
+    done = invoke("translate", "elsewhere", cwd=tmp_path, stdin="ba de fo\n")
     assert (done.stdout, done.returncode) == ("fo de ba\n", 0)
-    assert run_mtrain("eval", "elsewhere", "--json", cwd=tmp_path).returncode == 0
+    assert invoke("eval", "elsewhere", "--json", cwd=tmp_path).returncode == 0
 
 
 def test_n_lines_in_n_lines_out(trained_run: TrainedRun) -> None:
     lines = [b"ba de fo", b"", b"  \t ", b"\xff\xfe", "漢字 🎉".encode(), b"gu hi\r", b"ka"]
-    done = run_mtrain(
+    done = invoke(
         "translate", "runs/reverse", "-", cwd=trained_run.directory, stdin=b"\n".join(lines)
     )
     assert done.returncode == 0, done.stderr
@@ -173,13 +174,13 @@ def test_n_lines_in_n_lines_out(trained_run: TrainedRun) -> None:
 def test_n_best_as_text_and_as_json_lines(trained_run: TrainedRun) -> None:
     arguments = ["translate", "runs/reverse", "--n-best", "3"]
     stdin = "ba de fo\n\ngu hi\n"
-    text = run_mtrain(*arguments, cwd=trained_run.directory, stdin=stdin).stdout
+    text = invoke(*arguments, cwd=trained_run.directory, stdin=stdin).stdout
     rows = [line.split("\t") for line in text.split("\n")[:-1]]
     assert [row[0] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["3"] * 3
     assert rows[0][2] == "fo de ba"
     assert float(rows[0][1]) > float(rows[1][1]) > float(rows[2][1])
 
-    written = run_mtrain(*arguments, "--format", "jsonl", cwd=trained_run.directory, stdin=stdin)
+    written = invoke(*arguments, "--format", "jsonl", cwd=trained_run.directory, stdin=stdin)
     objects = [json.loads(line) for line in written.stdout.split("\n")[:-1]]
     assert [o["line"] for o in objects] == [1, 2, 3]
     assert [o["source"] for o in objects] == ["ba de fo", "", "gu hi"]
@@ -199,11 +200,9 @@ def test_n_best_as_text_and_as_json_lines(trained_run: TrainedRun) -> None:
 
 def test_an_output_file_is_complete_or_not_there(trained_run: TrainedRun, tmp_path: Path) -> None:
     output = tmp_path / "out.txt"
-    done = run_mtrain(
-        "translate", "runs/reverse", "test.src", "-o", output, cwd=trained_run.directory
-    )
+    done = invoke("translate", "runs/reverse", "test.src", "-o", output, cwd=trained_run.directory)
     assert (done.returncode, done.stdout) == (0, "")
-    piped = run_mtrain("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
+    piped = invoke("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
     assert output.read_text(encoding="utf-8") == piped.stdout
     assert list(tmp_path.iterdir()) == [output]
 
@@ -275,7 +274,7 @@ def test_help_into_a_closed_pipe_is_quiet(arguments: list[str], tmp_path: Path) 
 
 
 def test_scores_as_json_and_in_the_run(trained_run: TrainedRun) -> None:
-    done = run_mtrain("eval", "runs/reverse", "--json", cwd=trained_run.directory)
+    done = invoke("eval", "runs/reverse", "--json", cwd=trained_run.directory)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert list(results) == ["reversed"]
@@ -290,7 +289,7 @@ def test_scores_as_json_and_in_the_run(trained_run: TrainedRun) -> None:
 
 
 def test_scores_as_a_table(trained_run: TrainedRun) -> None:
-    done = run_mtrain("eval", "runs/reverse", "--split", "valid", cwd=trained_run.directory)
+    done = invoke("eval", "runs/reverse", "--split", "valid", cwd=trained_run.directory)
     header, *rows = done.stdout.split("\n")[:-1]
     assert header.split()[:4] == ["test", "set", "metric", "score"]
     assert [row.split()[:2] for row in rows] == [
@@ -304,13 +303,13 @@ def test_files_score_like_the_test_set_and_like_their_saved_translation(
     trained_run: TrainedRun, tmp_path: Path
 ) -> None:
     run = ["eval", "runs/reverse", "--json"]
-    own = json.loads(run_mtrain(*run, cwd=trained_run.directory).stdout)["reversed"]
+    own = json.loads(invoke(*run, cwd=trained_run.directory).stdout)["reversed"]
     pair = ["--source", "test.src", "--reference", "test.tgt"]
-    translated = json.loads(run_mtrain(*run, *pair, cwd=trained_run.directory).stdout)["file"]
+    translated = json.loads(invoke(*run, *pair, cwd=trained_run.directory).stdout)["file"]
     assert translated["bleu"] == own["bleu"]
 
     output = tmp_path / "out.txt"
-    run_mtrain("translate", "runs/reverse", "test.src", "-o", output, cwd=trained_run.directory)
+    invoke("translate", "runs/reverse", "test.src", "-o", output, cwd=trained_run.directory)
     (tmp_path / "torch.py").write_text("raise ImportError('torch is not needed here')\n")
     paths = os.pathsep.join([str(tmp_path), mtrain_environment()["PYTHONPATH"]])
     saved = ["--hypothesis", output, "--reference", "test.tgt"]

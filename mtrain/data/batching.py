@@ -141,12 +141,14 @@ def _cut_by_area(group: Indices, src: Indices, tgt: Indices, max_tokens: int) ->
     A sentence longer than max_tokens gets a stretch of its own.
     """
     longest = np.maximum(src[group], tgt[group])
+    if (is_alone := longest > max_tokens).any():
+        rest = group[~is_alone]
+        alone = np.split(group[is_alone], int(is_alone.sum()))
+        return alone + (_cut_by_area(rest, src, tgt, max_tokens) if len(rest) else [])
     n_parts = max(1, -(-int(len(group) * longest.max()) // max_tokens))
     while True:
         parts = [part for part in np.array_split(np.arange(len(group)), n_parts) if len(part)]
-        if n_parts >= len(group) or all(
-            len(part) * longest[part].max() <= max_tokens for part in parts
-        ):
+        if all(len(part) * longest[part].max() <= max_tokens for part in parts):
             return [group[part] for part in parts]
         n_parts += 1
 

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,10 @@ def _identify(config: Config, lock: Lock, download: bool) -> str:
     if download:
         known.save()
         lock.save(Path("data", config.name))
+    is_generated = any(isinstance(entry, CldrEntry) for _, entry in _entries(config))
     identity = {
         "format": FORMAT,
+        "cldr": version("babel") if is_generated else None,  # its phrases change with CLDR
         "inputs": inputs,
         "source": config.source,
         "target": config.target,

@@ -156,6 +156,7 @@ def _train(config: TokenizerConfig, texts: Iterable[str], path: Path, what: str)
             hard_vocab_limit=False,  # a corpus of few pieces gives a smaller vocabulary
             character_coverage=config.character_coverage,
             byte_fallback=True,
+            split_digits=config.split_digits,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             max_sentence_length=1 << 24,  # bytes; over-long text was dropped before

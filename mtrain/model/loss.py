@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtrain.data.tokenizer import PAD
@@ -36,6 +35,8 @@ def label_smoothed_loss(x: Tensor, weight: Tensor, tgt_out: Tensor, smoothing: f
         real = (targets != PAD).nonzero()[:, 0]
         if len(real) < len(targets):
             x, targets = x[real], targets[real]
+    if not torch.is_grad_enabled():  # else autograd would say that the weights need a gradient
+        x, weight = x.detach(), weight.detach()
     smoothed, nll = _ChunkedCrossEntropy.apply(x, weight, targets, smoothing)  # type: ignore[no-untyped-call]
     return Loss(smoothed, nll)
 
@@ -64,26 +65,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             is_real = (y != PAD).float()  # (n,)
             logits = (h @ weight_low.T).float()  # (n, V)
             logit_y = logits.gather(1, y[:, None])[:, 0]  # (n,)
-            log_p = F.log_softmax(logits, dim=1)  # (n, V)
-            log_p_y = log_p.gather(1, y[:, None])[:, 0]
-            log_z = logit_y - log_p_y
+            top = logits.amax(1, keepdim=True)  # (n, 1)
+            p = logits.sub_(top).exp_()  # (n, V), each row to be divided by z
+            z = p.sum(1)  # (n,)
+            log_z = top[:, 0] + z.log()
             mean_logit = (h.float() @ weight_sum) / vocab_size
-            nll_part = -(log_p_y * is_real).sum()
+            nll_part = ((log_z - logit_y) * is_real).sum()
             uniform_part = ((log_z - mean_logit) * is_real).sum()
             nll += nll_part
             smoothed += (1 - smoothing) * nll_part + smoothing * uniform_part
             if grad_x is None or grad_weight is None:
                 continue
-            # d loss / d logits = p - (1 - e) onehot(y) - e / V; the last two are added as vectors
-            p = log_p.exp_().mul_(is_real[:, None]).to(dtype)
-            y_scale = (1 - smoothing) * is_real[:, None]
+            # d loss / d logits = p / z - (1 - e) onehot(y) - e / V: rows are scaled after the
+            # product with p, and the last two terms are added as vectors.
+            p = p.to(dtype)
             even = smoothing / vocab_size
-            grad_h = (p @ weight_low).float()
-            grad_h -= y_scale * weight_low[y].float() + even * is_real[:, None] * weight_sum
+            of_y = ((1 - smoothing) * is_real)[:, None]
+            of_row = (is_real / z)[:, None]
+            grad_h = (p @ weight_low).float() * of_row
+            grad_h -= of_y * weight_low[y].float() + even * is_real[:, None] * weight_sum
             grad_x[part] = grad_h
-            grad_weight += (p.T @ h).float()
+            grad_weight += (p.T @ (h * of_row).to(dtype)).float()
             grad_weight -= even * (h.float() * is_real[:, None]).sum(0)
-            grad_weight.index_add_(0, y, h.float() * y_scale, alpha=-1)
+            grad_weight.index_add_(0, y, h.float() * of_y, alpha=-1)
         ctx.save_for_backward(*(g for g in (grad_x, grad_weight) if g is not None))
         ctx.mark_non_differentiable(nll)
         ctx.dtypes = x.dtype, weight.dtype

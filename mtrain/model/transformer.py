@@ -9,7 +9,6 @@ Masks are boolean and True where a position may be attended to.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,20 +89,6 @@ class MultiHeadAttention(nn.Module):
 # -- feed-forward, dropout, residual connections (sections 3.1, 3.3, 5.4) --------------------
 
 
-class _MaskedScale(torch.autograd.Function):
-    """x * mask * scale with a uint8 mask: one byte an element is kept for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(mask)
-        return x * mask
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (mask,) = ctx.saved_tensors
-        return grad * mask, None
-
-
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Set elements to zero with probability p and scale the rest by 1 / (1 - p).
 
@@ -118,7 +103,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
     mask = keep.to(x.dtype).mul_(256 / (256 - threshold))
-    return _MaskedScale.apply(x, mask)  # type: ignore[no-any-return, no-untyped-call]
+    return x * mask
 
 
 class FeedForward(nn.Module):
@@ -258,8 +243,8 @@ class Cache:
     def reorder(self, rows: Tensor) -> None:
         """Row r goes on from what was row `rows[r]` (R,), of the same sentence."""
         self.past = [
-            (k.index_select(0, rows), v.index_select(0, rows))
-            for k, v in (pair for pair in self.past if pair is not None)
+            None if pair is None else (pair[0].index_select(0, rows), pair[1].index_select(0, rows))
+            for pair in self.past
         ]
 
     def keep_sentences(self, sentences: Tensor) -> None:
@@ -326,7 +311,8 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
             for matrix in matrices:
                 nn.init.xavier_uniform_(matrix)
-        for weight in {self.src_embedding.weight, self.tgt_embedding.weight, self.output.weight}:
+        tables = (self.src_embedding.weight, self.tgt_embedding.weight, self.output.weight)
+        for weight in dict.fromkeys(tables):  # each once, in an order that the seed can rely on
             nn.init.normal_(weight, std=self.config.d_model**-0.5)
 
     def forward(self, src: Tensor, tgt_in: Tensor, src_mask: Tensor | None) -> Tensor:

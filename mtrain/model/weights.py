@@ -18,17 +18,15 @@ from mtrain.model.transformer import Transformer
 from mtrain.run import RunDir, atomic_write
 
 FORMAT = 1
+FIX = "use another checkpoint, or train again"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
     """Write tensors and facts (any JSON) into one file, whole or not at all."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {
-        "format": str(FORMAT),
-        "sha256": digest(on_cpu),
-        "facts": json.dumps(dict(facts), sort_keys=True),
-    }
-    atomic_write(path, save(on_cpu, metadata))
+    note = {"format": FORMAT, "sha256": digest(on_cpu, facts), "facts": facts}
+    # One entry only: safetensors writes several in random order.
+    atomic_write(path, save(on_cpu, {"mtrain": json.dumps(note, sort_keys=True)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -40,27 +38,26 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or cut short ({error})", "use another checkpoint, or train again"
-        ) from error
-    if not metadata.get("format", "").isdigit() or "sha256" not in metadata:
+        raise CheckpointError(f"{path} is damaged or cut short ({error})", FIX) from error
+    if "mtrain" not in metadata:
         raise CheckpointError(f"{path} was not written by mtrain")
-    if int(metadata["format"]) > FORMAT:
+    try:
+        note = json.loads(metadata["mtrain"])
+        version, sha256, facts = note["format"], note["sha256"], note["facts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: its header cannot be read", FIX) from error
+    if version != FORMAT:
         raise CheckpointError(
-            f"{path} has format {metadata['format']}; this mtrain reads up to {FORMAT}",
-            "upgrade mtrain",
+            f"{path} has format {version}; this mtrain reads format {FORMAT}", "upgrade mtrain"
         )
-    if digest(tensors) != metadata["sha256"]:
-        raise CheckpointError(
-            f"{path} is damaged: its contents do not match its own sha256",
-            "use another checkpoint, or train again",
-        )
-    return tensors, json.loads(metadata.get("facts", "{}"))
+    if digest(tensors, facts) != sha256:
+        raise CheckpointError(f"{path} is damaged: its contents do not match its own sha256", FIX)
+    return tensors, facts
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of the names."""
-    total = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = None) -> str:
+    """sha256 over the facts, then names, types, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -89,6 +86,7 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -
                 f"{origin} was made for another model: {name} is "
                 f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
             )
+    for name, parameter in own.items():
         parameter.copy_(weights[name])
 
 
@@ -114,6 +112,8 @@ def average(many: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     first, *others = many
     total = {name: tensor.double() for name, tensor in first.items()}
     for weights in others:
+        if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in first.items()}:
+            raise CheckpointError("checkpoints of different models cannot be averaged")
         for name in total:
             total[name] += weights[name]
     n = 1 + len(others)

@@ -27,7 +27,7 @@ from mtrain import console
 from mtrain.errors import CheckpointError
 from mtrain.model.weights import load_tensors, save_tensors, set_weights, weights_of
 from mtrain.run import RunDir, storage_errors, write_json
-from mtrain.training.optim import Ema
+from mtrain.training.optim import Ema, optimizer_state, set_optimizer_state
 
 FORMAT = 1
 
@@ -51,18 +51,13 @@ def save_state(
     run: RunDir,
     model: nn.Module,
     ema: Ema | None,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     progress: Progress,
     keep: int,
 ) -> None:
     """Write `step-N`, then drop all but the newest `keep` states."""
     path = run.checkpoints / f"step-{progress.step}"
     partial = path.with_name(path.name + ".tmp")
-    moments = {
-        f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
     with storage_errors(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -71,7 +66,9 @@ def save_state(
             save_tensors(partial / "weights.safetensors", weights_of(model), facts)
             if ema is not None:
                 save_tensors(partial / "ema.safetensors", ema.weights, facts)
-            save_tensors(partial / "optimizer.safetensors", moments, facts)
+            save_tensors(
+                partial / "optimizer.safetensors", optimizer_state(model, optimizers), facts
+            )
             write_json(partial / "state.json", {"format": FORMAT, **asdict(progress)})
             shutil.rmtree(path, ignore_errors=True)  # one of the same step, damaged or left over
             os.rename(partial, path)
@@ -83,7 +80,7 @@ def save_state(
 
 
 def load_newest(
-    run: RunDir, model: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer
+    run: RunDir, model: nn.Module, ema: Ema | None, optimizers: list[torch.optim.Optimizer]
 ) -> Progress | None:
     """Restore the newest whole state; None where training has not saved one yet.
 
@@ -94,7 +91,7 @@ def load_newest(
     damage: CheckpointError | None = None
     for _, path in reversed(run.step_checkpoints()):
         try:
-            return _load(path, model, ema, optimizer)
+            return _load(path, model, ema, optimizers)
         except CheckpointError as error:
             damage = error
             aside = path.with_name("damaged-" + path.name)
@@ -109,7 +106,7 @@ def load_newest(
 
 
 def _load(
-    path: Path, model: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer
+    path: Path, model: nn.Module, ema: Ema | None, optimizers: list[torch.optim.Optimizer]
 ) -> Progress:
     try:
         numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -125,11 +122,7 @@ def _load(
     if ema is not None:
         for name, tensor in ema.weights.items():
             tensor.copy_(averages[name])
-    device = next(model.parameters()).device
-    named = dict(model.named_parameters())
-    for name, tensor in moments.items():
-        parameter, key = name.rsplit("/", 1)
-        optimizer.state[named[parameter]][key] = tensor.to(device)
+    set_optimizer_state(model, optimizers, moments)
     return progress
 
 

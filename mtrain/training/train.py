@@ -27,7 +27,7 @@ from mtrain.model.loss import label_smoothed_loss
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_tensors, save_tensors, weights_of
 from mtrain.run import RunDir
-from mtrain.training.optim import Ema, learning_rate, make_optimizer
+from mtrain.training.optim import Ema, learning_rate, make_optimizers
 from mtrain.training.resume import drop_lines_beyond, open_run
 from mtrain.training.signals import StopRequest
 from mtrain.training.state import Progress, load_newest, save_best, save_state
@@ -46,7 +46,7 @@ def train(config: Config, config_path: Path, fresh: bool = False) -> None:
     device = runtime.choose_device(config.train.device)
     runtime.set_up(device, config.train.threads)
     loop = _Loop(config, run, prepared, device)
-    progress = load_newest(run, loop.model, loop.ema, loop.optimizer)
+    progress = load_newest(run, loop.model, loop.ema, loop.optimizers)
     drop_lines_beyond(run, progress)
     if progress is None:
         progress = Progress()
@@ -75,7 +75,7 @@ class _Loop:
         torch.manual_seed(config.train.seed)
         source_size, target_size = prepared.manifest["vocab_sizes"]
         self.model = Transformer(config.model, source_size, target_size).to(device)
-        self.optimizer = make_optimizer(self.model, config.train.optim)
+        self.optimizers = make_optimizers(self.model, config.train.optim)
         decay = config.train.optim.ema_decay
         self.ema = Ema(weights_of(self.model), decay) if decay else None
         self.validation = Validation(config, run, device, self.precision)
@@ -146,12 +146,13 @@ class _Loop:
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         is_bad = ~torch.isfinite(grad_norm)
         rate = learning_rate(step, train.max_steps, train.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # The fused kernel leaves weights and moments alone where this is 1: no wait for the device.
-        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # Where this is 1, weights and moments stay as they are: no wait for the device.
+            optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(weights_of(self.model), step)
         progress.step = step
@@ -213,7 +214,9 @@ class _Loop:
     def save(self, progress: Progress, meter: _Meter) -> None:
         """Write the whole state of training."""
         progress.elapsed_s += meter.lap_s()
-        save_state(self.run, self.model, self.ema, self.optimizer, progress, self.config.train.keep)
+        save_state(
+            self.run, self.model, self.ema, self.optimizers, progress, self.config.train.keep
+        )
 
     def validate(self, progress: Progress, stop: StopRequest) -> None:
         """Score the weights on valid, and keep them if they are the best so far."""

@@ -1,0 +1,167 @@
+"""Write the reference of commands and config keys into README.md, from the program itself.
+
+python scripts/write_reference.py            writes it
+python scripts/write_reference.py --check    exits with 1 where it is out of date
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = REPOSITORY / "README.md"
+sys.path.insert(0, str(REPOSITORY))
+
+
+def commands_reference() -> str:
+    """A heading, a sentence and a table of options for each command."""
+    from typer.main import get_command
+
+    from mtrain.cli import app
+
+    parts = []
+    for name, command in get_command(app).commands.items():
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option"]
+        shown = [p.metavar if p.required else f"[{p.metavar}]" for p in arguments]
+        parts.append(f"### `{' '.join(['mtrain', name, *shown])}`\n\n{command.help}\n")
+        rows = [(f"`{_spelling(option)}`", option.help) for option in options]
+        parts.append(_table(("option", "meaning"), rows))
+    return "\n".join(parts)
+
+
+def config_reference() -> str:
+    """A table of keys for each part of the config, from its JSON schema."""
+    from mtrain.config import json_schema
+
+    schema = json_schema()
+    parts = []
+    for prefix, section in _sections(schema, schema, ""):
+        required = section.get("required", [])
+        rows = [
+            (f"`{prefix}{key}`", _values(field), _default(field, key in required), _meaning(field))
+            for key, field in section["properties"].items()
+            if "$ref" not in field
+        ]
+        title = prefix.rstrip(".") or "top level"
+        parts.append(f"**{title}** {section['description']}\n")
+        parts.append(_table(("key", "values", "default", "meaning"), rows))
+    entries = [definition for name, definition in schema["$defs"].items() if _is_entry(name)]
+    rows = [(f"`{_entry_form(entry)}`", entry["description"]) for entry in entries]
+    parts.append("**Entries** of `data.train`, `data.valid` and `data.test`.\n")
+    parts.append(_table(("entry", "meaning"), rows))
+    return "\n".join(parts)
+
+
+def _spelling(option: Any) -> str:
+    names = ", ".join(sorted(option.opts, key=len))
+    return names if option.is_flag else f"{names} {option.metavar}"
+
+
+def _sections(
+    schema: dict[str, Any], section: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted prefix of its keys, section), depth first."""
+    yield prefix, section
+    for key, field in section["properties"].items():
+        if "$ref" in field:
+            inner = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
+            yield from _sections(schema, inner, f"{prefix}{key}.")
+
+
+def _values(field: dict[str, Any]) -> str:
+    """What may stand there: choices, or a type and its bounds."""
+    if "enum" in field or "const" in field:
+        choices = field.get("enum", [field.get("const")])
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if "anyOf" in field:
+        kinds = [_values(choice) for choice in field["anyOf"]]
+        return " or ".join(dict.fromkeys(kind for kind in kinds if kind))
+    if "oneOf" in field:
+        return "entry"
+    bounds = [
+        f"{sign} {field[name]}"
+        for name, sign in _BOUNDS.items()
+        if name in field and field[name] < 1 << 31
+    ]
+    return " ".join([_TYPES[field["type"]], ", ".join(bounds)]).strip()
+
+
+_TYPES = {
+    "integer": "integer",
+    "number": "number",
+    "string": "text",
+    "boolean": "true, false",
+    "array": "list",
+    "object": "mapping",
+    "null": "",
+}
+_BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+
+
+def _default(field: dict[str, Any], is_required: bool) -> str:
+    if is_required:
+        return "required"
+    default = field.get("default")
+    return "" if default in (None, {}) else f"`{json.dumps(default).strip(chr(34))}`"
+
+
+def _meaning(field: dict[str, Any]) -> str:
+    return str(field.get("description", ""))
+
+
+def _is_entry(name: str) -> bool:
+    return name.endswith("Entry")
+
+
+def _entry_form(entry: dict[str, Any]) -> str:
+    required = entry["required"]
+    keys = [key if key in required else f"[{key}]" for key in entry["properties"]]
+    return "{" + ", ".join(keys) + "}"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    cells = [[_escape(cell) for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def _escape(cell: str) -> str:
+    """Markdown takes | for the next cell and, outside of code, <name> for HTML."""
+    cell = cell.replace("|", "\\|")
+    return cell if cell.startswith("`") else re.sub(r"<(?=\w)", "&lt;", cell)
+
+
+def with_references(text: str) -> str:
+    """A README whose marked sections say what is true now."""
+    for name, reference in (("commands", commands_reference()), ("config", config_reference())):
+        begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        replacement = f"{begin}\n\n{reference}\n{end}"
+        text, n_found = pattern.subn(lambda _, new=replacement: new, text)
+        assert n_found == 1, f"README.md needs one section between {begin} and {end}"
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    """0 when the README is (now) up to date."""
+    text = README.read_text(encoding="utf-8")
+    wanted = with_references(text)
+    if arguments == ["--check"]:
+        if wanted != text:
+            print("README.md is out of date: run scripts/write_reference.py", file=sys.stderr)
+        return int(wanted != text)
+    if arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,332 @@
+"""Bad input through the commands: one clear sentence, a way to mend it, and the right exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import (
+    TrainedRun,
+    invoke,
+    mtrain_environment,
+    run_mtrain,
+    write_lines,
+    write_reverse_task,
+)
+
+from mtrain import errors
+from mtrain.errors import MtrainError
+
+CONFIG = """\
+name: tiny
+source: en
+target: de
+data:
+  train: {source: train.src, target: train.tgt}
+  valid: {source: valid.src, target: valid.tgt}
+tokenizer: {vocab_size: 300}
+model: {preset: tiny}
+"""
+
+
+def fails(*arguments: str | Path, cwd: Path) -> tuple[int, str]:
+    """Exit code and standard error of a command that must fail in sentences, without output."""
+    done = invoke(*arguments, cwd=cwd)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def write_config(directory: Path, text: str = CONFIG) -> None:
+    (directory / "tiny.yaml").write_text(text, encoding="utf-8")
+
+
+# -- the exceptions --------------------------------------------------------------------------
+
+
+def test_every_error_has_an_exit_code_of_the_contract() -> None:
+    documented = {
+        errors.UsageError: 2,
+        errors.ConfigError: 2,
+        errors.DeviceError: 2,
+        errors.DataError: 3,
+        errors.DownloadError: 3,
+        errors.StorageError: 3,
+        errors.ModelError: 4,
+        errors.CheckpointError: 4,
+        errors.OutOfMemoryError: 4,
+        errors.NonFiniteError: 4,
+    }
+    classes = {
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, MtrainError)
+    }
+    assert classes - {MtrainError, errors.StoppedBySignal} == set(documented)
+    assert {kind: kind.exit_code for kind in documented} == documented
+    stopped = [errors.StoppedBySignal(n, "saved") for n in (signal.SIGINT, signal.SIGTERM)]
+    assert [error.exit_code for error in stopped] == [130, 143]
+    assert str(errors.DataError("no text", "add some")) == "error: no text\n  fix: add some"
+
+
+# -- the command line and the config ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trian", "x.yaml"],
+        ["train"],
+        ["train", "x.yaml", "--steps", "5"],
+        ["eval", "r", "--device", "tpu"],
+    ],
+)
+def test_a_command_that_does_not_exist(arguments: list[str], tmp_path: Path) -> None:
+    code, said = fails(*arguments, cwd=tmp_path)
+    assert code == 2
+    assert "--help" in said or "-h" in said
+
+
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_a_config_that_is_not_there(command: str, tmp_path: Path) -> None:
+    code, said = fails(command, "missing.yaml", cwd=tmp_path)
+    assert code == 2
+    assert "missing.yaml" in said
+
+
+def test_all_problems_of_a_config_at_once_each_with_its_line(tmp_path: Path) -> None:
+    text = CONFIG.replace("target: de", "target: no").replace("{preset", "{droput: 0.1, preset")
+    write_config(tmp_path, text + "decode: {beam_size: five}\nname: twice\n")
+    code, said = fails("train", "tiny.yaml", cwd=tmp_path)
+    assert code == 2
+    for line, words in [(3, "quote"), (8, "model.dropout"), (9, "beam_size"), (10, "name")]:
+        (start,) = [part for part in said.split("error: ") if part.startswith(f"tiny.yaml:{line}:")]
+        assert words in start
+
+
+def test_a_problem_of_an_override_is_located_there(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    code, said = fails("prepare", "tiny.yaml", "--set", "data.trian=x", cwd=tmp_path)
+    assert code == 2
+    assert "--set data.trian=x" in said
+    assert "data.train" in said
+
+
+# -- data ------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_of_text(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    code, said = fails("prepare", "tiny.yaml", cwd=tmp_path)
+    assert code == 3
+    assert "train.src" in said or "valid.src" in said
+
+
+def test_a_missing_file_that_lies_beside_the_config(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    config = write_reverse_task(tmp_path / "project", n_train=20)
+    code, said = fails("prepare", config.relative_to(tmp_path), cwd=tmp_path)
+    assert code == 3
+    assert "project/" in said
+
+
+def test_unequal_line_counts_are_both_named(tmp_path: Path) -> None:
+    config = write_reverse_task(tmp_path, n_train=50)
+    write_lines(tmp_path / "train.tgt", ["xa"] * 49)
+    code, said = fails("prepare", config.name, cwd=tmp_path)
+    assert code == 3
+    assert "50" in said
+    assert "49" in said
+
+
+def test_nothing_left_after_cleaning(tmp_path: Path) -> None:
+    config = write_reverse_task(tmp_path, n_train=50)
+    for side in ("src", "tgt"):
+        write_lines(tmp_path / f"train.{side}", ["  "] * 50)
+    code, said = fails("prepare", config.name, cwd=tmp_path)
+    assert code == 3
+    assert "error: " in said
+    assert not list(tmp_path.glob("data/*/*.tmp*"))
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_reverse_task(tmp_path, n_train=50)
+
+    def is_full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", is_full)
+    code, said = fails("prepare", config.name, cwd=tmp_path)
+    assert code == 3
+    assert "no space left" in said
+    assert not [path for path in tmp_path.glob("data/**/*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [(["prepare"], "data"), (["train", "--set", "run=valid.src/run"], "valid.src/run")],
+)
+def test_a_place_that_cannot_be_written(arguments: list[str], place: str, tmp_path: Path) -> None:
+    config = write_reverse_task(tmp_path, n_train=50)
+    if place == "data":
+        (tmp_path / "data").write_text("a file where a directory must be\n")
+    code, said = fails(*arguments, config.name, cwd=tmp_path)
+    assert code == 3
+    assert f"error: cannot write {place}" in said
+
+
+# -- runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["translate", "eval"])
+def test_a_path_that_is_no_run(command: str, tmp_path: Path) -> None:
+    code, said = fails(command, "runs/none", cwd=tmp_path)
+    assert (code, "runs/none does not exist" in said) == (2, True)
+    code, said = fails(command, ".", cwd=tmp_path)
+    assert (code, "is not a run directory" in said) == (2, True)
+
+
+@pytest.fixture
+def copied_run(trained_run: TrainedRun, tmp_path: Path) -> Path:
+    """A copy of the trained run, to be damaged."""
+    shutil.copytree(trained_run.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("command", ["translate", "eval"])
+def test_a_run_without_checkpoints(command: str, copied_run: Path) -> None:
+    (copied_run / "model.safetensors").unlink()
+    shutil.rmtree(copied_run / "checkpoints")
+    code, said = fails(command, "run", cwd=copied_run.parent)
+    assert code == 4
+    assert "checkpoint" in said
+    assert "fix: " in said
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "empty"])
+def test_a_damaged_checkpoint(damage: str, copied_run: Path) -> None:
+    weights = copied_run / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "one bit":
+        content[-100] ^= 1
+    else:
+        del content[len(content) // 2 if damage == "cut short" else 0 :]
+    weights.write_bytes(content)
+    code, said = fails("translate", "run", cwd=copied_run.parent)
+    assert code == 4
+    assert "model.safetensors" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("config.yaml", 2), ("tokenizer.model", 3), ("data/manifest.json", 3)],
+)
+def test_other_files_of_a_run_cut_short(name: str, code: int, copied_run: Path) -> None:
+    path = copied_run / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    found, said = fails("translate", "run", cwd=copied_run.parent)
+    assert (found, path.name in said) == (code, True), said
+
+
+def test_a_checkpoint_that_is_not_there(trained_run: TrainedRun) -> None:
+    code, said = fails("eval", "runs/reverse", "--checkpoint", "step-7", cwd=trained_run.directory)
+    assert code == 4
+    assert "no checkpoint named `step-7`" in said
+    assert "best" in said
+
+
+def test_a_split_that_is_not_there(trained_run: TrainedRun) -> None:
+    code, said = fails("eval", "runs/reverse", "--split", "test", cwd=trained_run.directory)
+    assert code == 2
+    assert "found: valid, reversed" in said
+
+
+def test_cuda_where_there_is_none(trained_run: TrainedRun) -> None:
+    done = run_mtrain("eval", "runs/reverse", "--device", "cuda", cwd=trained_run.directory)
+    assert (done.returncode, done.stdout) == (2, "")  # run_mtrain hides what CUDA there is
+    assert done.stderr.startswith("error: device `cuda` was asked for")
+    assert "\n  fix: " in done.stderr
+
+
+# -- input and output ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "."])
+def test_an_input_that_cannot_be_read(name: str, trained_run: TrainedRun) -> None:
+    code, said = fails("translate", "runs/reverse", name, cwd=trained_run.directory)
+    assert code == 3
+    assert said.startswith(f"error: cannot read {name}: ")
+
+
+@pytest.mark.parametrize("name", ["missing/out.txt", ".", "test.src/out.txt"])
+def test_an_output_that_cannot_be_written(name: str, trained_run: TrainedRun) -> None:
+    code, said = fails(
+        "translate", "runs/reverse", "test.src", "-o", name, cwd=trained_run.directory
+    )
+    assert code == 3
+    assert said.startswith(f"error: cannot write {name}: ")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_the_output(trained_run: TrainedRun) -> None:
+    code, said = fails(
+        "translate", "runs/reverse", "test.src", "-o", "/dev/full", cwd=trained_run.directory
+    )
+    assert code == 3
+    assert "no space left on the disk while writing /dev/full" in said
+
+
+def test_more_hypotheses_than_the_beam_holds(trained_run: TrainedRun) -> None:
+    code, said = fails(
+        "translate", "runs/reverse", "--beam-size", "2", "--n-best", "3", cwd=trained_run.directory
+    )
+    assert code == 2
+    assert "--beam-size" in said
+
+
+@pytest.mark.parametrize("pair", [["--source", "test.src"], ["--hypothesis", "test.src"]])
+def test_files_of_unequal_length_cannot_be_scored(
+    pair: list[str], trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "ref", ["ba"] * 79)
+    code, said = fails(
+        "eval", "runs/reverse", *pair, "--reference", tmp_path / "ref", cwd=trained_run.directory
+    )
+    assert code == 3
+    assert "80" in said
+    assert "79" in said
+
+
+# -- ends that are nobody's fault, and defects -----------------------------------------------
+
+
+def test_a_defect_shows_its_trace(trained_run: TrainedRun, tmp_path: Path) -> None:
+    (tmp_path / "sacrebleu.py").write_text("raise RuntimeError('a defect')\n")
+    paths = os.pathsep.join([str(tmp_path), mtrain_environment()["PYTHONPATH"]])
+    given = ["--hypothesis", "test.src", "--reference", "test.tgt"]
+    directory = trained_run.directory
+    done = run_mtrain("eval", "runs/reverse", *given, cwd=directory, env={"PYTHONPATH": paths})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Traceback")
+    assert "RuntimeError: a defect" in done.stderr
+
+
+def test_memory_that_runs_out_is_a_sentence(
+    trained_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtrain.decoding.translate import Translator
+
+    def run_out(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Translator, "translate_detailed", run_out)
+    code, said = fails("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
+    assert code == 4
+    assert said.startswith("error: out of memory")

@@ -1,0 +1,163 @@
+"""The chunked loss and its gradients, against torch's own cross-entropy over all logits at once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mtrain.data.tokenizer import PAD
+from mtrain.model import loss
+from mtrain.model.loss import Loss, label_smoothed_loss
+
+B, T, D, V = 5, 60, 8, 50
+
+
+def example(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B, T, D) and weight (V, D), both with gradients; targets (B, T), padded at the end."""
+    torch.manual_seed(0)
+    x = (torch.randn(B, T, D) * scale).requires_grad_()
+    weight = torch.randn(V, D, requires_grad=True)
+    targets = torch.randint(PAD + 1, V, (B, T))
+    for row, length in enumerate([T, 50, 7, 1, 33]):
+        targets[row, length:] = PAD
+    return x, weight, targets
+
+
+def whole(x: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """What label_smoothed_loss should be, from torch."""
+    return F.cross_entropy(
+        (x @ weight.T).flatten(0, 1),
+        targets.flatten(),
+        ignore_index=PAD,
+        label_smoothing=smoothing,
+        reduction="sum",
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * V * 100, 8 << 20])  # 64 rows, 100 rows, all
+def test_value_and_gradients_equal_those_of_the_whole(smoothing, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(loss, "CHUNK_BYTES", chunk_bytes)
+    x, weight, targets = example()
+    found = label_smoothed_loss(x, weight, targets, smoothing)
+    expected = whole(x, weight, targets, smoothing)
+    torch.testing.assert_close(found.smoothed, expected)
+    torch.testing.assert_close(found.nll, whole(x, weight, targets, 0.0))
+    gradients = torch.autograd.grad(found.smoothed, (x, weight))
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, (x, weight)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_logits_cost_the_logarithm_of_the_vocabulary():
+    """p is 1 / V everywhere, so smoothing changes nothing: 3 real positions of log V each."""
+    x = torch.zeros(1, 4, D)
+    found = label_smoothed_loss(x, torch.ones(V, D), torch.tensor([[4, 5, 6, PAD]]), 0.1)
+    assert found.smoothed.item() == pytest.approx(3 * math.log(V))
+    assert found.nll.item() == pytest.approx(3 * math.log(V))
+
+
+def test_two_words_by_hand():
+    """Logits 0 and a: -log p(1) = log(1 + e^-a), -log p(0) = a + log(1 + e^-a)."""
+    a, e = 1.5, 0.2
+    weight = torch.tensor([[0.0], [a]])
+    found = label_smoothed_loss(torch.ones(1, 1, 1), weight, torch.tensor([[1]]), e)
+    right = math.log1p(math.exp(-a))
+    assert found.nll.item() == pytest.approx(right)
+    assert found.smoothed.item() == pytest.approx((1 - e) * right + e * (right + a / 2))
+
+
+def test_padding_adds_nothing_and_gets_no_gradient():
+    x, weight, targets = example()
+    found = label_smoothed_loss(x, weight, targets, 0.1)
+    changed = torch.where((targets == PAD)[..., None], 9.0, x.detach())
+    assert label_smoothed_loss(changed, weight, targets, 0.1).smoothed == found.smoothed
+    (grad_x,) = torch.autograd.grad(found.smoothed, x)
+    assert not grad_x[targets == PAD].any()
+    assert grad_x[targets != PAD].abs().sum(-1).all()
+
+
+def test_nothing_but_padding_is_zero_with_zero_gradients():
+    x, weight, targets = example()
+    found = label_smoothed_loss(x, weight, torch.full_like(targets, PAD), 0.1)
+    assert (found.smoothed.item(), found.nll.item()) == (0.0, 0.0)
+    assert not any(g.any() for g in torch.autograd.grad(found.smoothed, (x, weight)))
+
+
+def test_large_logits_overflow_nothing():
+    x, weight, targets = example(scale=300.0)
+    found = label_smoothed_loss(x, weight, targets, 0.1)
+    expected = whole(x, weight, targets, 0.1)
+    torch.testing.assert_close(found.smoothed, expected, rtol=1e-5, atol=0.0)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.smoothed, (x, weight)),
+        torch.autograd.grad(expected, (x, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-2)
+
+
+def test_an_outer_factor_scales_the_gradients():
+    x, weight, targets = example()
+    plain = torch.autograd.grad(label_smoothed_loss(x, weight, targets, 0.1).smoothed, (x, weight))
+    scaled = label_smoothed_loss(x, weight, targets, 0.1).smoothed / 8
+    for ours, one in zip(torch.autograd.grad(scaled, (x, weight)), plain, strict=True):
+        torch.testing.assert_close(ours, one / 8)
+
+
+def test_gradients_pass_on_to_what_x_was_made_from():
+    x, weight, targets = example()
+    label_smoothed_loss(x * 2, weight, targets, 0.1).smoothed.backward()
+    y = x.detach().clone().requires_grad_()
+    whole(y * 2, weight.detach(), targets, 0.1).backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_loss_has_no_gradient():
+    assert not label_smoothed_loss(*example(), 0.1).nll.requires_grad
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
+def count_products(mode: torch.no_grad | torch.enable_grad) -> tuple[int, Loss]:
+    x, weight, targets = example()
+    with mode, CountProducts() as products:
+        found = label_smoothed_loss(x, weight, targets, 0.1)
+    return products.n, found
+
+
+def test_no_gradient_is_computed_where_none_is_wanted():
+    """Not even where the weights could have one: validation reads the loss alone."""
+    n_with, expected = count_products(torch.enable_grad())
+    n_without, found = count_products(torch.no_grad())
+    assert (n_with, n_without) == (3, 1)
+    assert not found.smoothed.requires_grad
+    assert found.smoothed == expected.smoothed
+    assert found.nll == expected.nll
+
+
+def test_bf16_stays_near():
+    x, weight, targets = example()
+    expected = whole(x, weight, targets, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = label_smoothed_loss(x, weight, targets, 0.1)
+    assert found.smoothed.dtype is torch.float32
+    torch.testing.assert_close(found.smoothed, expected, rtol=0.01, atol=0.0)
+    gradients = torch.autograd.grad(found.smoothed, (x, weight))
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, (x, weight)), strict=True):
+        assert ours.dtype is torch.float32
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()

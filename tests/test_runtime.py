@@ -1,0 +1,101 @@
+"""Device, precision, threads and seeds."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from mtrain import runtime
+from mtrain.errors import DeviceError
+from mtrain.runtime import autocast, choose_device, choose_precision, seed_of, set_up
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def has_cuda(monkeypatch):
+    def pretend(is_available: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
+
+    return pretend
+
+
+@pytest.mark.parametrize("is_available", [False, True])
+def test_auto_is_cuda_where_there_is_one(has_cuda, is_available):
+    has_cuda(is_available)
+    assert choose_device("auto").type == ("cuda" if is_available else "cpu")
+    assert choose_device("cpu") == CPU
+
+
+def test_cuda_asked_for_and_absent(has_cuda):
+    has_cuda(False)
+    with pytest.raises(DeviceError, match="finds no GPU") as raised:
+        choose_device("cuda")
+    assert raised.value.exit_code == 2
+    assert raised.value.fix is not None
+
+
+@pytest.mark.parametrize(("has_amx", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_on_a_cpu_is_what_it_multiplies_fast(monkeypatch, has_amx, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx, raising=False)
+    assert choose_precision("auto", CPU) == expected
+    assert choose_precision("fp32", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16")])
+def test_auto_precision_on_a_gpu_goes_by_its_generation(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", torch.device("cuda")) == expected
+
+
+def test_autocast_concerns_products_only():
+    x = torch.ones(2, 2)
+    with autocast(CPU, "bf16"):
+        assert (x @ x).dtype is torch.bfloat16
+    with autocast(CPU, "fp32"):
+        assert (x @ x).dtype is torch.float32
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_are_those_asked_for(monkeypatch):
+    set_up(CPU, 2)
+    assert torch.get_num_threads() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    set_up(CPU, "auto")
+    assert torch.get_num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    set_up(CPU, "auto")
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("threads")
+def test_another_c_library_keeps_its_allocator(monkeypatch):
+    def missing(name: str | None) -> None:
+        raise OSError("no such library")
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", missing)
+    set_up(CPU, 1)
+
+
+def test_seeds_differ_in_every_part_and_fit_a_generator():
+    seeds = {seed_of(a, b, c) for a in range(10) for b in range(10) for c in range(10)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_of(1, 2) != seed_of(2, 1)
+    torch.manual_seed(max(seeds))
+
+
+def test_a_seed_is_the_same_on_every_machine():
+    assert seed_of(1, 2, 3) == 7_602_938_901_349_714_354
