@@ -204,15 +204,16 @@ def translate(
     ] = False,
 ) -> None:
     """Translate a file or standard input, line by line."""
-    from mtrain.decoding import translate as decoding
+    from mtrain.decoding.stream import translate_file, translate_stream
+    from mtrain.decoding.translate import Options, Translator
 
-    options = decoding.Options(beam_size, length_penalty, n_best, exact_stop, format.value)
+    options = Options(beam_size, length_penalty, n_best, exact_stop, format.value)
     with _open_input(source) as lines:
-        translator = decoding.Translator.from_run(run, checkpoint, device.value)
+        translator = Translator.from_run(run, checkpoint, device.value)
         if output is None:
-            decoding.translate_stream(translator, lines, _stdout(), options)
+            translate_stream(translator, lines, _stdout(), options)
         else:
-            decoding.translate_file(translator, lines, output, options)
+            translate_file(translator, lines, output, options)
 
 
 @app.command(

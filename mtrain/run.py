@@ -4,7 +4,7 @@
       config.yaml              the resolved config
       tokenizer.model          SentencePiece (tokenizer.source.model and .target.model, one a side)
       model.safetensors        the winner
-      checkpoints/             step-12000/, best-9000/: see training.state
+      checkpoints/             step-12000/, best-9000.safetensors: see training.state
       metrics.jsonl            one line for every logged step and validation
       scores.json              test set -> metric -> score, low, high, signature
       translations/            what `eval` scored: <split>.<checkpoint>.txt
@@ -28,6 +28,12 @@ from typing import Any
 
 from mtrain.errors import CheckpointError, DataError, StorageError, UsageError
 
+# What is wrong with a place, rather than with the program.
+REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EIO, errno.EFBIG),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
@@ -39,7 +45,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"no space left on the disk while writing {path}", "free some space; then repeat"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in REFUSALS:
             raise StorageError(
                 f"cannot write {path}: {(error.strerror or 'refused').lower()}",
                 "check the permissions of the directory, or choose another place",
@@ -162,7 +168,10 @@ class RunDir:
 
     def read_manifest(self) -> dict[str, Any]:
         """What `prepare` recorded of the data: counts, hashes, split names, dropped pairs."""
-        return _read_json(self.manifest)
+        manifest = _read_json(self.manifest)
+        if missing := {"splits", "split_sha256", "files", "length_ratio"} - manifest.keys():
+            raise _unreadable(self.manifest, f"it lacks {', '.join(sorted(missing))}")
+        return manifest
 
     def read_split(self, name: str) -> Split:
         """The raw sentences of `valid` or of a test set."""
@@ -198,8 +207,15 @@ class RunDir:
         """All complete lines of metrics.jsonl; one cut short by a kill is left out."""
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        try:
+            lines = self.metrics.read_text(encoding="utf-8").split("\n")
+            return [json.loads(line) for line in lines[:-1] if line]
+        except (OSError, ValueError) as error:
+            raise _unreadable(self.metrics, error) from error
+
+    def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl, whole or not at all."""
+        atomic_write(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _numbered(paths: Iterable[Path], pattern: str) -> list[tuple[int, Path]]:
@@ -211,8 +227,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot read {path}: {error}", "restore the file, or train again"
-        ) from error
-    assert isinstance(value, dict)
+        raise _unreadable(path, error) from error
+    if not isinstance(value, dict):
+        raise _unreadable(path, "it holds no JSON object")
     return value
+
+
+def _unreadable(path: Path, reason: object) -> DataError:
+    return DataError(f"cannot read {path}: {reason}", "restore the file, or train again")

@@ -70,7 +70,11 @@ def seed_of(*parts: int) -> int:
 def _n_cores() -> int:
     """Cores that this process may use; OMP_NUM_THREADS is obeyed where it is set."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
+    if wanted.isdigit() and int(wanted):
+        return int(wanted)
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _has_amx() -> bool:

@@ -77,6 +77,10 @@ def test_what_is_generated_is_up_to_date(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_number_in_the_readme_was_measured() -> None:
+    assert "MEASURED" not in README
+
+
 def test_every_key_of_the_config_has_a_meaning() -> None:
     table = README.split("<!-- generated: config -->")[1].split("<!-- end of config -->")[0]
     rows = [line for line in table.split("\n") if line.startswith("| `")]

@@ -230,7 +230,7 @@ def test_a_damaged_checkpoint(damage: str, copied_run: Path) -> None:
 )
 def test_other_files_of_a_run_cut_short(name: str, code: int, copied_run: Path) -> None:
     path = copied_run / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    path.write_bytes(path.read_bytes()[:20])
     found, said = fails("translate", "run", cwd=copied_run.parent)
     assert (found, path.name in said) == (code, True), said
 

@@ -20,16 +20,11 @@ from torch import Tensor, nn
 import mtrain
 from mtrain.config import Config, TokenizerConfig, dump_config
 from mtrain.data.tokenizer import EOS, PAD, Tokenizer, load_tokenizers, train_tokenizers
+from mtrain.decoding import stream as stream_stage
 from mtrain.decoding import translate as stage
 from mtrain.decoding.sentences import split_text
-from mtrain.decoding.translate import (
-    Options,
-    Translation,
-    Translator,
-    translate_file,
-    translate_stream,
-    waiting_lines,
-)
+from mtrain.decoding.stream import translate_file, translate_stream, waiting_lines
+from mtrain.decoding.translate import Options, Translation, Translator
 from mtrain.errors import ModelError, StorageError, UsageError
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import save_tensors, weights_of
@@ -323,7 +318,8 @@ def test_weights_that_are_not_finite_are_reported(network, tokenizer):
 
 def test_a_run_directory_translates_as_its_parts_do(network, tmp_path, tokenizer_directory):
     run = RunDir(tmp_path / "run")
-    write_json(run.manifest, {"splits": ["valid"], "length_ratio": network.length_ratio})
+    manifest = {"splits": ["valid"], "split_sha256": {}, "files": {}}
+    write_json(run.manifest, manifest | {"length_ratio": network.length_ratio})
     atomic_write(run.config, dump_config(network.config))
     shutil.copy(tokenizer_directory / "tokenizer.model", run.path)
     save_tensors(run.weights, weights_of(network.model), {})
@@ -396,7 +392,7 @@ def test_a_split_line_is_reported_with_its_number(make, capsys):
 def test_a_flood_of_warnings_is_summed_up(make, capsys):
     assert len(written(make(), b"\xff\n" * 50)) == 50
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == stage.WARNINGS_SHOWN + 1
+    assert len(lines) == stream_stage.WARNINGS_SHOWN + 1
     assert lines[-1].startswith("warning: 30 more such warnings")
 
 
@@ -467,8 +463,8 @@ def test_a_full_pipe_is_taken_at_once(make, pipe, monkeypatch):
 
 
 def test_lines_are_read_in_pieces_of_any_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "READ_BYTES", 7)
-    monkeypatch.setattr(stage, "LINES_AT_A_TIME", 2)
+    monkeypatch.setattr(stream_stage, "READ_BYTES", 7)
+    monkeypatch.setattr(stream_stage, "LINES_AT_A_TIME", 2)
     text = b"a\nb\r\n\nc\n\n\n" + b"long" * 10 + b"\r\n\xc3\xa4\r\r\nend"
     path = tmp_path / "text"
     path.write_bytes(text)
@@ -496,7 +492,7 @@ def test_a_reader_that_goes_away_is_left_to_the_caller(make):
 
 @pytest.fixture
 def job(tmp_path: Path, make: Callable[..., Translator], monkeypatch: pytest.MonkeyPatch) -> Job:
-    monkeypatch.setattr(stage, "LINES_AT_A_TIME", 2)
+    monkeypatch.setattr(stream_stage, "LINES_AT_A_TIME", 2)
     return Job(tmp_path, make())
 
 

@@ -89,7 +89,8 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for matrix in matrices:
                 direction = self._direction(matrix, group["momentum"])
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                is_good = 1 - getattr(self, "found_inf", 0.0)
+                matrix.mul_(1 - group["lr"] * group["weight_decay"] * is_good)
                 for part in zip(_square_parts(matrix), _square_parts(direction), strict=True):
                     by_shape[part[0].shape[0], part[0].shape[1]].append(part)
             for (rows, columns), parts in by_shape.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from typing import Any
 
 from mtrain import console
@@ -14,7 +14,7 @@ from mtrain.training.state import Progress
 
 # A change of these makes another model, another order or another optimum: refused on resume.
 FIXED = ("source", "target", "data", "tokenizer", "model")
-FIXED_IN_TRAIN = ("seed", "batch_tokens", "optim")
+FIXED_IN_TRAIN = ("seed", "batch_tokens", "optim", "best_metric")
 
 
 def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
@@ -25,17 +25,31 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
         console.message(f"renamed {run.path} to {aside}")
     if run.config.exists():
         check_changes(run, config, prepared)
-    elif run.path.exists() and any(run.path.iterdir()):
+    elif run.path.exists() and not (run.path.is_dir() and not any(run.path.iterdir())):
         raise UsageError(
             f"{run.path} exists and is not a run directory (it holds no config.yaml)",
             "choose another directory with --set run=DIR, or remove it",
         )
     else:
-        copy_into_run(prepared, run)
-    with storage_errors(run.path):
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        create(run, config, prepared)
     atomic_write(run.config, dump_config(config))
+    with storage_errors(run.path):
+        run.checkpoints.mkdir(exist_ok=True)
     return run
+
+
+def create(run: RunDir, config: Config, prepared: Prepared) -> None:
+    """A new run directory, whole or not at all: without its config it would be taken for none."""
+    partial = RunDir(run.path.with_name(run.path.name + ".tmp"))
+    with storage_errors(run.path):
+        shutil.rmtree(partial.path, ignore_errors=True)
+        try:
+            copy_into_run(prepared, partial)
+            atomic_write(partial.config, dump_config(config))
+            partial.path.rename(run.path)
+        except BaseException:
+            shutil.rmtree(partial.path, ignore_errors=True)
+            raise
 
 
 def set_aside(run: RunDir) -> str:
@@ -65,7 +79,12 @@ def check_changes(run: RunDir, config: Config, prepared: Prepared) -> None:
         )
     for key, (old, new) in changes.items():
         console.message(f"changed since the run was started: {key}: {old} -> {new}")
-        run.log({"kind": "config", "key": key, "old": old, "new": new})
+    if changes:  # written anew, as the last line may have been cut short
+        records = [
+            {"kind": "config", "key": key, "old": old, "new": new}
+            for key, (old, new) in changes.items()
+        ]
+        run.write_metrics([*run.read_metrics(), *records])
 
 
 def is_fixed(key: str) -> bool:
@@ -99,4 +118,4 @@ def drop_lines_beyond(run: RunDir, progress: Progress | None) -> None:
         or (record["step"] == step and record["kind"] == "train")
     ]
     if run.metrics.exists():
-        atomic_write(run.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        run.write_metrics(kept)

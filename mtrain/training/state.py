@@ -14,11 +14,13 @@ state is kept. A directory gets its name only when all of it is on the disk.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,14 +71,16 @@ def save_state(
             save_tensors(
                 partial / "optimizer.safetensors", optimizer_state(model, optimizers), facts
             )
-            write_json(partial / "state.json", {"format": FORMAT, **asdict(progress)})
+            numbers = asdict(progress)
+            seal = {"format": FORMAT, "sha256": _digest(numbers)}
+            write_json(partial / "state.json", seal | numbers)
             shutil.rmtree(path, ignore_errors=True)  # one of the same step, damaged or left over
             os.rename(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    for _, old in run.step_checkpoints()[:-keep]:
-        shutil.rmtree(old)
+        for _, old in run.step_checkpoints()[:-keep]:  # renamed first: half of one has no name
+            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
 
 
 def load_newest(
@@ -88,20 +92,25 @@ def load_newest(
     """
     for leftover in run.checkpoints.glob("*.tmp"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    damage: CheckpointError | None = None
+    damaged: list[tuple[Path, CheckpointError]] = []
     for _, path in reversed(run.step_checkpoints()):
         try:
-            return _load(path, model, ema, optimizers)
+            progress = _load(path, model, ema, optimizers)
         except CheckpointError as error:
-            damage = error
-            aside = path.with_name("damaged-" + path.name)
+            damaged.append((path, error))
+            continue
+        for bad, damage in damaged:
+            aside = bad.with_name("damaged-" + bad.name)
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            console.warn(f"{error.message}; kept as {aside.name}, going on from the one before")
-    if damage is not None:
+            bad.rename(aside)
+            console.warn(f"{damage.message}; kept as {aside.name}, going on from {path.name}")
+        return progress
+    if damaged:
+        newest = damaged[0][1]
         raise CheckpointError(
-            f"no checkpoint in {run.checkpoints} is whole", "start again with --fresh"
-        ) from damage
+            f"no checkpoint in {run.checkpoints} is whole: {newest.message}",
+            "start again with --fresh",
+        ) from newest
     return None
 
 
@@ -110,10 +119,13 @@ def _load(
 ) -> Progress:
     try:
         numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if numbers.pop("format") != FORMAT:
-            raise ValueError("it has another format")
+        version, sha256 = numbers.pop("format"), numbers.pop("sha256")
+        if version == FORMAT and sha256 != _digest(numbers):
+            raise ValueError("its contents do not match its own sha256")
+        if version != FORMAT:
+            raise ValueError(f"it has format {version}, not {FORMAT}")
         progress = Progress(**numbers)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'state.json'} is damaged ({error})") from error
     weights = load_tensors(path / "weights.safetensors")[0]
     averages = load_tensors(path / "ema.safetensors")[0] if ema is not None else {}
@@ -124,6 +136,10 @@ def _load(
             tensor.copy_(averages[name])
     set_optimizer_state(model, optimizers, moments)
     return progress
+
+
+def _digest(numbers: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
 
 def save_best(run: RunDir, weights: dict[str, torch.Tensor], facts: dict[str, object]) -> None:

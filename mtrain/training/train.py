@@ -47,15 +47,16 @@ def train(config: Config, config_path: Path, fresh: bool = False) -> None:
     runtime.set_up(device, config.train.threads)
     loop = _Loop(config, run, prepared, device)
     progress = load_newest(run, loop.model, loop.ema, loop.optimizers)
-    drop_lines_beyond(run, progress)
     if progress is None:
-        progress = Progress()
         console.message(f"training {run.path}: {loop.describe()}")
     elif progress.step >= config.train.max_steps and run.weights.exists():
         console.message(f"{run.path} is trained to step {progress.step}: nothing to do")
         return
     else:
         console.message(f"resuming {run.path} at step {progress.step}: {loop.describe()}")
+    drop_lines_beyond(run, progress)
+    run.weights.unlink(missing_ok=True)  # of an earlier end: `best` holds the same
+    progress = progress or Progress()
     with StopRequest() as stop:
         loop.run_to_the_end(progress, stop)
     _install_winner(run, progress)
@@ -87,8 +88,12 @@ class _Loop:
         train = self.config.train
         meter = _Meter(self.device)
         with console.bar(train.max_steps, "train", "step", initial=progress.step) as bar:
-            if progress.step and _due(progress.step, train.validate_every):
-                self.validate(progress, stop)  # the state was saved just before this
+            # A state is saved just before its validation. Where max_steps or validate_every had
+            # another value then, a best checkpoint tells that there was one.
+            was_best = progress.step in dict(self.run.best_checkpoints())
+            if progress.step and (was_best or self.is_validation_due(progress.step)):
+                self.validate(progress, stop)
+                meter.begin_lap()
             for update in self.updates(progress):
                 if self.is_over(progress):
                     break
@@ -100,13 +105,18 @@ class _Loop:
                 if stop.signal is not None:
                     self.save(progress, meter)
                     stop.leave(f"saved {self.run.path} at step {progress.step}")
-                is_validation_due = is_last or _due(progress.step, train.validate_every)
+                is_validation_due = self.is_validation_due(progress.step)
                 if is_validation_due or _due(progress.step, train.save_every):
                     self.save(progress, meter)  # before validating, so nothing is lost
                 if is_validation_due:
                     progress.elapsed_s += meter.lap_s()
                     self.validate(progress, stop)
                     meter.begin_lap()
+
+    def is_validation_due(self, step: int) -> bool:
+        """Every so many steps, and at the end."""
+        train = self.config.train
+        return step >= train.max_steps or _due(step, train.validate_every)
 
     def is_over(self, progress: Progress) -> bool:
         """True after max_steps, or where no validation was better for `patience` of them."""

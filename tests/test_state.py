@@ -1,0 +1,163 @@
+"""Training states on disk: what is kept, pruned, restored, and recognised as damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtrain.config import ModelConfig, OptimConfig
+from mtrain.errors import CheckpointError
+from mtrain.model.transformer import Transformer
+from mtrain.model.weights import load_tensors, weights_of
+from mtrain.run import RunDir
+from mtrain.training.optim import Ema, make_optimizers, optimizer_state
+from mtrain.training.state import Progress, load_newest, save_best, save_state
+
+SIZES = {"d_model": 8, "d_ff": 8, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
+
+
+class Trained:
+    """A tiny model, its average and its optimizers, after one update."""
+
+    def __init__(self, seed: int = 0, with_ema: bool = True) -> None:
+        torch.manual_seed(seed)
+        self.model = Transformer(ModelConfig.model_validate(SIZES), 11, 11)
+        self.ema = Ema(weights_of(self.model), 0.9) if with_ema else None
+        self.optimizers = make_optimizers(self.model, OptimConfig())
+        for parameter in self.model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def save(self, run: RunDir, progress: Progress, keep: int = 9) -> None:
+        save_state(run, self.model, self.ema, self.optimizers, progress, keep)
+
+    def load(self, run: RunDir) -> Progress | None:
+        return load_newest(run, self.model, self.ema, self.optimizers)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        averages = {f"ema/{k}": v for k, v in (self.ema.weights if self.ema else {}).items()}
+        return weights_of(self.model) | averages | optimizer_state(self.model, self.optimizers)
+
+
+def assert_equal(one: Trained, other: Trained) -> None:
+    ours, theirs = one.tensors(), other.tensors()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path)
+
+
+def steps(run: RunDir) -> list[int]:
+    return [step for step, _ in run.step_checkpoints()]
+
+
+@pytest.mark.parametrize("with_ema", [True, False])
+def test_a_state_comes_back_as_it_was(run, with_ema):
+    saved, other = Trained(with_ema=with_ema), Trained(seed=1, with_ema=with_ema)
+    progress = Progress(7, 1, 3, 5, 0.1 + 0.2, 2, 12345, 1, 1.5)
+    saved.save(run, progress)
+    assert other.load(run) == progress
+    assert_equal(saved, other)
+    files = {path.name for path in (run.checkpoints / "step-7").iterdir()}
+    assert ("ema.safetensors" in files) == with_ema
+
+
+def test_nothing_saved_is_nothing_loaded(run):
+    trained = Trained()
+    assert trained.load(run) is None
+    assert_equal(trained, Trained())
+
+
+def test_only_the_newest_are_kept(run):
+    trained = Trained()
+    for step in (8, 9, 10, 11):
+        trained.save(run, Progress(step), keep=2)
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-10", "step-11"]
+
+
+def test_the_newest_goes_by_number_not_by_name(run):
+    for step in (9, 10):
+        Trained(seed=step).save(run, Progress(step))
+    other = Trained()
+    assert other.load(run) == Progress(10)
+    assert_equal(other, Trained(seed=10))
+
+
+def test_a_state_of_the_same_step_is_replaced(run):
+    Trained(seed=1).save(run, Progress(5))
+    Trained(seed=2).save(run, Progress(5, epoch=3))
+    other = Trained()
+    assert other.load(run) == Progress(5, epoch=3)
+    assert_equal(other, Trained(seed=2))
+
+
+def test_leftovers_of_a_kill_are_removed(run):
+    Trained().save(run, Progress(5))
+    shutil.copytree(run.checkpoints / "step-5", run.checkpoints / "step-6.tmp")
+    (run.checkpoints / "best-6.safetensors.tmp").touch()
+    assert Trained().load(run) == Progress(5)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-5"]
+
+
+FILES = ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_damage_to_any_file_leads_to_the_state_before(run, capsys, name, damage):
+    for step in (5, 6):
+        Trained(seed=step).save(run, Progress(step, n_target_tokens=4096))
+    path = run.checkpoints / "step-6" / name
+    data = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif name == "state.json":
+        path.write_bytes(data.replace(b"4096", b"4097"))
+    else:
+        data[-5] ^= 1
+        path.write_bytes(data)
+    other = Trained()
+    assert other.load(run) == Progress(5, n_target_tokens=4096)
+    assert_equal(other, Trained(seed=5))
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path}")
+    assert said.count("\n") == 1
+    assert "kept as damaged-step-6, going on from step-5" in said
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["damaged-step-6", "step-5"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "null", "{}", '"x"', '{"format": 1}'])
+def test_any_other_state_file_is_damage(run, content):
+    Trained().save(run, Progress(5))
+    (run.checkpoints / "step-5" / "state.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"is whole: .*state\.json is damaged"):
+        Trained().load(run)
+    assert steps(run) == [5]  # left where it is, for another try
+
+
+def test_a_state_of_another_format_is_named(run):
+    Trained().save(run, Progress(5))
+    path = run.checkpoints / "step-5" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(CheckpointError, match="it has format 2, not 1"):
+        Trained().load(run)
+
+
+def test_the_best_replaces_the_one_before(run):
+    weights = Trained().tensors()
+    for step in (4, 9, 10):
+        save_best(run, weights, {"step": step, "valid": {"chrf": 1.5}})
+    assert [path.name for path in run.checkpoints.iterdir()] == ["best-10.safetensors"]
+    loaded, facts = load_tensors(run.best_checkpoints()[0][1])
+    assert facts == {"step": 10, "valid": {"chrf": 1.5}}
+    assert all(torch.equal(weights[name], loaded[name]) for name in loaded)

@@ -1,0 +1,676 @@
+"""Training as a whole, on a task small enough to be trained dozens of times: stopped anywhere, it
+goes on as if it had not been."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtrain.config import load_config
+from mtrain.errors import (
+    CheckpointError,
+    NonFiniteError,
+    OutOfMemoryError,
+    StoppedBySignal,
+    StorageError,
+    UsageError,
+)
+from mtrain.model.weights import load_tensors
+from mtrain.run import RunDir
+from mtrain.training import state
+from mtrain.training import train as training
+from mtrain.training.train import train
+from tests.conftest import mtrain_command, mtrain_environment, write_lines
+
+CONFIG = """\
+name: copy
+source: en
+target: de
+data:
+  train: {source: train.txt, target: train.txt}
+  valid: {source: valid.txt, target: valid.txt}
+  max_length: 40
+tokenizer: {vocab_size: 300}
+model: {d_model: 16, d_ff: 24, n_heads: 2, n_encoder_layers: 1, n_decoder_layers: 1, dropout: 0.1}
+train:
+  max_steps: 12
+  batch_tokens: 160
+  micro_batch_tokens: 80
+  validate_every: 4
+  save_every: 3
+  log_every: 1
+  threads: 1
+  device: cpu
+  precision: fp32
+  optim: {learning_rate: 0.01, warmup_steps: 4, ema_decay: 0.9}
+decode: {beam_size: 2}
+"""
+TIMES = {"elapsed_s", "tokens_per_s", "memory_bytes", "validation_s"}
+
+
+class Killed(BaseException):
+    """What no part of the program expects."""
+
+
+@dataclass
+class Workspace:
+    """A directory with a config and its texts; runs of it go anywhere."""
+
+    config: Path
+
+    def train(self, run: Path | str, *overrides: str, fresh: bool = False) -> RunDir:
+        config = load_config(self.config, [f"run={run}", *overrides])
+        train(config, self.config, fresh)
+        return RunDir(run)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("copy")
+    generator = random.Random(0)
+    lines: dict[str, None] = {}
+    while len(lines) < 126:
+        words = ["".join(generator.choices("abcdef", k=generator.randint(1, 3))) for _ in range(4)]
+        lines[" ".join(words[: generator.randint(1, 4)])] = None
+    write_lines(directory / "train.txt", list(lines)[6:])
+    write_lines(directory / "valid.txt", list(lines)[:6])
+    (directory / "copy.yaml").write_text(CONFIG)
+    return directory
+
+
+@pytest.fixture
+def workspace(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.chdir(directory)
+    return Workspace(Path("copy.yaml"))
+
+
+@pytest.fixture(scope="module")
+def straight(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of 12 steps that nothing disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "straight"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        return Workspace(Path("copy.yaml")).train(run)
+
+
+@dataclass
+class Outcome:
+    """All that a run leaves but times: tensors by file and name, facts, metrics, progress."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in TIMES}
+
+
+def outcome(run: RunDir) -> Outcome:
+    found = Outcome(metrics=[without_times(record) for record in run.read_metrics()])
+    for path in sorted(run.path.rglob("*.safetensors")):
+        tensors, _ = load_tensors(path)
+        name = path.relative_to(run.path)
+        found.tensors |= {f"{name}: {key}": tensor for key, tensor in tensors.items()}
+    newest = run.step_checkpoints()[-1][1]
+    numbers = json.loads((newest / "state.json").read_text())
+    found.progress = {k: v for k, v in numbers.items() if k not in {"elapsed_s", "sha256"}}
+    return found
+
+
+def assert_alike(run: RunDir, other: RunDir) -> None:
+    """Bit for bit, but for times and for `config` lines."""
+    ours, theirs = outcome(run), outcome(other)
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    differing = [k for k in ours.tensors if not torch.equal(ours.tensors[k], theirs.tensors[k])]
+    assert differing == []
+    assert [r for r in ours.metrics if r["kind"] != "config"] == theirs.metrics
+    assert ours.progress == theirs.progress
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
+    """Have `action(step)` called at the beginning of each update."""
+    original = training._Loop.step
+
+    def step(loop: Any, update: Any, progress: Any, meter: Any) -> None:
+        action(progress.step + 1)
+        original(loop, update, progress, meter)
+
+    monkeypatch.setattr(training._Loop, "step", step)
+
+
+def raise_signal(number: int, at: int) -> Callable[[int], None]:
+    def action(step: int) -> None:
+        if step == at:
+            os.kill(os.getpid(), number)
+
+    return action
+
+
+# -- an undisturbed run ----------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_should(straight):
+    assert sorted(path.name for path in straight.path.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "data",
+        "metrics.jsonl",
+        "model.safetensors",
+        "tokenizer.model",
+    ]
+    assert [step for step, _ in straight.step_checkpoints()] == [9, 12]
+    trained = [r for r in straight.read_metrics() if r["kind"] == "train"]
+    assert [record["step"] for record in trained] == list(range(1, 13))
+    assert [r["step"] for r in straight.read_metrics() if r["kind"] == "valid"] == [4, 8, 12]
+    rates = [record["learning_rate"] for record in trained]
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert trained[-1]["loss"] < trained[0]["loss"] - 0.5
+    assert all(0.5 < record["real_token_share"] <= 1 for record in trained)
+    assert trained[-1]["epoch"] > 0  # so that the tests below pass the border of an epoch
+
+
+def test_the_winner_is_the_best_and_holds_the_average(straight):
+    scored = {r["step"]: r["chrf"] for r in straight.read_metrics() if r["kind"] == "valid"}
+    best = max(scored, key=lambda step: (scored[step], -step))
+    assert [step for step, _ in straight.best_checkpoints()] == [best]
+    weights, facts = load_tensors(straight.weights)
+    assert facts["step"] == best
+    if best == 12:
+        averages, _ = load_tensors(straight.checkpoint_files("ema")[0])
+        assert all(torch.equal(weights[name], averages[name]) for name in averages)
+
+
+def test_the_same_again_is_the_same(workspace, straight, tmp_path):
+    assert_alike(workspace.train(tmp_path / "run"), straight)
+
+
+@pytest.mark.parametrize("tied", ["output", "none"])
+def test_other_ties_give_the_same_again(workspace, tmp_path, tied):
+    settings = ["train.max_steps=2", f"model.tied={tied}"]
+    one, other = (workspace.train(tmp_path / name, *settings) for name in ("a", "b"))
+    assert_alike(one, other)
+
+
+def test_another_seed_is_another_run(workspace, straight, tmp_path):
+    run = workspace.train(tmp_path / "run", "train.seed=2", "train.max_steps=1")
+    assert run.read_metrics()[0]["loss"] != straight.read_metrics()[0]["loss"]
+
+
+def test_muon_trains_and_resumes_too(workspace, tmp_path, monkeypatch):
+    settings = ["train.optim.optimizer=muon", "train.max_steps=4"]
+    expected = workspace.train(tmp_path / "straight", *settings)
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(signal.SIGINT, at=2))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(tmp_path / "run", *settings)
+    assert_alike(workspace.train(tmp_path / "run", *settings), expected)
+
+
+# -- stopped and resumed ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "at", "code"),
+    [(signal.SIGTERM, 1, 143), (signal.SIGINT, 5, 130), (signal.SIGTERM, 8, 143)],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    workspace, straight, tmp_path, monkeypatch, capsys, number, at, code
+):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(number, at))
+        with pytest.raises(StoppedBySignal, match=f"at step {at}") as raised:
+            workspace.train(tmp_path / "run")
+    assert raised.value.exit_code == code
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert RunDir(tmp_path / "run").step_checkpoints()[-1][0] == at
+    assert f"{number.name}: saving after this step" in capsys.readouterr().err
+    run = workspace.train(tmp_path / "run")
+    assert f"resuming {run.path} at step {at}" in capsys.readouterr().err
+    assert_alike(run, straight)
+
+
+def test_a_signal_at_the_last_step_still_validates(workspace, tmp_path, monkeypatch):
+    """Also where max_steps is no multiple of validate_every, and nothing was validated before."""
+    settings = ["train.max_steps=3"]
+    expected = workspace.train(tmp_path / "straight", *settings)
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(signal.SIGTERM, at=3))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(tmp_path / "run", *settings)
+    assert_alike(workspace.train(tmp_path / "run", *settings), expected)
+
+
+def test_a_signal_during_validation_need_not_wait(workspace, straight, tmp_path, monkeypatch):
+    original = training.validate
+
+    def validate(validation: Any, weights: Any, step: int) -> Any:
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+            raise AssertionError("the signal waited")
+        return original(validation, weights, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "validate", validate)
+        with pytest.raises(StoppedBySignal, match="during validation, after saving"):
+            workspace.train(tmp_path / "run")
+    assert_alike(workspace.train(tmp_path / "run"), straight)
+
+
+@pytest.mark.parametrize("at", [1, 7, 12])
+def test_killed_between_checkpoints(workspace, straight, tmp_path, monkeypatch, at):
+    def kill(step: int) -> None:
+        if step == at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        before_step(patch, kill)
+        with pytest.raises(Killed):
+            workspace.train(tmp_path / "run")
+    assert_alike(workspace.train(tmp_path / "run"), straight)
+
+
+def test_killed_while_saving(workspace, straight, tmp_path, monkeypatch):
+    """What is left is half a checkpoint under a name that nobody takes for a whole one."""
+    run = RunDir(tmp_path / "run")
+    half = tmp_path / "half"
+
+    def write_json(path: Path, value: dict[str, Any]) -> None:
+        if value["step"] == 6:
+            shutil.copytree(path.parent, half)
+            raise Killed
+        original(path, value)
+
+    original = state.write_json
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "write_json", write_json)
+        with pytest.raises(Killed):
+            workspace.train(run.path)
+    half.rename(run.checkpoints / "step-6.tmp")
+    assert [step for step, _ in run.step_checkpoints()] == [3, 4]
+    assert_alike(workspace.train(run.path), straight)
+
+
+@pytest.mark.parametrize("moment", ["validate", "save_best", "_install_winner"])
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_around_validation(workspace, straight, tmp_path, monkeypatch, moment, after):
+    """In the last one, just before or just after what is named."""
+    original = getattr(training, moment)
+
+    def kill(*arguments: Any) -> Any:
+        steps = [step for step, _ in RunDir(tmp_path / "run").step_checkpoints()]
+        if 12 not in steps:
+            return original(*arguments)
+        if after:
+            original(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, moment, kill)
+        try:
+            workspace.train(tmp_path / "run")
+        except Killed:
+            pass
+        else:
+            assert moment == "save_best"  # the last validation was not the best
+    assert_alike(workspace.train(tmp_path / "run"), straight)
+
+
+def test_killed_while_the_run_directory_is_made(workspace, straight, tmp_path, monkeypatch):
+    def copy_half(prepared: Any, run: RunDir) -> None:
+        run.data.mkdir(parents=True)
+        raise Killed
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrain.training.resume.copy_into_run", copy_half)
+        patch.setattr("mtrain.training.resume.shutil.rmtree", lambda *a, **k: None)
+        with pytest.raises(Killed):
+            workspace.train(run)
+    assert not run.exists()
+    assert_alike(workspace.train(run), straight)
+
+
+def test_a_second_call_has_nothing_to_do(workspace, straight, capsys):
+    before = {path: path.read_bytes() for path in straight.path.rglob("*") if path.is_file()}
+    workspace.train(straight.path)
+    assert "is trained to step 12: nothing to do" in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in straight.path.rglob("*") if path.is_file()}
+    assert [path for path in before | after if before.get(path) != after.get(path)] == []
+
+
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(
+    workspace, straight, tmp_path, monkeypatch, capsys
+):
+    run = RunDir(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(signal.SIGTERM, at=10))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(run.path)
+    weights = run.checkpoints / "step-10" / "optimizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    workspace.train(run.path)
+    said = capsys.readouterr().err
+    assert "warning: " in said
+    assert "optimizer.safetensors is damaged or cut short" in said
+    assert "kept as damaged-step-10, going on from step-9" in said
+    shutil.rmtree(run.checkpoints / "damaged-step-10")
+    assert_alike(run, straight)
+
+
+def test_no_whole_checkpoint_is_an_error_each_time(workspace, straight, tmp_path):
+    run = RunDir(shutil.copytree(straight.path, tmp_path / "run"))
+    for _, path in run.step_checkpoints():
+        (path / "state.json").write_text("{}")
+    for _ in range(2):  # never a silent beginning from the start
+        with pytest.raises(CheckpointError, match="is whole") as raised:
+            workspace.train(run.path, "train.max_steps=13")
+        assert "--fresh" in (raised.value.fix or "")
+    assert len(run.step_checkpoints()) == 2
+
+
+# -- another config --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["model.dropout=0.2", "train.seed=3", "train.optim.beta1=0.8", "train.batch_tokens=200"],
+)
+def test_what_makes_another_training_is_refused_with_a_diff(workspace, straight, change):
+    key, new = change.split("=")
+    with pytest.raises(UsageError) as raised:
+        workspace.train(straight.path, change)
+    assert f"\n    {key}: " in raised.value.message
+    assert f" -> {new}" in raised.value.message
+    assert "--fresh" in (raised.value.fix or "")
+    assert len(raised.value.message.split("\n")) == 2
+
+
+def test_text_that_changed_is_refused(directory, straight, tmp_path, monkeypatch):
+    for name in ("copy.yaml", "valid.txt"):
+        shutil.copy(directory / name, tmp_path / name)
+    lines = (directory / "train.txt").read_text().split("\n")[:-1]
+    write_lines(tmp_path / "train.txt", lines[:-1])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="was trained on other text"):
+        Workspace(Path("copy.yaml")).train(straight.path)
+
+
+def test_more_steps_are_allowed_and_logged(workspace, straight, tmp_path, capsys):
+    """Also where the first end was validated only because it was the end."""
+    run = workspace.train(tmp_path / "run", "train.max_steps=7")
+    assert [r["step"] for r in run.read_metrics() if r["kind"] == "valid"] == [4, 7]
+    with open(run.metrics, "a") as file:
+        file.write('{"kind": "trai')  # cut short
+    workspace.train(run.path, "train.keep=2", "train.max_steps=12")
+    assert "train.max_steps: 7 -> 12" in capsys.readouterr().err
+    logged = run.read_metrics()
+    (change,) = [record for record in logged if record["kind"] == "config"]
+    assert change == {"kind": "config", "key": "train.max_steps", "old": 7, "new": 12}
+    ours = [without_times(r) for r in logged if r["kind"] == "train"]
+    theirs = [without_times(r) for r in straight.read_metrics() if r["kind"] == "train"]
+    assert ours == theirs
+    scored = {r["step"]: r["chrf"] for r in logged if r["kind"] == "valid"}
+    ((best, _),) = run.best_checkpoints()
+    assert scored[best] == max(scored.values())
+    assert load_config(run.config).train.max_steps == 12
+
+
+def test_more_steps_stopped_at_the_end_are_not_taken_for_done(workspace, tmp_path, monkeypatch):
+    run = workspace.train(tmp_path / "run", "train.max_steps=4")
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(signal.SIGTERM, at=6))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(run.path, "train.max_steps=6")
+    workspace.train(run.path, "train.max_steps=6")
+    assert [r["step"] for r in run.read_metrics() if r["kind"] == "valid"] == [4, 6]
+    assert run.weights.exists()
+
+
+def test_fresh_renames_the_old_run(workspace, straight, tmp_path, capsys):
+    run = RunDir(shutil.copytree(straight.path, tmp_path / "run"))
+    for number in (1, 2):
+        workspace.train(run.path, "train.max_steps=1", "model.dropout=0.3", fresh=True)
+        assert f"renamed {run.path} to {run.path}.{number}" in capsys.readouterr().err
+    assert RunDir(f"{run.path}.1").step_checkpoints()[-1][0] == 12
+    assert RunDir(f"{run.path}.2").step_checkpoints()[-1][0] == 1
+    assert load_config(run.config).model.dropout == 0.3
+
+
+def test_fresh_needs_no_old_run(workspace, tmp_path):
+    assert workspace.train(tmp_path / "run", "train.max_steps=1", fresh=True).weights.exists()
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_place_that_holds_something_else_is_refused(workspace, tmp_path, kind):
+    path = tmp_path / "thesis"
+    if kind == "directory":
+        path.mkdir()
+        (path / "chapter1.tex").touch()
+    else:
+        path.touch()
+    with pytest.raises(UsageError, match="is not a run directory") as raised:
+        workspace.train(path)
+    assert "--set run=DIR" in (raised.value.fix or "")
+    assert [p.name for p in tmp_path.rglob("*")] == (
+        ["thesis", "chapter1.tex"] if kind == "directory" else ["thesis"]
+    )
+
+
+def test_an_empty_directory_becomes_the_run(workspace, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert workspace.train(tmp_path / "run", "train.max_steps=1").weights.exists()
+
+
+# -- updates ---------------------------------------------------------------------------------
+
+
+def losses(run: RunDir) -> list[float]:
+    return [record["loss"] for record in run.read_metrics() if record["kind"] == "train"]
+
+
+def test_smaller_micro_batches_give_the_same_training(workspace, tmp_path):
+    settings = ["model.dropout=0", "train.max_steps=6", "train.validate_every=6"]
+    runs = [
+        workspace.train(tmp_path / str(tokens), *settings, f"train.micro_batch_tokens={tokens}")
+        for tokens in (41, 1000)
+    ]
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=1e-5)
+    shares = [run.read_metrics()[0]["real_token_share"] for run in runs]
+    assert shares[0] > shares[1]
+
+
+def test_dropout_goes_by_seed_and_step_alone(workspace, straight, tmp_path):
+    """Random numbers drawn elsewhere, as by another validation, change nothing."""
+    settings = ["train.validate_every=3", "train.max_steps=6"]
+    run = workspace.train(tmp_path / "run", *settings)
+    assert losses(run) == losses(straight)[:6]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
+    """Make the loss of these steps undefined."""
+    now = [0]
+    before_step(monkeypatch, lambda step: now.__setitem__(0, step))
+    original = training._Loop.forward
+
+    def forward(loop: Any, batch: Any) -> Any:
+        smoothed, nll = original(loop, batch)
+        return smoothed * (float("nan") if now[0] in bad_steps else 1.0), nll
+
+    monkeypatch.setattr(training._Loop, "forward", forward)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+    workspace, tmp_path, monkeypatch, capsys
+):
+    poison(monkeypatch, {2, 4})
+    run = workspace.train(
+        tmp_path / "run", "train.max_steps=5", "train.save_every=1", "train.keep=9"
+    )
+    assert "skipped 1 updates up to step 2: their gradients were not finite" in (
+        capsys.readouterr().err
+    )
+    skipped = [r["n_skipped"] for r in run.read_metrics() if r["kind"] == "train"]
+    assert skipped == [0, 1, 0, 1, 0]
+    weights = [load_tensors(path / "weights.safetensors")[0] for _, path in run.step_checkpoints()]
+    name = "encoder.0.attention.in_projection.weight"
+    changed = [not torch.equal(a[name], b[name]) for a, b in pairwise(weights)]
+    assert changed == [False, True, False, True]
+    assert all(tensor.isfinite().all() for tensor in weights[-1].values())
+    assert outcome(run).progress["n_skipped"] == 2
+
+
+def test_many_bad_steps_in_a_row_end_the_training(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "MOST_SKIPPED_IN_A_ROW", 3)
+    poison(monkeypatch, {1, 2, 4, 5, 6})
+    with pytest.raises(NonFiniteError, match="3 steps in a row, up to step 6") as raised:
+        workspace.train(tmp_path / "run")
+    assert raised.value.exit_code == 4
+    assert "learning_rate" in (raised.value.fix or "")
+
+
+def test_out_of_memory_names_the_setting(workspace, tmp_path, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "label_smoothed_loss", full)
+    with pytest.raises(OutOfMemoryError, match="does not fit into the memory of cpu") as raised:
+        workspace.train(tmp_path / "run")
+    assert "train.micro_batch_tokens below 80" in (raised.value.fix or "")
+
+
+# -- validation, best, patience --------------------------------------------------------------
+
+
+def scored(monkeypatch: pytest.MonkeyPatch, scores: dict[int, float], metric: str) -> None:
+    """Validations find these scores."""
+
+    def validate(validation: Any, weights: Any, step: int) -> dict[str, Any]:
+        return {"loss": 1.0, "bleu": 1.0, "chrf": 1.0, metric: scores[step]}
+
+    monkeypatch.setattr(training, "validate", validate)
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "best"),
+    [
+        ("chrf", {2: 1.0, 4: 3.0, 6: 2.0}, 4),
+        ("bleu", {2: 1.0, 4: 1.0, 6: 1.0}, 2),
+        ("loss", {2: 1.0, 4: 3.0, 6: 0.5}, 6),
+    ],
+)
+def test_the_best_by_the_chosen_metric_wins(workspace, tmp_path, monkeypatch, metric, scores, best):
+    scored(monkeypatch, scores, metric)
+    run = workspace.train(
+        tmp_path / "run",
+        "train.max_steps=6",
+        "train.validate_every=2",
+        f"train.best_metric={metric}",
+        "train.keep=9",
+    )
+    assert [step for step, _ in run.best_checkpoints()] == [best]
+    weights, facts = load_tensors(run.weights)
+    assert facts["step"] == best
+    averages, _ = load_tensors(run.checkpoints / f"step-{best}" / "ema.safetensors")
+    assert all(torch.equal(weights[name], averages[name]) for name in weights)
+
+
+def test_patience_ends_the_training(workspace, tmp_path, monkeypatch, capsys):
+    scored(monkeypatch, {1: 1.0, 2: 5.0, 3: 4.0, 4: 4.5, 5: 9.0}, "chrf")
+    settings = ["train.validate_every=1", "train.patience=2"]
+    run = workspace.train(tmp_path / "run", *settings)
+    said = capsys.readouterr().err
+    assert "stopping early at step 4: 2 validations without a better chrf than at step 2" in said
+    assert load_tensors(run.weights)[1]["step"] == 2
+    before = outcome(run)
+    workspace.train(tmp_path / "run", *settings)  # again: the same end
+    assert outcome(run).metrics == before.metrics
+    assert load_tensors(run.weights)[1]["step"] == 2
+
+
+def test_without_an_average_the_weights_themselves_are_scored(workspace, tmp_path):
+    run = workspace.train(tmp_path / "run", "train.max_steps=1", "train.optim.ema_decay=0")
+    weights, last = (load_tensors(run.checkpoint_files(name)[0])[0] for name in ("best", "last"))
+    assert all(torch.equal(weights[name], last[name]) for name in last)
+    with pytest.raises(CheckpointError, match="no checkpoint named `ema`"):
+        run.checkpoint_files("ema")
+
+
+# -- a full disk -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_written", [0, 2, 3])
+def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
+    workspace, straight, tmp_path, monkeypatch, n_written
+):
+    """The disk fills up after so many files of the second checkpoint."""
+    run = RunDir(tmp_path / "run")
+    fsync, left = os.fsync, [n_written]
+
+    def full(descriptor: int) -> None:
+        if run.step_checkpoints():
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="no space left on the disk") as raised:
+            workspace.train(run.path)
+    assert raised.value.exit_code == 3
+    assert not list(run.path.rglob("*.tmp"))
+    assert run.step_checkpoints()[0][0] == 3
+    assert_alike(workspace.train(run.path), straight)
+
+
+# -- real kills ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_at_random_moments(workspace, directory, tmp_path):
+    """SIGKILL, three times, wherever it comes; then the same command goes on to the same end."""
+    settings = ["train.max_steps=300", "train.save_every=20", "train.validate_every=50"]
+    expected = workspace.train(tmp_path / "straight", *settings)
+    run = RunDir(tmp_path / "run")
+    arguments = [a for setting in (f"run={run.path}", *settings) for a in ("--set", setting)]
+    command = mtrain_command("train", "copy.yaml", *arguments)
+    generator = random.Random(0)
+    n_killed = 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, cwd=directory, env=mtrain_environment(), stderr=subprocess.DEVNULL
+        )
+        began_with = newest_step(run)
+        while process.poll() is None and newest_step(run) == began_with:
+            time.sleep(0.02)
+        time.sleep(generator.uniform(0, 0.6))
+        process.kill()
+        n_killed += process.wait() == -signal.SIGKILL
+    assert n_killed >= 2
+    done = subprocess.run(
+        command, cwd=directory, env=mtrain_environment(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert_alike(run, expected)
+
+
+def newest_step(run: RunDir) -> int:
+    return max((step for step, _ in run.step_checkpoints()), default=0)
