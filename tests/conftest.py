@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +118,15 @@ train:
 def write_lines(path: Path, lines: Sequence[str] | map[str]) -> None:
     """One line each, with a newline at the end of every one."""
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_the_process() -> Iterator[None]:
+    """Commands set threads and denormals for the whole process: Hypothesis refuses such floats."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -19,8 +20,10 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import mtrain_command, mtrain_environment, write_lines
 
 from mtrain.config import load_config
+from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
 from mtrain.errors import (
     CheckpointError,
     NonFiniteError,
@@ -29,12 +32,11 @@ from mtrain.errors import (
     StorageError,
     UsageError,
 )
-from mtrain.model.weights import load_tensors
+from mtrain.model.weights import load_model, load_tensors
 from mtrain.run import RunDir
 from mtrain.training import state
 from mtrain.training import train as training
 from mtrain.training.train import train
-from tests.conftest import mtrain_command, mtrain_environment, write_lines
 
 CONFIG = """\
 name: copy
@@ -194,6 +196,25 @@ def test_the_winner_is_the_best_and_holds_the_average(straight):
     if best == 12:
         averages, _ = load_tensors(straight.checkpoint_files("ema")[0])
         assert all(torch.equal(weights[name], averages[name]) for name in averages)
+
+
+def test_the_validation_loss_is_that_of_each_pair_alone(straight):
+    """-log p of the references in nats a piece, EOS included, without smoothing."""
+    model = load_model(straight, "best", torch.device("cpu"))
+    source, target = load_tokenizers(straight.path)
+    split = straight.read_split("valid")
+    total, n_pieces = 0.0, 0
+    for src_text, tgt_text in zip(split.sources, split.references, strict=True):
+        (src,), (tgt,) = source.encode([src_text]), target.encode([tgt_text])
+        with torch.no_grad():
+            logits = model(torch.tensor([[*src, EOS]]), torch.tensor([[BOS, *tgt]]), None)
+        tgt_out = torch.tensor([*tgt, EOS])
+        total += torch.nn.functional.cross_entropy(logits[0], tgt_out, reduction="sum").item()
+        n_pieces += len(tgt_out)
+    ((best, _),) = straight.best_checkpoints()
+    (record,) = (r for r in straight.read_metrics() if r["kind"] == "valid" and r["step"] == best)
+    assert record["loss"] == pytest.approx(total / n_pieces, rel=1e-5)
+    assert record["perplexity"] == pytest.approx(math.exp(total / n_pieces), rel=1e-4)
 
 
 def test_the_same_again_is_the_same(workspace, straight, tmp_path):
