@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -104,6 +105,7 @@ class RunDir:
         self.translations = self.path / "translations"
         self.data = self.path / "data"
         self.manifest = self.data / "manifest.json"
+        self.lock = self.path.with_name(f".{self.path.name}.lock")  # held while it is trained
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
@@ -201,7 +203,7 @@ class RunDir:
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with storage_errors(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(_json_line(record))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All complete lines of metrics.jsonl; one cut short by a kill is left out."""
@@ -215,12 +217,21 @@ class RunDir:
 
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
         """Replace metrics.jsonl, whole or not at all."""
-        atomic_write(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+        atomic_write(self.metrics, "".join(_json_line(record) for record in records))
 
 
 def _numbered(paths: Iterable[Path], pattern: str) -> list[tuple[int, Path]]:
     found = [(match, path) for path in paths if (match := re.fullmatch(pattern, path.name))]
     return sorted((int(match[1]), path) for match, path in found)
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    """One line of JSON, in which what is not finite is null: JSON knows no NaN."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def test_muon_equals_torchs_own_but_for_its_rounding():
     torch.manual_seed(0)
     ours, theirs = (nn.Parameter(torch.ones(8, 5)) for _ in range(2))
     config = optim(learning_rate=0.1, weight_decay=0.2, momentum=0.9)
-    muon = Muon([ours], config)
+    muon = Muon({"inner.weight": ours}, config)
     reference = torch.optim.Muon(
         [theirs], lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw"
     )
@@ -234,8 +234,8 @@ def test_stacked_projections_are_made_orthogonal_one_by_one():
     alone = [nn.Parameter(torch.zeros(4, 4)) for _ in range(3)]
     for parameter, grad in zip(alone, stacked.grad.chunk(3), strict=True):
         parameter.grad = grad.clone()
-    Muon([stacked], optim()).step()
-    Muon(alone, optim()).step()
+    Muon({"in_projection.weight": stacked}, optim()).step()
+    Muon({str(i): p for i, p in enumerate(alone)}, optim()).step()
     torch.testing.assert_close(stacked.data, torch.cat([p.data for p in alone]))
 
 

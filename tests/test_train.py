@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import mtrain_command, mtrain_environment, write_lines
+from torch import Tensor
 
 from mtrain.config import load_config
 from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
@@ -36,6 +37,7 @@ from mtrain.model.weights import load_model, load_tensors
 from mtrain.run import RunDir
 from mtrain.training import state
 from mtrain.training import train as training
+from mtrain.training.resume import alone_in
 from mtrain.training.train import train
 
 CONFIG = """\
@@ -549,7 +551,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
         capsys.readouterr().err
     )
     skipped = [r["n_skipped"] for r in run.read_metrics() if r["kind"] == "train"]
-    assert skipped == [0, 1, 0, 1, 0]
+    assert skipped == [0, 1, 1, 2, 2]
     weights = [load_tensors(path / "weights.safetensors")[0] for _, path in run.step_checkpoints()]
     name = "encoder.0.attention.in_projection.weight"
     changed = [not torch.equal(a[name], b[name]) for a, b in pairwise(weights)]
@@ -567,14 +569,41 @@ def test_many_bad_steps_in_a_row_end_the_training(workspace, tmp_path, monkeypat
     assert "learning_rate" in (raised.value.fix or "")
 
 
-def test_out_of_memory_names_the_setting(workspace, tmp_path, monkeypatch):
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_update(
+    workspace, tmp_path, monkeypatch, capsys
+):
+    settings = ("model.dropout=0.0", "train.max_steps=6")
+    whole = workspace.train(tmp_path / "whole", *settings)
+    loss = training.label_smoothed_loss
+
+    def full_above_40(x: Tensor, *others: Any) -> Any:
+        if x.shape[0] * x.shape[1] > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(x, *others)
+
+    monkeypatch.setattr(training, "label_smoothed_loss", full_above_40)
+    halved = workspace.train(tmp_path / "halved", *settings)
+    assert "does not fit into the memory of cpu; going on with 40 tokens" in capsys.readouterr().err
+    for key in ("loss", "grad_norm"):
+        ours, theirs = ([r[key] for r in run.read_metrics() if key in r] for run in (halved, whole))
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_out_of_memory_with_one_pair_is_an_error(workspace, tmp_path, monkeypatch):
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training, "label_smoothed_loss", full)
-    with pytest.raises(OutOfMemoryError, match="does not fit into the memory of cpu") as raised:
+    with pytest.raises(OutOfMemoryError, match="a micro-batch of 1 pairs") as raised:
         workspace.train(tmp_path / "run")
-    assert "train.micro_batch_tokens below 80" in (raised.value.fix or "")
+    assert "data.max_length" in (raised.value.fix or "")
+
+
+def test_a_second_process_in_the_same_directory_is_refused(workspace, tmp_path):
+    run = RunDir(tmp_path / "run")
+    with alone_in(run), pytest.raises(UsageError, match="another process is training in"):
+        workspace.train(run.path)
+    workspace.train(run.path, "train.max_steps=1")  # the lock is gone with its holder
 
 
 # -- validation, best, patience --------------------------------------------------------------

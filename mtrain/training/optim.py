@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -37,12 +37,12 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.O
 
     Weight decay is for matrices only, as norms and biases have no scale to shrink.
     """
-    hidden = [
-        parameter
+    hidden = {
+        name: parameter
         for name, parameter in model.named_parameters()
         if parameter.dim() == 2 and name.startswith(("encoder.", "decoder."))
-    ]
-    by_muon = {id(parameter) for parameter in hidden} if config.optimizer == "muon" else set()
+    }
+    by_muon = set(map(id, hidden.values())) if config.optimizer == "muon" else set()
     by_adamw = [parameter for parameter in model.parameters() if id(parameter) not in by_muon]
     groups = [
         {"params": [p for p in by_adamw if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -70,9 +70,11 @@ class Muon(torch.optim.Optimizer):
     matrices of one shape go through each product together, in float32 on a CPU.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], config: OptimConfig) -> None:
+    def __init__(self, matrices: Mapping[str, Tensor], config: OptimConfig) -> None:
+        stacked = [p for name, p in matrices.items() if name.endswith("in_projection.weight")]
+        others = [p for name, p in matrices.items() if not name.endswith("in_projection.weight")]
         super().__init__(
-            matrices,
+            [{"params": stacked, "n_parts": 3}, {"params": others, "n_parts": 1}],
             {
                 "lr": config.learning_rate,
                 "weight_decay": config.weight_decay,
@@ -91,7 +93,8 @@ class Muon(torch.optim.Optimizer):
                 direction = self._direction(matrix, group["momentum"])
                 is_good = 1 - getattr(self, "found_inf", 0.0)
                 matrix.mul_(1 - group["lr"] * group["weight_decay"] * is_good)
-                for part in zip(_square_parts(matrix), _square_parts(direction), strict=True):
+                n_parts = group["n_parts"]
+                for part in zip(matrix.chunk(n_parts), direction.chunk(n_parts), strict=True):
                     by_shape[part[0].shape[0], part[0].shape[1]].append(part)
             for (rows, columns), parts in by_shape.items():
                 update = orthogonal(torch.stack([direction for _, direction in parts]))
@@ -124,12 +127,6 @@ def orthogonal(x: Tensor) -> Tensor:
         gram = y @ y.mT  # (n, m, m)
         y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
     return (y.mT if is_tall else y).float()
-
-
-def _square_parts(x: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values of a stacked projection (3 D, D); any other matrix as it is."""
-    rows, columns = x.shape
-    return x.chunk(3) if rows == 3 * columns else (x,)
 
 
 class Ema:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mtrain import console
@@ -38,6 +42,29 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
     return run
 
 
+@contextmanager
+def alone_in(run: RunDir) -> Iterator[None]:
+    """Refuse a second process in the same run directory; a killed one holds no lock."""
+    with storage_errors(run.lock):
+        run.lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(run.lock, "w")  # noqa: SIM115 (held open, and so locked, until the end)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(run.lock))
+        except (BlockingIOError, FileNotFoundError):
+            is_current = False  # taken, or just given back by another process
+        if not is_current:
+            raise UsageError(
+                f"another process is training in {run.path}",
+                "wait for it to end, or name another directory with --set run=DIR",
+            )
+        try:
+            yield
+        finally:
+            run.lock.unlink(missing_ok=True)
+
+
 def create(run: RunDir, config: Config, prepared: Prepared) -> None:
     """A new run directory, whole or not at all: without its config it would be taken for none."""
     partial = RunDir(run.path.with_name(run.path.name + ".tmp"))
@@ -65,6 +92,7 @@ def set_aside(run: RunDir) -> str:
 def check_changes(run: RunDir, config: Config, prepared: Prepared) -> None:
     """Refuse, with a diff, what would not continue the same training; log what may change."""
     changes = differences(read_run_config(run).model_dump(), config.model_dump())
+    changes.pop("run", None)  # where it lies: it may have been moved
     refused = {key: change for key, change in changes.items() if is_fixed(key)}
     if refused:
         diff = "".join(f"\n    {key}: {old} -> {new}" for key, (old, new) in refused.items())

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from mtrain import console
 from mtrain.errors import StoppedBySignal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -20,7 +19,7 @@ class StopRequest:
     """Remembers the first signal; a second one ends the process as it would without us."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.signal: signal.Signals | None = None
         self.is_immediate = False
         self.previous: dict[int, Any] = {}
 
@@ -35,11 +34,10 @@ class StopRequest:
         self.previous = {}
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self.signal = signal.Signals(number)
         self.__exit__()
         if self.is_immediate:
             self.leave("stopped during validation, after saving")
-        console.message(f"{signal.Signals(number).name}: saving after this step ...")
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

@@ -7,7 +7,6 @@ as if it had not been.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from mtrain import console, runtime
 from mtrain.config import Config
-from mtrain.data.batching import Batch, BatchPlan, Indices, collate
+from mtrain.data.batching import Batch, BatchPlan, collate
 from mtrain.data.prepare import Prepared, find_prepared, prepare
 from mtrain.data.store import TokenStore
 from mtrain.errors import NonFiniteError, OutOfMemoryError
@@ -27,8 +26,9 @@ from mtrain.model.loss import label_smoothed_loss
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_tensors, save_tensors, weights_of
 from mtrain.run import RunDir
+from mtrain.training.meter import Meter
 from mtrain.training.optim import Ema, learning_rate, make_optimizers
-from mtrain.training.resume import drop_lines_beyond, open_run
+from mtrain.training.resume import alone_in, drop_lines_beyond, open_run
 from mtrain.training.signals import StopRequest
 from mtrain.training.state import Progress, load_newest, save_best, save_state
 from mtrain.training.validate import Validation, validate
@@ -42,9 +42,14 @@ def train(config: Config, config_path: Path, fresh: bool = False) -> None:
     Raises StoppedBySignal after saving, where SIGINT or SIGTERM asks for it.
     """
     prepared = find_prepared(config, config_path) or prepare(config, config_path)
-    run = open_run(config, prepared, fresh)
     device = runtime.choose_device(config.train.device)
     runtime.set_up(device, config.train.threads)
+    with alone_in(RunDir(config.run_dir)):
+        _train(config, prepared, device, fresh)
+
+
+def _train(config: Config, prepared: Prepared, device: torch.device, fresh: bool) -> None:
+    run = open_run(config, prepared, fresh)
     loop = _Loop(config, run, prepared, device)
     progress = load_newest(run, loop.model, loop.ema, loop.optimizers)
     if progress is None:
@@ -80,13 +85,12 @@ class _Loop:
         decay = config.train.optim.ema_decay
         self.ema = Ema(weights_of(self.model), decay) if decay else None
         self.validation = Validation(config, run, device, self.precision)
-        longest = int(max(self.src_lengths.max(), self.tgt_lengths.max()))
-        self.micro_batch_tokens = _micro_batch_tokens(config, longest, device)
 
     def run_to_the_end(self, progress: Progress, stop: StopRequest) -> None:
         """Update after update until max_steps, or until patience is over."""
         train = self.config.train
-        meter = _Meter(self.device)
+        meter = Meter(progress, self.device)
+        self.n_skipped_told = progress.n_skipped
         with console.bar(train.max_steps, "train", "step", initial=progress.step) as bar:
             # A state is saved just before its validation. Where max_steps or validate_every had
             # another value then, a best checkpoint tells that there was one.
@@ -103,13 +107,14 @@ class _Loop:
                 if is_last or _due(progress.step, train.log_every):
                     bar.set_postfix_str(self.log(progress, meter), refresh=False)
                 if stop.signal is not None:
+                    console.message(f"{stop.signal.name}: saving after this step")
                     self.save(progress, meter)
                     stop.leave(f"saved {self.run.path} at step {progress.step}")
                 is_validation_due = self.is_validation_due(progress.step)
                 if is_validation_due or _due(progress.step, train.save_every):
                     self.save(progress, meter)  # before validating, so nothing is lost
                 if is_validation_due:
-                    progress.elapsed_s += meter.lap_s()
+                    meter.end_lap(progress)
                     self.validate(progress, stop)
                     meter.begin_lap()
 
@@ -137,21 +142,16 @@ class _Loop:
                 self.src_lengths, self.tgt_lengths, train.batch_tokens, train.seed, progress.epoch
             )
             while progress.update < len(plan):
-                parts = plan.micro_batches(progress.update, self.micro_batch_tokens)
                 progress.update += 1
-                yield _Update(parts, plan.n_target_tokens(progress.update - 1))
+                yield _Update(plan, progress.update - 1)
             progress.epoch, progress.update = progress.epoch + 1, 0
 
-    def step(self, update: _Update, progress: Progress, meter: _Meter) -> None:
+    def step(self, update: _Update, progress: Progress, meter: Meter) -> None:
         """One update of the weights: gradients summed over micro-batches, clipped, applied."""
         train, step = self.config.train, progress.step + 1
         self.model.train()
-        for i, sentences in enumerate(update.micro_batches):
-            torch.manual_seed(runtime.seed_of(train.seed, step, i))  # dropout
-            batch = collate(self.store, sentences)
-            smoothed, nll = self.forward(batch.to(self.device))
-            (smoothed / update.n_target_tokens).backward()  # type: ignore[no-untyped-call]
-            meter.add_batch(batch, smoothed.detach(), nll)
+        while not self.accumulate(update, progress, meter):
+            pass  # out of memory: again, in smaller micro-batches
         clip_norm = train.optim.clip_norm or float("inf")
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         is_bad = ~torch.isfinite(grad_norm)
@@ -166,50 +166,84 @@ class _Loop:
         if self.ema is not None:
             self.ema.update(weights_of(self.model), step)
         progress.step = step
-        progress.n_target_tokens += update.n_target_tokens
         meter.add_step(grad_norm, is_bad, rate)
+
+    def accumulate(self, update: _Update, progress: Progress, meter: Meter) -> bool:
+        """The gradients of an update, micro-batch after micro-batch.
+
+        False where the memory does not suffice: the micro-batch is halved, and nothing was counted.
+        """
+        seed, step = self.config.train.seed, progress.step + 1
+        n_target_tokens = update.plan.n_target_tokens(update.number)
+        done: list[tuple[Batch, Tensor, Tensor]] = []
+        for i, sentences in enumerate(
+            update.plan.micro_batches(update.number, self.micro_batch_tokens(progress))
+        ):
+            torch.manual_seed(runtime.seed_of(seed, step, i))  # dropout
+            batch = collate(self.store, sentences)
+            try:
+                smoothed, nll = self.forward(batch.to(self.device))
+                (smoothed / n_target_tokens).backward()  # type: ignore[no-untyped-call]
+            except torch.OutOfMemoryError as error:
+                for parameter in self.model.parameters():
+                    parameter.grad = None
+                self.shrink(batch, progress, error)
+                return False
+            done.append((batch, smoothed.detach(), nll))
+        for batch, smoothed, nll in done:
+            meter.add_batch(batch, smoothed, nll)
+        progress.n_target_tokens += n_target_tokens
+        return True
+
+    def micro_batch_tokens(self, progress: Progress) -> int:
+        """The micro-batch in force. `auto`: what stays in a CPU's caches, or keeps a GPU busy."""
+        wanted = self.config.train.micro_batch_tokens
+        busy = min(self.config.train.batch_tokens, 2048 if self.device.type == "cpu" else 32768)
+        whole = max(busy, self.config.data.max_length + 1) if wanted == "auto" else wanted
+        return max(1, whole >> progress.n_halvings)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums over real target tokens: label-smoothed loss, and plain -log p without gradient."""
-        try:
-            with runtime.autocast(self.device, self.precision):
-                memory = self.model.encode(batch.src, batch.src_mask)
-                x = self.model.decode(batch.tgt_in, memory, batch.src_mask)
-                return label_smoothed_loss(
-                    x,
-                    self.model.output.weight,
-                    batch.tgt_out,
-                    self.config.train.optim.label_smoothing,
-                )
-        except torch.OutOfMemoryError as error:
-            rows, source, target = *batch.src.shape, batch.tgt_in.shape[1]
-            raise OutOfMemoryError(
-                f"a micro-batch of {rows} pairs of {source} source and {target} target pieces does "
-                f"not fit into the memory of {self.device}",
-                f"set train.micro_batch_tokens below {self.micro_batch_tokens}; "
-                "the updates stay the same",
-            ) from error
+        smoothing = self.config.train.optim.label_smoothing
+        with runtime.autocast(self.device, self.precision):
+            memory = self.model.encode(batch.src, batch.src_mask)
+            x = self.model.decode(batch.tgt_in, memory, batch.src_mask)
+            return label_smoothed_loss(x, self.model.output.weight, batch.tgt_out, smoothing)
 
-    def log(self, progress: Progress, meter: _Meter) -> str:
+    def shrink(self, batch: Batch, progress: Progress, error: torch.OutOfMemoryError) -> None:
+        """Halve the micro-batch, which changes no update; an error where it is one pair already."""
+        rows, source, target = *batch.src.shape, batch.tgt_in.shape[1]
+        problem = (
+            f"a micro-batch of {rows} pairs of {source} source and {target} target pieces does not "
+            f"fit into the memory of {self.device}"
+        )
+        if rows == 1:
+            raise OutOfMemoryError(
+                problem, "set data.max_length lower, or choose a smaller model"
+            ) from error
+        progress.n_halvings += 1
+        console.warn(f"{problem}; going on with {self.micro_batch_tokens(progress):,} tokens")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def log(self, progress: Progress, meter: Meter) -> str:
         """Write a line of metrics; the only place that waits for the device. -> text for the bar"""
-        means = meter.read()
-        progress.elapsed_s += means.pop("lap_s")
         record: dict[str, Any] = {"kind": "train", "step": progress.step, "epoch": progress.epoch}
-        record |= means | {"elapsed_s": round(progress.elapsed_s, 3)}
-        progress.n_skipped += int(record["n_skipped"])
+        record |= meter.read(progress)
         self.run.log(record)
         text = f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tokens/s"
-        if meter.n_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+        if progress.n_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise NonFiniteError(
-                f"the gradient was not finite for {int(meter.n_skipped_in_a_row)} steps in a row, "
+                f"the gradient was not finite for {progress.n_skipped_in_a_row} steps in a row, "
                 f"up to step {progress.step}",
                 "lower train.optim.learning_rate, or set train.precision to fp32",
             )
-        if record["n_skipped"]:
+        if progress.n_skipped > self.n_skipped_told:
             console.warn(
-                f"skipped {record['n_skipped']} updates up to step {progress.step}: "
-                "their gradients were not finite"
+                f"skipped {progress.n_skipped - self.n_skipped_told} updates up to step "
+                f"{progress.step}: their gradients were not finite"
             )
+            self.n_skipped_told = progress.n_skipped
         if not console.is_terminal():
             console.message(self.plain_line(progress, text))
         return text
@@ -221,9 +255,9 @@ class _Loop:
         left = console.duration(left_s)
         return f"step {progress.step}/{max_steps}  epoch {progress.epoch + 1}  {text}, {left} left"
 
-    def save(self, progress: Progress, meter: _Meter) -> None:
+    def save(self, progress: Progress, meter: Meter) -> None:
         """Write the whole state of training."""
-        progress.elapsed_s += meter.lap_s()
+        meter.end_lap(progress)
         save_state(
             self.run, self.model, self.ema, self.optimizers, progress, self.config.train.keep
         )
@@ -260,68 +294,8 @@ class _Loop:
 
 @dataclass(frozen=True)
 class _Update:
-    micro_batches: list[Indices]
-    n_target_tokens: int
-
-
-class _Meter:
-    """Sums since the last line of the log, kept on the device until they are read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.n_skipped_in_a_row = torch.zeros((), device=device)
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new stretch."""
-        self.smoothed = torch.zeros_like(self.n_skipped_in_a_row)
-        self.nll = torch.zeros_like(self.smoothed)
-        self.n_skipped = torch.zeros_like(self.smoothed)
-        self.n_source = self.n_target = self.n_positions = 0
-        self.elapsed_s = 0.0
-        self.begin_lap()
-
-    def begin_lap(self) -> None:
-        """Start the clock: what came before was not training."""
-        self.lap_began_at = time.perf_counter()
-
-    def add_batch(self, batch: Batch, smoothed: Tensor, nll: Tensor) -> None:
-        """Count a micro-batch."""
-        self.smoothed += smoothed
-        self.nll += nll
-        self.n_source += batch.n_source_tokens
-        self.n_target += batch.n_target_tokens
-        self.n_positions += batch.n_positions
-
-    def add_step(self, grad_norm: Tensor, is_bad: Tensor, rate: float) -> None:
-        """Count an update."""
-        self.grad_norm, self.rate = grad_norm, rate
-        self.n_skipped += is_bad
-        self.n_skipped_in_a_row = (self.n_skipped_in_a_row + 1) * is_bad
-
-    def lap_s(self) -> float:
-        """Seconds of training since the lap began; the next one begins."""
-        now = time.perf_counter()
-        lap_s, self.lap_began_at = now - self.lap_began_at, now
-        self.elapsed_s += lap_s
-        return lap_s
-
-    def read(self) -> dict[str, float]:
-        """The means since the last reading, for metrics.jsonl; begins a new stretch."""
-        on_device = self.smoothed.device.type == "cuda"
-        loss, nll = self.smoothed.item(), self.nll.item()  # waits for the device
-        record = {
-            "lap_s": self.lap_s(),
-            "loss": loss / self.n_target,
-            "nll": nll / self.n_target,
-            "grad_norm": float(self.grad_norm),
-            "learning_rate": self.rate,
-            "tokens_per_s": (self.n_source + self.n_target) / self.elapsed_s,
-            "real_token_share": (self.n_source + self.n_target) / self.n_positions,
-            "n_skipped": int(self.n_skipped.item()),
-            "memory_bytes": torch.cuda.max_memory_allocated() if on_device else _peak_bytes(),
-        }
-        self.restart()
-        return record
+    plan: BatchPlan
+    number: int  # in the plan
 
 
 def _install_winner(run: RunDir, progress: Progress) -> None:
@@ -334,18 +308,5 @@ def _install_winner(run: RunDir, progress: Progress) -> None:
     )
 
 
-def _micro_batch_tokens(config: Config, longest: int, device: torch.device) -> int:
-    """`auto`: on a CPU what stays in its caches, on a GPU what keeps it busy."""
-    wanted = config.train.micro_batch_tokens
-    busy = min(config.train.batch_tokens, 2048 if device.type == "cpu" else 32768)
-    return max(busy if wanted == "auto" else wanted, longest)
-
-
 def _due(step: int, every: int) -> bool:
     return step % every == 0
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

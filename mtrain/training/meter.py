@@ -1,0 +1,82 @@
+"""What a line of metrics.jsonl says, summed where the work is done and read only when it is due."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from mtrain.data.batching import Batch
+from mtrain.training.state import Progress
+
+
+class Meter:
+    """Sums since the last line of the log, kept on the device until they are read."""
+
+    def __init__(self, progress: Progress, device: torch.device) -> None:
+        self.device = device
+        self.n_skipped = torch.tensor(float(progress.n_skipped), device=device)  # of all updates
+        self.n_skipped_in_a_row = torch.tensor(float(progress.n_skipped_in_a_row), device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new stretch."""
+        self.smoothed = torch.zeros((), device=self.device)
+        self.nll = torch.zeros((), device=self.device)
+        self.n_source = self.n_target = self.n_positions = 0
+        self.elapsed_s = 0.0
+        self.begin_lap()
+
+    def begin_lap(self) -> None:
+        """Start the clock: what came before was not training."""
+        self.lap_began_at = time.perf_counter()
+
+    def end_lap(self, progress: Progress) -> None:
+        """Add the seconds since the lap began, and the skipped updates; waits for the device."""
+        progress.n_skipped = int(self.n_skipped.item())
+        progress.n_skipped_in_a_row = int(self.n_skipped_in_a_row.item())
+        now = time.perf_counter()
+        lap_s, self.lap_began_at = now - self.lap_began_at, now
+        self.elapsed_s += lap_s
+        progress.elapsed_s += lap_s
+
+    def add_batch(self, batch: Batch, smoothed: Tensor, nll: Tensor) -> None:
+        """Count a micro-batch."""
+        self.smoothed += smoothed
+        self.nll += nll
+        self.n_source += batch.n_source_tokens
+        self.n_target += batch.n_target_tokens
+        self.n_positions += batch.n_positions
+
+    def add_step(self, grad_norm: Tensor, is_bad: Tensor, rate: float) -> None:
+        """Count an update."""
+        self.grad_norm, self.rate = grad_norm, rate
+        self.n_skipped += is_bad
+        self.n_skipped_in_a_row = (self.n_skipped_in_a_row + 1) * is_bad
+
+    def read(self, progress: Progress) -> dict[str, float]:
+        """The means since the last reading; begins a new stretch."""
+        self.end_lap(progress)
+        on_gpu = self.device.type == "cuda"
+        record = {
+            "loss": self.smoothed.item() / self.n_target,
+            "nll": self.nll.item() / self.n_target,
+            "grad_norm": float(self.grad_norm),
+            "learning_rate": self.rate,
+            "tokens_per_s": (self.n_source + self.n_target) / self.elapsed_s,
+            "real_token_share": (self.n_source + self.n_target) / self.n_positions,
+            "n_skipped": progress.n_skipped,
+            "memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_bytes(),
+            "elapsed_s": round(progress.elapsed_s, 3),
+        }
+        self.restart()
+        return record
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
