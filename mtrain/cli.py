@@ -87,7 +87,9 @@ Overrides = Annotated[
 ]
 Checkpoint = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="best (the default), last, ema, avg, or one such as step-12000."),
+    typer.Option(
+        metavar="NAME", help="best (the default), last, ema, avg, or one such as step-12000."
+    ),
 ]
 BeamSize = Annotated[
     int | None, typer.Option(metavar="N", min=1, max=100, help="Hypotheses kept; 1 is greedy.")

@@ -33,6 +33,7 @@ from mtrain.errors import (
     StorageError,
     UsageError,
 )
+from mtrain.model.loss import Loss
 from mtrain.model.weights import load_model, load_tensors
 from mtrain.run import RunDir
 from mtrain.training import state
@@ -533,9 +534,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
     before_step(monkeypatch, lambda step: now.__setitem__(0, step))
     original = training._Loop.forward
 
-    def forward(loop: Any, batch: Any) -> Any:
-        smoothed, nll = original(loop, batch)
-        return smoothed * (float("nan") if now[0] in bad_steps else 1.0), nll
+    def forward(loop: Any, model: Any, batch: Any) -> Any:
+        smoothed, nll = original(loop, model, batch)
+        return Loss(smoothed * (float("nan") if now[0] in bad_steps else 1.0), nll)
 
     monkeypatch.setattr(training._Loop, "forward", forward)
 

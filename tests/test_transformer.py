@@ -163,16 +163,16 @@ def test_attention_is_equation_1():
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 6, 5), torch.randn(2, 3, 6, 5)
     mask = mask_of([6, 2], 6)
-    found = scaled_dot_product_attention(q, k, v, mask, is_causal=False, dropout=0.0)
+    found = scaled_dot_product_attention(q, k, v, mask, is_causal=False, dropout_rate=0.0)
     torch.testing.assert_close(found, explicit_attention(q, k, v, mask))
-    causal = scaled_dot_product_attention(q, q, q, None, is_causal=True, dropout=0.0)
+    causal = scaled_dot_product_attention(q, q, q, None, is_causal=True, dropout_rate=0.0)
     torch.testing.assert_close(causal, explicit_attention(q, q, q, torch.ones(4, 4).tril().bool()))
 
 
 def test_attention_weights_of_equal_scores_are_the_mean():
     q, v = torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0, 0.0], [3.0, 0.0], [100.0, 7.0]]]])
     mask = torch.tensor([[True, True, False]])
-    found = scaled_dot_product_attention(q, v, v, mask, is_causal=False, dropout=0.0)
+    found = scaled_dot_product_attention(q, v, v, mask, is_causal=False, dropout_rate=0.0)
     assert found.flatten().tolist() == pytest.approx([2.0, 0.0])
 
 
@@ -490,7 +490,8 @@ def test_every_dropout_of_the_config_is_used(monkeypatch):
     n_sublayers = 2 * 2 + 3 * 3
     assert used.count((0.25, True)) == n_sublayers + 2
     assert used.count((0.125, True)) == 2 + 3
-    assert len(used) == n_sublayers + 7
+    assert used.count((0.5, True)) == 2 + 2 * 3
+    assert len(used) == n_sublayers + 2 + 5 + 8
     layers = [*model.encoder, *model.decoder]
     assert {layer.attention.dropout for layer in layers} == {0.5}
     assert {layer.cross_attention.dropout for layer in model.decoder} == {0.5}

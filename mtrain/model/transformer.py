@@ -9,6 +9,7 @@ Masks are boolean and True where a position may be attended to.
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from mtrain.config import ModelConfig
 
 
 def scaled_dot_product_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout_rate: float
 ) -> Tensor:
     """softmax(q k^T / sqrt(E)) v (equation 1), on the device's fastest kernel.
 
@@ -28,9 +29,22 @@ def scaled_dot_product_attention(
     """
     if q.device.type == "cpu":  # the backward of the bf16 kernel is 20 times slower there
         q, k, v = q.float(), k.float(), v.float()
+        if dropout_rate:  # the kernel would draw from a generator that all threads share
+            weights = attention_weights(q, k, mask, is_causal)  # (B, H, T, S)
+            return dropout(weights, dropout_rate, training=True) @ v
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
+        q, k, v, attn_mask=mask, dropout_p=dropout_rate, is_causal=is_causal
     )
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(E)), written out: q (B, H, T, E), k (B, H, S, E) -> (B, H, T, S)"""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1)
 
 
 class MultiHeadAttention(nn.Module):
@@ -89,6 +103,28 @@ class MultiHeadAttention(nn.Module):
 # -- feed-forward, dropout, residual connections (sections 3.1, 3.3, 5.4) --------------------
 
 
+class _ThisThread(threading.local):
+    """Each thread sees its own; None is torch's generator, which all threads share."""
+
+    generator: torch.Generator | None = None
+
+
+_this_thread = _ThisThread()
+
+
+def give_thread_its_own_dropout() -> None:
+    """Let this thread draw its masks (on a CPU) without regard to what other threads draw."""
+    _this_thread.generator = torch.Generator()
+
+
+def seed_dropout(seed: int) -> None:
+    """Make the masks that this thread draws next a function of the seed."""
+    if _this_thread.generator is None:
+        torch.manual_seed(seed)
+    else:
+        _this_thread.generator.manual_seed(seed)
+
+
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Set elements to zero with probability p and scale the rest by 1 / (1 - p).
 
@@ -100,7 +136,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, p)
     threshold = max(1, min(255, round(p * 256)))
-    draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
+    draws.random_(-(2**63), None, generator=_this_thread.generator)
     keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
     mask = keep.to(x.dtype).mul_(256 / (256 - threshold))
     return x * mask
@@ -196,7 +233,7 @@ class DecoderLayer(nn.Module):
         residual = self.around_attention
         q, k, v = self.attention.split(self.attention.in_projection(residual.enter(x))[:, None])
         k, v = cache.append(layer, k, v)  # (R, H, t, E)
-        heads = scaled_dot_product_attention(q, k, v, None, is_causal=False, dropout=0.0)
+        heads = scaled_dot_product_attention(q, k, v, None, False, 0.0)
         x = residual.add(x, self.attention.merge(heads)[:, 0])
 
         residual = self.around_cross_attention

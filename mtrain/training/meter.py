@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtrain.data.batching import Batch
+from mtrain.model.loss import Loss
 from mtrain.training.state import Progress
 
 
@@ -43,10 +44,10 @@ class Meter:
         self.elapsed_s += lap_s
         progress.elapsed_s += lap_s
 
-    def add_batch(self, batch: Batch, smoothed: Tensor, nll: Tensor) -> None:
+    def add_batch(self, batch: Batch, loss: Loss) -> None:
         """Count a micro-batch."""
-        self.smoothed += smoothed
-        self.nll += nll
+        self.smoothed += loss.smoothed
+        self.nll += loss.nll
         self.n_source += batch.n_source_tokens
         self.n_target += batch.n_target_tokens
         self.n_positions += batch.n_positions

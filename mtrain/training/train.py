@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtrain import console, runtime
 from mtrain.config import Config
@@ -22,8 +22,8 @@ from mtrain.data.batching import Batch, BatchPlan, collate
 from mtrain.data.prepare import Prepared, find_prepared, prepare
 from mtrain.data.store import TokenStore
 from mtrain.errors import NonFiniteError, OutOfMemoryError
-from mtrain.model.loss import label_smoothed_loss
-from mtrain.model.transformer import Transformer
+from mtrain.model.loss import Loss, label_smoothed_loss
+from mtrain.model.transformer import Transformer, seed_dropout
 from mtrain.model.weights import load_tensors, save_tensors, weights_of
 from mtrain.run import RunDir
 from mtrain.training.meter import Meter
@@ -32,6 +32,7 @@ from mtrain.training.resume import alone_in, drop_lines_beyond, open_run
 from mtrain.training.signals import StopRequest
 from mtrain.training.state import Progress, load_newest, save_best, save_state
 from mtrain.training.validate import Validation, validate
+from mtrain.training.workers import Workers
 
 MOST_SKIPPED_IN_A_ROW = 20
 
@@ -84,6 +85,8 @@ class _Loop:
         self.optimizers = make_optimizers(self.model, config.train.optim)
         decay = config.train.optim.ema_decay
         self.ema = Ema(weights_of(self.model), decay) if decay else None
+        n_workers = torch.get_num_threads() if device.type == "cpu" else 1
+        self.workers = Workers(self.model, n_workers)
         self.validation = Validation(config, run, device, self.precision)
 
     def run_to_the_end(self, progress: Progress, stop: StopRequest) -> None:
@@ -149,7 +152,8 @@ class _Loop:
     def step(self, update: _Update, progress: Progress, meter: Meter) -> None:
         """One update of the weights: gradients summed over micro-batches, clipped, applied."""
         train, step = self.config.train, progress.step + 1
-        self.model.train()
+        for model in self.workers.models:
+            model.train()
         while not self.accumulate(update, progress, meter):
             pass  # out of memory: again, in smaller micro-batches
         clip_norm = train.optim.clip_norm or float("inf")
@@ -175,43 +179,47 @@ class _Loop:
         """
         seed, step = self.config.train.seed, progress.step + 1
         n_target_tokens = update.plan.n_target_tokens(update.number)
-        done: list[tuple[Batch, Tensor, Tensor]] = []
-        for i, sentences in enumerate(
-            update.plan.micro_batches(update.number, self.micro_batch_tokens(progress))
-        ):
-            torch.manual_seed(runtime.seed_of(seed, step, i))  # dropout
-            batch = collate(self.store, sentences)
-            try:
-                smoothed, nll = self.forward(batch.to(self.device))
-                (smoothed / n_target_tokens).backward()  # type: ignore[no-untyped-call]
-            except torch.OutOfMemoryError as error:
-                for parameter in self.model.parameters():
-                    parameter.grad = None
-                self.shrink(batch, progress, error)
-                return False
-            done.append((batch, smoothed.detach(), nll))
-        for batch, smoothed, nll in done:
-            meter.add_batch(batch, smoothed, nll)
+        parts = update.plan.micro_batches(update.number, self.micro_batch_tokens(progress))
+        batches = [collate(self.store, part) for part in parts]
+
+        def forward_backward(model: Transformer, i: int) -> Loss:
+            seed_dropout(runtime.seed_of(seed, step, i))
+            loss = self.forward(model, batches[i].to(self.device))
+            (loss.smoothed / n_target_tokens).backward()  # type: ignore[no-untyped-call]
+            return Loss(loss.smoothed.detach(), loss.nll)
+
+        try:
+            sizes = [batch.n_positions for batch in batches]
+            losses = self.workers.run(forward_backward, range(len(batches)), sizes)
+        except torch.OutOfMemoryError as error:
+            self.workers.drop_gradients()
+            self.shrink(batches, progress, error)
+            return False
+        for batch, loss in zip(batches, losses, strict=True):
+            meter.add_batch(batch, loss)
         progress.n_target_tokens += n_target_tokens
         return True
 
     def micro_batch_tokens(self, progress: Progress) -> int:
         """The micro-batch in force. `auto`: what stays in a CPU's caches, or keeps a GPU busy."""
         wanted = self.config.train.micro_batch_tokens
-        busy = min(self.config.train.batch_tokens, 2048 if self.device.type == "cpu" else 32768)
+        busy = min(self.config.train.batch_tokens, 1024 if self.device.type == "cpu" else 32768)
         whole = max(busy, self.config.data.max_length + 1) if wanted == "auto" else wanted
         return max(1, whole >> progress.n_halvings)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sums over real target tokens: label-smoothed loss, and plain -log p without gradient."""
+    def forward(self, model: Transformer, batch: Batch) -> Loss:
+        """The sums over the real target tokens of a micro-batch."""
         smoothing = self.config.train.optim.label_smoothing
         with runtime.autocast(self.device, self.precision):
-            memory = self.model.encode(batch.src, batch.src_mask)
-            x = self.model.decode(batch.tgt_in, memory, batch.src_mask)
-            return label_smoothed_loss(x, self.model.output.weight, batch.tgt_out, smoothing)
+            memory = model.encode(batch.src, batch.src_mask)
+            x = model.decode(batch.tgt_in, memory, batch.src_mask)
+            return label_smoothed_loss(x, model.output.weight, batch.tgt_out, smoothing)
 
-    def shrink(self, batch: Batch, progress: Progress, error: torch.OutOfMemoryError) -> None:
+    def shrink(
+        self, batches: list[Batch], progress: Progress, error: torch.OutOfMemoryError
+    ) -> None:
         """Halve the micro-batch, which changes no update; an error where it is one pair already."""
+        batch = max(batches, key=lambda batch: batch.n_positions)
         rows, source, target = *batch.src.shape, batch.tgt_in.shape[1]
         problem = (
             f"a micro-batch of {rows} pairs of {source} source and {target} target pieces does not "
