@@ -270,6 +270,16 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert_alike(run, straight)
 
 
+def test_two_threads_go_on_to_the_same_bytes(workspace, tmp_path, monkeypatch):
+    straight = workspace.train(tmp_path / "straight", "train.threads=2")
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(signal.SIGTERM, 5))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(tmp_path / "stopped", "train.threads=2")
+    stopped = workspace.train(tmp_path / "stopped", "train.threads=2")
+    assert_alike(stopped, straight)
+
+
 def test_a_signal_at_the_last_step_still_validates(workspace, tmp_path, monkeypatch):
     """Also where max_steps is no multiple of validate_every, and nothing was validated before."""
     settings = ["train.max_steps=3"]
