@@ -105,7 +105,9 @@ class RunDir:
         self.translations = self.path / "translations"
         self.data = self.path / "data"
         self.manifest = self.data / "manifest.json"
-        self.lock = self.path.with_name(f".{self.path.name}.lock")  # held while it is trained
+        self.lock = (
+            self.path.absolute().parent / f".{self.path.absolute().name}.lock"
+        )  # held while it is trained
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:

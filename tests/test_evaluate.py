@@ -72,7 +72,8 @@ def make_run(path: Path, splits: list[str], **sections: Any) -> RunDir:
         (run.data / f"{name}.source").write_bytes(texts[0])
         (run.data / f"{name}.target").write_bytes(texts[1])
     digest = hashlib.sha256(b"\0".join(texts)).hexdigest()
-    write_json(run.manifest, {"splits": splits, "split_sha256": dict.fromkeys(splits, digest)})
+    manifest = {"splits": splits, "split_sha256": dict.fromkeys(splits, digest)}
+    write_json(run.manifest, manifest | {"files": {}, "length_ratio": {"mean": 1.0, "std": 0.1}})
     return run
 
 

@@ -45,7 +45,7 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
 @contextmanager
 def alone_in(run: RunDir) -> Iterator[None]:
     """Refuse a second process in the same run directory; a killed one holds no lock."""
-    with storage_errors(run.lock):
+    with storage_errors(run.path):
         run.lock.parent.mkdir(parents=True, exist_ok=True)
         file = open(run.lock, "w")  # noqa: SIM115 (held open, and so locked, until the end)
     with file:
