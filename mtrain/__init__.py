@@ -2,7 +2,7 @@
 
     >>> import mtrain
     >>> translator = mtrain.load("runs/quickstart")
-    >>> translator.translate(["3 May 2024", "in 5 days"])
+    >>> translator.translate(["May 3, 2024", "in 5 days"])
     ['3. Mai 2024', 'in 5 Tagen']
 
 Importing mtrain is cheap; torch is imported when a model is loaded.
