@@ -83,7 +83,7 @@ def _has_amx() -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc not to hand large buffers back after every use (22-27 % of a training step)."""
+    """Tell glibc not to hand large buffers back after every use."""
     if not sys.platform.startswith("linux"):
         return
     try:

@@ -1,10 +1,10 @@
 """Threads that compute the micro-batches of one update side by side, on a CPU.
 
-One thread for each core, each with single-threaded kernels on a micro-batch of its own: where all
-cores share every kernel instead, each of the thousands of kernels of a step waits for the slowest
-core, and on a machine that others use as well that is most of the time. Every thread has a replica
-of the model that shares its weights' memory and has gradients of its own, which are added up in a
-fixed order: the same number of threads gives the same bytes.
+One thread for each core, each with single-threaded kernels on a micro-batch of its own: the cores
+meet once an update, and not at the end of each of its thousands of kernels. On two quiet cores both
+ways are equally fast. Every thread has a replica of the model that shares its weights' memory and
+has gradients of its own, which are added up in a fixed order: the same number of threads gives the
+same bytes.
 """
 
 from __future__ import annotations
