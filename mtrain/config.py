@@ -127,6 +127,15 @@ class ModelConfig(Section):
     norm: Literal["pre", "post"] = Field(
         default="pre", description="normalise before each sub-layer, or after it as in the paper"
     )
+    norm_type: Literal["layernorm", "rmsnorm"] = Field(
+        default="layernorm",
+        description="centre and scale, as in the paper, or scale alone (no mean, no bias)",
+    )
+    activation: Literal["relu", "gelu", "swiglu"] = Field(
+        default="relu",
+        description="inside feed-forward; swiglu multiplies with a third matrix: take two thirds "
+        "of d_ff for as many weights",
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on embeddings and sub-layers")
     attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="on attention weights")
     activation_dropout: float = Field(default=0.0, ge=0, lt=1, description="inside feed-forward")
@@ -159,10 +168,10 @@ class OptimConfig(Section):
         "the rest; fewer steps, each a little slower",
     )
     learning_rate: float = Field(default=7e-4, gt=0, description="the peak, reached by warm-up")
-    schedule: Literal["inverse_sqrt", "linear"] = Field(
+    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = Field(
         default="inverse_sqrt",
-        description="after warm-up: with the inverse square root of the step (the paper), or "
-        "linearly to zero at max_steps",
+        description="after warm-up: with the inverse square root of the step (the paper), linearly "
+        "or by half a cosine to zero at max_steps, or as it is",
     )
     warmup_steps: int = Field(default=4000, ge=0, description="steps of linear warm-up")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of Adam's mean gradient")
@@ -335,12 +344,12 @@ def _conflicts(config: Config) -> list[Conflict]:
                 f"set it to {longest} or more, or lower `data.max_length`",
             )
         )
-    if optim.schedule == "linear" and optim.warmup_steps >= train.max_steps:
+    if optim.schedule in ("linear", "cosine") and optim.warmup_steps >= train.max_steps:
         found.append(
             Conflict(
                 "train.optim.warmup_steps",
                 "train.max_steps",
-                f"is `{optim.warmup_steps}`, but a linear schedule ends at "
+                f"is `{optim.warmup_steps}`, but a {optim.schedule} schedule ends at "
                 f"`train.max_steps: {train.max_steps}`",
                 "warm up for a tenth of the steps or less",
             )

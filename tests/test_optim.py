@@ -27,7 +27,7 @@ def optim(**settings: object) -> OptimConfig:
 # -- schedules -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ["inverse_sqrt", "linear"])
+@pytest.mark.parametrize("schedule", ["inverse_sqrt", "linear", "cosine", "constant"])
 @pytest.mark.parametrize(("step", "rate"), [(1, 0.0001), (50, 0.005), (100, 0.01)])
 def test_warm_up_is_linear_to_the_peak(schedule, step, rate):
     assert learning_rate(step, 1000, optim(schedule=schedule)) == pytest.approx(rate)
@@ -55,7 +55,19 @@ def test_linear_would_be_zero_just_after_the_last_step():
     assert learning_rate(550, 1000, config) == pytest.approx(0.005, rel=0.01)
 
 
-@pytest.mark.parametrize("schedule", ["inverse_sqrt", "linear"])
+def test_half_a_cosine_is_zero_just_after_the_last_step():
+    config = optim(schedule="cosine", warmup_steps=0)
+    assert learning_rate(25, 99, config) == pytest.approx(0.01 * (1 + math.sqrt(0.5)) / 2)
+    assert learning_rate(50, 99, config) == pytest.approx(0.005)
+    assert 0 < learning_rate(99, 99, config) < 1e-5
+    assert learning_rate(100, 99, config) == learning_rate(5000, 99, config) == 0
+
+
+def test_a_constant_rate_stays():
+    assert learning_rate(5000, 1000, optim(schedule="constant")) == 0.01
+
+
+@pytest.mark.parametrize("schedule", ["inverse_sqrt", "linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup_steps", [1, 100])
 def test_the_rate_does_not_jump_after_warm_up(schedule, warmup_steps):
     config = optim(schedule=schedule, warmup_steps=warmup_steps)

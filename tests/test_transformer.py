@@ -59,13 +59,13 @@ def torchs_own(model: Transformer) -> nn.Transformer:
     sizes = (config.d_model, config.n_heads, config.d_ff, 0.0)
     ends = [nn.LayerNorm(config.d_model) if is_pre else None for _ in range(2)]
     encoder = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(*sizes, batch_first=True, norm_first=is_pre),
+        nn.TransformerEncoderLayer(*sizes, config.activation, batch_first=True, norm_first=is_pre),
         config.n_encoder_layers,
         ends[0],
         enable_nested_tensor=False,
     )
     decoder = nn.TransformerDecoder(
-        nn.TransformerDecoderLayer(*sizes, batch_first=True, norm_first=is_pre),
+        nn.TransformerDecoderLayer(*sizes, config.activation, batch_first=True, norm_first=is_pre),
         config.n_decoder_layers,
         ends[1],
     )
@@ -102,10 +102,10 @@ def copy_layer(ours: nn.Module, theirs: nn.Module) -> None:
         b.in_proj_bias.data.copy_(a.in_projection.bias)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize(("norm", "activation"), [("pre", "relu"), ("post", "gelu")])
 @pytest.mark.parametrize("lengths", [None, [7, 4, 1]])
-def test_equals_torchs_transformer_with_the_same_weights(norm, lengths):
-    model = make(norm=norm)
+def test_equals_torchs_transformer_with_the_same_weights(norm, activation, lengths):
+    model = make(norm=norm, activation=activation)
     theirs = torchs_own(model)
     src, tgt_in = ids(3, 7), ids(3, 5, seed=2)
     mask = None if lengths is None else mask_of(lengths, 7)
@@ -206,10 +206,26 @@ def test_attention_dropout_is_for_training_only():
 
 def test_the_feed_forward_is_equation_2():
     torch.manual_seed(0)
-    layer = FeedForward(d_model=4, d_ff=6, activation_dropout=0.0)
-    x = torch.randn(2, 3, 4)
+    layer = FeedForward(config_of())
+    x = torch.randn(2, 3, 16)
     hidden = (x @ layer.inner.weight.T + layer.inner.bias).clamp(min=0)
     torch.testing.assert_close(layer(x), hidden @ layer.outer.weight.T + layer.outer.bias)
+
+
+def test_swiglu_multiplies_with_a_third_matrix():
+    layer = make(activation="swiglu").decoder[0].feed_forward
+    x = torch.randn(2, 3, 16)
+    gate = x @ layer.inner.weight.T + layer.inner.bias
+    hidden = gate * gate.sigmoid() * (x @ layer.factor.weight.T + layer.factor.bias)
+    torch.testing.assert_close(layer(x), hidden @ layer.outer.weight.T + layer.outer.bias)
+
+
+def test_rms_norm_scales_by_the_root_of_the_mean_square():
+    norm = make(norm_type="rmsnorm").encoder_norm
+    x = torch.randn(2, 3, 16) * 5
+    rms = x.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(norm(x), x / rms * norm.weight)
+    assert [name for name, _ in norm.named_parameters()] == ["weight"]
 
 
 # -- what may not change what ----------------------------------------------------------------
@@ -248,9 +264,11 @@ def test_padding_and_companions_never_change_a_row(lengths, extra, norm):
 # -- the cache -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_decoding_step_by_step_equals_the_whole(norm):
-    model = make(norm=norm)
+@pytest.mark.parametrize(
+    "options", [{"norm": "post"}, {}, {"norm_type": "rmsnorm", "activation": "swiglu"}]
+)
+def test_decoding_step_by_step_equals_the_whole(options):
+    model = make(**options)
     n_steps = Cache.GROW_BY + 3
     src, tgt_in = ids(3, 6), ids(3, n_steps, seed=2)
     mask = mask_of([6, 3, 5], 6)
@@ -404,6 +422,8 @@ def test_presets_have_the_papers_number_of_parameters(preset, millions, toleranc
     n_encoder_layers=st.integers(1, 3),
     n_decoder_layers=st.integers(1, 3),
     norm=st.sampled_from(["pre", "post"]),
+    norm_type=st.sampled_from(["layernorm", "rmsnorm"]),
+    activation=st.sampled_from(["relu", "gelu", "swiglu"]),
     tied=st.sampled_from(["all", "output", "none"]),
     percents=st.tuples(*[st.integers(0, 99)] * 3),
 )

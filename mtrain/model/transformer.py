@@ -144,19 +144,37 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """max(0, x W1 + b1) W2 + b2 at every position (equation 2)."""
+    """max(0, x W1 + b1) W2 + b2 at every position (equation 2), or a later activation in its place.
 
-    def __init__(self, d_model: int, d_ff: int, activation_dropout: float) -> None:
+    SwiGLU (Shazeer, 2020) is swish(x W1 + b1) * (x W3 + b3) before W2.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.inner = nn.Linear(d_model, d_ff)
-        self.outer = nn.Linear(d_ff, d_model)
-        self.activation_dropout = activation_dropout
+        self.inner = nn.Linear(config.d_model, config.d_ff)
+        self.outer = nn.Linear(config.d_ff, config.d_model)
+        is_gated = config.activation == "swiglu"
+        self.factor = nn.Linear(config.d_model, config.d_ff) if is_gated else None
+        self.activation = ACTIVATIONS[config.activation]
+        self.activation_dropout = config.activation_dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""
-        hidden = F.relu(self.inner(x))  # (B, T, F)
+        hidden = self.activation(self.inner(x))  # (B, T, F)
+        if self.factor is not None:
+            hidden = hidden * self.factor(x)
         out: Tensor = self.outer(dropout(hidden, self.activation_dropout, self.training))
         return out
+
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """Of each position alone: LayerNorm (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019)."""
+    if config.norm_type == "rmsnorm":
+        return nn.RMSNorm(config.d_model, eps=1e-6)
+    return nn.LayerNorm(config.d_model)
 
 
 class Residual(nn.Module):
@@ -168,7 +186,7 @@ class Residual(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.d_model)
+        self.norm = make_norm(config)
         self.is_pre_norm = config.norm == "pre"
         self.dropout = config.dropout
 
@@ -191,7 +209,7 @@ class EncoderLayer(nn.Module):
         self.attention = MultiHeadAttention(
             config.d_model, config.n_heads, config.attention_dropout
         )
-        self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation_dropout)
+        self.feed_forward = FeedForward(config)
         self.around_attention = Residual(config)
         self.around_feed_forward = Residual(config)
 
@@ -214,7 +232,7 @@ class DecoderLayer(nn.Module):
         self.cross_attention = MultiHeadAttention(
             config.d_model, config.n_heads, config.attention_dropout
         )
-        self.feed_forward = FeedForward(config.d_model, config.d_ff, config.activation_dropout)
+        self.feed_forward = FeedForward(config)
         self.around_attention = Residual(config)
         self.around_cross_attention = Residual(config)
         self.around_feed_forward = Residual(config)
@@ -331,8 +349,8 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_decoder_layers))
         # Pre-norm leaves the residual stream as it is, so one norm stands at each end.
         is_pre_norm = config.norm == "pre"
-        self.encoder_norm = nn.LayerNorm(config.d_model) if is_pre_norm else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(config.d_model) if is_pre_norm else nn.Identity()
+        self.encoder_norm = make_norm(config) if is_pre_norm else nn.Identity()
+        self.decoder_norm = make_norm(config) if is_pre_norm else nn.Identity()
         self.register_buffer("positions", sinusoids(512, config.d_model), persistent=False)
         self.initialise()
 
@@ -343,7 +361,8 @@ class Transformer(nn.Module):
             if isinstance(module, MultiHeadAttention):
                 matrices = [*module.in_projection.weight.chunk(3), module.out_projection.weight]
             elif isinstance(module, FeedForward):
-                matrices = [module.inner.weight, module.outer.weight]
+                parts = (module.inner, module.outer, module.factor)
+                matrices = [part.weight for part in parts if part is not None]
             elif isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
             for matrix in matrices:

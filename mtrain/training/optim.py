@@ -22,14 +22,21 @@ def learning_rate(step: int, max_steps: int, config: OptimConfig) -> float:
     """The rate of update `step` (1, 2, ...): linear warm-up to the peak, then the schedule.
 
     inverse_sqrt   peak * sqrt(warmup / step)        (paper, equation 3, with the peak named)
-    linear         to zero, reached after max_steps
+    linear         to zero, which comes just after max_steps
+    cosine         the same, along half a cosine
+    constant       the peak
     """
-    warmup = config.warmup_steps
+    peak, warmup = config.learning_rate, config.warmup_steps
     if step <= warmup:
-        return config.learning_rate * step / warmup
+        return peak * step / warmup
+    if config.schedule == "inverse_sqrt":
+        return peak * math.sqrt(max(1, warmup) / step)
+    if config.schedule == "constant":
+        return peak
+    left, decay = max(0, max_steps + 1 - step), max_steps + 1 - warmup  # steps
     if config.schedule == "linear":
-        return config.learning_rate * max(0, max_steps + 1 - step) / (max_steps + 1 - warmup)
-    return config.learning_rate * math.sqrt(max(1, warmup) / step)
+        return peak * left / decay
+    return peak * (1 - math.cos(math.pi * left / decay)) / 2
 
 
 def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
