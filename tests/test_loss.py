@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrain.data.tokenizer import PAD
 from mtrain.model import loss
-from mtrain.model.loss import Loss, label_smoothed_loss
+from mtrain.model.loss import Loss, consistency_loss, label_smoothed_loss, r_drop, sim_cut
 
 B, T, D, V = 5, 60, 8, 50
 
@@ -161,3 +161,68 @@ def test_bf16_stays_near():
     for ours, theirs in zip(gradients, torch.autograd.grad(expected, (x, weight)), strict=True):
         assert ours.dtype is torch.float32
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+# -- two passes that should agree ------------------------------------------------------------
+
+
+def consistency_from_torch(
+    x: Tensor, weight: Tensor, targets: Tensor, smoothing: float, name: str, alpha: float
+) -> Tensor:
+    """The papers' formulas, over all logits at once."""
+    real = targets.flatten() != PAD
+    y = targets.flatten()[real]
+    log_p, log_q = ((half.flatten(0, 1)[real] @ weight.T).log_softmax(1) for half in (x[:B], x[B:]))
+    losses = [
+        F.cross_entropy(log, y, label_smoothing=smoothing, reduction="sum")
+        for log in (log_p, log_q)
+    ]
+    kl_pq = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    kl_qp = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+    if name == "r_drop":
+        return losses[0] + losses[1] + alpha * (kl_pq + kl_qp) / 2
+    return losses[0] + alpha * kl_pq
+
+
+def two_passes() -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, targets = example()
+    torch.manual_seed(1)
+    other = x.detach() + torch.randn(B, T, D) * 0.3
+    return torch.cat([x.detach(), other]).requires_grad_(), weight, targets
+
+
+@pytest.mark.parametrize("name", ["r_drop", "sim_cut"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk_bytes", [1, 8 << 20])
+def test_consistency_and_its_gradients_equal_the_papers_formulas(
+    name, smoothing, chunk_bytes, monkeypatch
+):
+    monkeypatch.setattr(loss, "CHUNK_BYTES", chunk_bytes)
+    x, weight, targets = two_passes()
+    agreement = {"r_drop": r_drop, "sim_cut": sim_cut}[name](3.0)
+    found = consistency_loss(x, weight, targets, smoothing, agreement)
+    expected = consistency_from_torch(x, weight, targets, smoothing, name, 3.0)
+    torch.testing.assert_close(found.smoothed, expected)
+    torch.testing.assert_close(found.nll, whole(x[:B], weight, targets, 0.0))
+    gradients = torch.autograd.grad(found.smoothed / 7, (x, weight))
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected / 7, (x, weight)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_passes_do_not_diverge():
+    x, weight, targets = example()
+    found = consistency_loss(torch.cat([x, x]), weight, targets, 0.1, sim_cut(3.0))
+    assert found.divergence.item() == pytest.approx(0, abs=1e-4)
+    torch.testing.assert_close(found.smoothed, whole(x, weight, targets, 0.1))
+
+
+def test_consistency_in_bf16_stays_near():
+    x, weight, targets = two_passes()
+    expected = consistency_from_torch(x, weight, targets, 0.1, "r_drop", 3.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = consistency_loss(x, weight, targets, 0.1, r_drop(3.0))
+    torch.testing.assert_close(found.smoothed, expected, rtol=0.02, atol=0.0)
+    gradients = torch.autograd.grad(found.smoothed, (x, weight))
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, (x, weight)), strict=True):
+        assert ours.dtype is torch.float32
+        assert (ours - theirs).norm() < 0.03 * theirs.norm()

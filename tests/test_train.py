@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import mtrain_command, mtrain_environment, write_lines
-from torch import Tensor
 
 from mtrain.config import load_config
+from mtrain.data.batching import Batch
 from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
 from mtrain.errors import (
     CheckpointError,
@@ -244,6 +244,22 @@ def test_muon_trains_and_resumes_too(workspace, tmp_path, monkeypatch):
         with pytest.raises(StoppedBySignal):
             workspace.train(tmp_path / "run", *settings)
     assert_alike(workspace.train(tmp_path / "run", *settings), expected)
+
+
+@pytest.mark.parametrize("consistency", ["rdrop", "simcut"])
+def test_two_passes_that_should_agree_train_and_resume_too(
+    workspace, straight, tmp_path, monkeypatch, consistency
+):
+    settings = [f"train.optim.consistency={consistency}", "train.max_steps=4"]
+    expected = workspace.train(tmp_path / "straight", *settings)
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(signal.SIGINT, at=2))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(tmp_path / "run", *settings)
+    assert_alike(workspace.train(tmp_path / "run", *settings), expected)
+    records = [r for r in expected.read_metrics() if r["kind"] == "train"]
+    assert all(record["divergence"] > 0 for record in records)
+    assert "divergence" not in straight.read_metrics()[0]
 
 
 # -- stopped and resumed ---------------------------------------------------------------------
@@ -542,13 +558,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
     """Make the loss of these steps undefined."""
     now = [0]
     before_step(monkeypatch, lambda step: now.__setitem__(0, step))
-    original = training._Loop.forward
+    original = training.loss_of
 
-    def forward(loop: Any, model: Any, batch: Any) -> Any:
-        smoothed, nll = original(loop, model, batch)
-        return Loss(smoothed * (float("nan") if now[0] in bad_steps else 1.0), nll)
+    def loss_of(*arguments: Any) -> Loss:
+        loss = original(*arguments)
+        return Loss(loss.smoothed * (float("nan") if now[0] in bad_steps else 1.0), loss.nll)
 
-    monkeypatch.setattr(training._Loop, "forward", forward)
+    monkeypatch.setattr(training, "loss_of", loss_of)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(
@@ -585,14 +601,14 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_update(
 ):
     settings = ("model.dropout=0.0", "train.max_steps=6")
     whole = workspace.train(tmp_path / "whole", *settings)
-    loss = training.label_smoothed_loss
+    loss_of = training.loss_of
 
-    def full_above_40(x: Tensor, *others: Any) -> Any:
-        if x.shape[0] * x.shape[1] > 40:
+    def full_above_40(model: Any, batch: Batch, optim: Any) -> Loss:
+        if batch.tgt_out.numel() > 40:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss(x, *others)
+        return loss_of(model, batch, optim)
 
-    monkeypatch.setattr(training, "label_smoothed_loss", full_above_40)
+    monkeypatch.setattr(training, "loss_of", full_above_40)
     halved = workspace.train(tmp_path / "halved", *settings)
     assert "does not fit into the memory of cpu; going on with 40 tokens" in capsys.readouterr().err
     for key in ("loss", "grad_norm"):
@@ -604,7 +620,7 @@ def test_out_of_memory_with_one_pair_is_an_error(workspace, tmp_path, monkeypatc
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training, "label_smoothed_loss", full)
+    monkeypatch.setattr(training, "loss_of", full)
     with pytest.raises(OutOfMemoryError, match="a micro-batch of 1 pairs") as raised:
         workspace.train(tmp_path / "run")
     assert "data.max_length" in (raised.value.fix or "")

@@ -6,6 +6,9 @@ With the true next token y and smoothing e, the loss of a position is (paper, se
 
 The gradient is computed together with the loss, while a chunk of logits is in the cache, and
 without ever writing the smoothed target distribution.
+
+`consistency_loss` also asks that two passes over the same tokens agree in what they predict
+(R-Drop, SimCut).
 """
 
 from __future__ import annotations
@@ -26,19 +29,64 @@ class Loss(NamedTuple):
 
     smoothed: Tensor  # what training minimises
     nll: Tensor  # -log p(y) alone, in nats; no gradient
+    divergence: Tensor | None = None  # of two passes from each other, in nats; no gradient
+
+
+class Agreement(NamedTuple):
+    """What is minimised beside the smoothed loss of the first of two passes, p and q."""
+
+    loss_of_second: float  # weight of the smoothed loss of q
+    kl_pq: float  # weight of KL(p || q), the sum over v of p(v) (log p(v) - log q(v))
+    kl_qp: float  # weight of KL(q || p)
+
+
+def r_drop(weight: float) -> Agreement:
+    """Two dropout masks, both trained, and their mean divergence (Wu et al., 2021)."""
+    return Agreement(1.0, weight / 2, weight / 2)
+
+
+def sim_cut(weight: float) -> Agreement:
+    """q sees inputs with words cut out and follows p; no loss of its own (Gao et al., 2022)."""
+    return Agreement(0.0, weight, 0.0)
 
 
 def label_smoothed_loss(x: Tensor, weight: Tensor, tgt_out: Tensor, smoothing: float) -> Loss:
     """x (B, T, D), output projection (V, D), tgt_out (B, T) with PAD after the end -> sums"""
     x, targets = x.flatten(0, 1), tgt_out.flatten()  # (B*T, D), (B*T,)
-    if x.device.type == "cpu":  # elsewhere this would wait for the device: PAD gets weight 0 below
-        real = (targets != PAD).nonzero()[:, 0]
-        if len(real) < len(targets):
-            x, targets = x[real], targets[real]
+    if (real := _real_rows(targets)) is not None:
+        x, targets = x[real], targets[real]
     if not torch.is_grad_enabled():  # else autograd would say that the weights need a gradient
         x, weight = x.detach(), weight.detach()
     smoothed, nll = _ChunkedCrossEntropy.apply(x, weight, targets, smoothing)  # type: ignore[no-untyped-call]
     return Loss(smoothed, nll)
+
+
+def consistency_loss(
+    x: Tensor, weight: Tensor, tgt_out: Tensor, smoothing: float, agreement: Agreement
+) -> Loss:
+    """x (2*B, T, D), first all of one pass, then all of the other; the rest as above -> sums
+
+    `nll` is that of the first pass.
+    """
+    first, second = (half.flatten(0, 1) for half in x.chunk(2))  # (B*T, D) each
+    targets = tgt_out.flatten()  # (B*T,)
+    if (real := _real_rows(targets)) is not None:
+        first, second, targets = first[real], second[real], targets[real]
+    total, nll, divergence = _ChunkedConsistency.apply(  # type: ignore[no-untyped-call]
+        first, second, weight, targets, smoothing, agreement
+    )
+    return Loss(total, nll, divergence)
+
+
+def _real_rows(targets: Tensor) -> Tensor | None:
+    """Where (N,) is not PAD; None where PAD stays, as it gets weight 0 below.
+
+    Only on a CPU: elsewhere this would wait for the device.
+    """
+    if targets.device.type != "cpu":
+        return None
+    real = (targets != PAD).nonzero()[:, 0]
+    return real if len(real) < len(targets) else None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -49,7 +97,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
         needs_grad = any(ctx.needs_input_grad)
-        dtype = torch.get_autocast_dtype(x.device.type) if _in_autocast(x) else weight.dtype
+        dtype = _dtype_of_products(x, weight)
         x_low, weight_low = x.to(dtype), weight.to(dtype)
         n_rows, vocab_size = x.shape[0], weight.shape[0]
         weight_sum = weight_low.float().sum(0)  # (D,)
@@ -57,8 +105,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
         smoothed = x.new_zeros((), dtype=torch.float32)
         nll = torch.zeros_like(smoothed)
-        chunk_bytes = CHUNK_BYTES if x.device.type == "cpu" else CHUNK_BYTES_CUDA
-        chunk = max(64, chunk_bytes // (4 * vocab_size))
+        chunk = _rows_of_chunk(x, vocab_size)
         for start in range(0, n_rows, chunk):
             part = slice(start, start + chunk)
             h, y = x_low[part], targets[part]
@@ -100,5 +147,77 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (grad_x * grad).to(x_dtype), (grad_weight * grad).to(weight_dtype), None, None
 
 
-def _in_autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
+class _ChunkedConsistency(torch.autograd.Function):
+    """(N, D), (N, D), (V, D), (N,) -> the three sums; the gradients are ready with them.
+
+    With logits a of p and b of q, and y smoothed to s:
+
+        d loss of p / da = p - s
+        d KL(p || q) / da = p (log p - log q - KL(p || q))        d KL(p || q) / db = q - p
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        first: Tensor,
+        second: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        agreement: Agreement,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = _dtype_of_products(first, weight)
+        weight_low = weight.to(dtype)
+        n_rows, vocab_size = first.shape[0], weight.shape[0]
+        grads = [torch.zeros_like(x, dtype=torch.float32) for x in (first, second, weight)]
+        total, nll, divergence = (first.new_zeros((), dtype=torch.float32) for _ in range(3))
+        even = smoothing / vocab_size
+        chunk = max(64, _rows_of_chunk(first, vocab_size) // 4)  # four times as much is alive
+        for start in range(0, n_rows, chunk):
+            part = slice(start, start + chunk)
+            y = targets[part, None]  # (n, 1)
+            is_real = (y != PAD).float()  # (n, 1)
+            h = [x[part].to(dtype) for x in (first, second)]  # (n, D) each
+            log_p, log_q = ((x @ weight_low.T).float().log_softmax(1) for x in h)  # (n, V)
+            p, q, gap = log_p.exp(), log_q.exp(), log_p - log_q
+            kl_pq, kl_qp = (p * gap).sum(1, keepdim=True), -(q * gap).sum(1, keepdim=True)
+            nll_p, nll_q = -log_p.gather(1, y), -log_q.gather(1, y)  # (n, 1)
+            loss_p, loss_q = (
+                (1 - smoothing) * nll_y - smoothing * log.mean(1, keepdim=True)
+                for nll_y, log in ((nll_p, log_p), (nll_q, log_q))
+            )
+            between = agreement.kl_pq * kl_pq + agreement.kl_qp * kl_qp
+            total += ((loss_p + agreement.loss_of_second * loss_q + between) * is_real).sum()
+            nll += (nll_p * is_real).sum()
+            divergence += ((kl_pq + kl_qp) / 2 * is_real).sum()
+
+            smoothed = torch.full_like(p, even).scatter_add_(
+                1, y, torch.full_like(is_real, 1 - smoothing)
+            )
+            of_a = (p - smoothed) + agreement.kl_qp * (p - q)
+            of_a += agreement.kl_pq * p * (gap - kl_pq)
+            of_b = agreement.loss_of_second * (q - smoothed) + agreement.kl_pq * (q - p)
+            of_b -= agreement.kl_qp * q * (gap + kl_qp)
+            for i, of_logits in enumerate((of_a, of_b)):
+                low = (of_logits * is_real).to(dtype)
+                grads[i][part] = low @ weight_low
+                grads[2] += (low.T @ h[i]).float()
+        ctx.save_for_backward(*grads)
+        ctx.mark_non_differentiable(nll, divergence)
+        ctx.dtypes = first.dtype, second.dtype, weight.dtype
+        return total, nll, divergence
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *((of_input * grad).to(dtype) for of_input, dtype in grads), None, None, None
+
+
+def _rows_of_chunk(x: Tensor, vocab_size: int) -> int:
+    chunk_bytes = CHUNK_BYTES if x.device.type == "cpu" else CHUNK_BYTES_CUDA
+    return max(64, chunk_bytes // (4 * vocab_size))
+
+
+def _dtype_of_products(x: Tensor, weight: Tensor) -> torch.dtype:
+    is_autocast = torch.is_autocast_enabled(x.device.type)
+    return torch.get_autocast_dtype(x.device.type) if is_autocast else weight.dtype

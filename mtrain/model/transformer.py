@@ -380,19 +380,28 @@ class Transformer(nn.Module):
         """src (B, S), tgt_in (B, T), src_mask (B, 1, 1, S) or None -> logits (B, T, V)"""
         return self.project(self.decode(tgt_in, self.encode(src, src_mask), src_mask))
 
-    def encode(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
-        """src (B, S), src_mask (B, 1, 1, S), None where no source is padded -> memory (B, S, D)"""
-        x = self.embed(self.src_embedding, src, first_position=0)
+    def encode(self, src: Tensor, src_mask: Tensor | None, is_kept: Tensor | None = None) -> Tensor:
+        """src (B, S), src_mask (B, 1, 1, S), None where no source is padded -> memory (B, S, D)
+
+        is_kept (B, S) is False where a word's vector is to be zero (see `training.objective`).
+        """
+        x = self.embed(self.src_embedding, src, 0, is_kept)
         for layer in self.encoder:
             x = layer(x, src_mask)
         return self.encoder_norm(x)  # type: ignore[no-any-return]
 
-    def decode(self, tgt_in: Tensor, memory: Tensor, src_mask: Tensor | None) -> Tensor:
-        """tgt_in (B, T), memory (B, S, D), src_mask (B, 1, 1, S) -> (B, T, D)
+    def decode(
+        self,
+        tgt_in: Tensor,
+        memory: Tensor,
+        src_mask: Tensor | None,
+        is_kept: Tensor | None = None,
+    ) -> Tensor:
+        """tgt_in (B, T), memory (B, S, D), src_mask (B, 1, 1, S), is_kept (B, T) -> (B, T, D)
 
         No position sees a later one, so padding at the end of a target needs no mask.
         """
-        x = self.embed(self.tgt_embedding, tgt_in, first_position=0)
+        x = self.embed(self.tgt_embedding, tgt_in, 0, is_kept)
         for layer in self.decoder:
             x = layer(x, memory, src_mask)
         return self.decoder_norm(x)  # type: ignore[no-any-return]
@@ -401,12 +410,21 @@ class Transformer(nn.Module):
         """x (..., D) -> logits (..., V)"""
         return self.output(x)  # type: ignore[no-any-return]
 
-    def embed(self, embedding: nn.Embedding, ids: Tensor, first_position: int) -> Tensor:
-        """ids (B, T), standing at first_position and after -> (B, T, D)"""
+    def embed(
+        self,
+        embedding: nn.Embedding,
+        ids: Tensor,
+        first_position: int,
+        is_kept: Tensor | None = None,
+    ) -> Tensor:
+        """ids (B, T), standing at first_position and after, is_kept (B, T) -> (B, T, D)"""
         end = first_position + ids.shape[1]
         if end > self.positions.shape[0]:
             self.positions = sinusoids(2 * end, self.config.d_model).to(ids.device)
-        x = embedding(ids) * math.sqrt(self.config.d_model) + self.positions[first_position:end]
+        x = embedding(ids) * math.sqrt(self.config.d_model)
+        if is_kept is not None:
+            x = x * is_kept[..., None]
+        x = x + self.positions[first_position:end]
         return dropout(x, self.config.dropout, self.training)
 
     def start_cache(self, memory: Tensor, src_mask: Tensor | None, beam_size: int) -> Cache:

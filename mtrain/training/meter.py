@@ -27,6 +27,7 @@ class Meter:
         """Begin a new stretch."""
         self.smoothed = torch.zeros((), device=self.device)
         self.nll = torch.zeros((), device=self.device)
+        self.divergence: Tensor | None = None  # of two passes, where there are two
         self.n_source = self.n_target = self.n_positions = 0
         self.elapsed_s = 0.0
         self.begin_lap()
@@ -48,6 +49,8 @@ class Meter:
         """Count a micro-batch."""
         self.smoothed += loss.smoothed
         self.nll += loss.nll
+        if loss.divergence is not None:
+            self.divergence = loss.divergence + (0 if self.divergence is None else self.divergence)
         self.n_source += batch.n_source_tokens
         self.n_target += batch.n_target_tokens
         self.n_positions += batch.n_positions
@@ -73,6 +76,8 @@ class Meter:
             "memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_bytes(),
             "elapsed_s": round(progress.elapsed_s, 3),
         }
+        if self.divergence is not None:
+            record["divergence"] = self.divergence.item() / self.n_target
         self.restart()
         return record
 

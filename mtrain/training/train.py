@@ -22,11 +22,12 @@ from mtrain.data.batching import Batch, BatchPlan, collate
 from mtrain.data.prepare import Prepared, find_prepared, prepare
 from mtrain.data.store import TokenStore
 from mtrain.errors import NonFiniteError, OutOfMemoryError
-from mtrain.model.loss import Loss, label_smoothed_loss
+from mtrain.model.loss import Loss
 from mtrain.model.transformer import Transformer, seed_dropout
 from mtrain.model.weights import load_tensors, save_tensors, weights_of
 from mtrain.run import RunDir
 from mtrain.training.meter import Meter
+from mtrain.training.objective import loss_of, n_passes
 from mtrain.training.optim import Ema, learning_rate, make_optimizers
 from mtrain.training.resume import alone_in, drop_lines_beyond, open_run
 from mtrain.training.signals import StopRequest
@@ -184,9 +185,10 @@ class _Loop:
 
         def forward_backward(model: Transformer, i: int) -> Loss:
             seed_dropout(runtime.seed_of(seed, step, i))
-            loss = self.forward(model, batches[i].to(self.device))
+            with runtime.autocast(self.device, self.precision):
+                loss = loss_of(model, batches[i].to(self.device), self.config.train.optim)
             (loss.smoothed / n_target_tokens).backward()  # type: ignore[no-untyped-call]
-            return Loss(loss.smoothed.detach(), loss.nll)
+            return loss._replace(smoothed=loss.smoothed.detach())
 
         try:
             sizes = [batch.n_positions for batch in batches]
@@ -205,15 +207,7 @@ class _Loop:
         wanted = self.config.train.micro_batch_tokens
         busy = min(self.config.train.batch_tokens, 1024 if self.device.type == "cpu" else 32768)
         whole = max(busy, self.config.data.max_length + 1) if wanted == "auto" else wanted
-        return max(1, whole >> progress.n_halvings)
-
-    def forward(self, model: Transformer, batch: Batch) -> Loss:
-        """The sums over the real target tokens of a micro-batch."""
-        smoothing = self.config.train.optim.label_smoothing
-        with runtime.autocast(self.device, self.precision):
-            memory = model.encode(batch.src, batch.src_mask)
-            x = model.decode(batch.tgt_in, memory, batch.src_mask)
-            return label_smoothed_loss(x, model.output.weight, batch.tgt_out, smoothing)
+        return max(1, (whole >> progress.n_halvings) // n_passes(self.config.train.optim))
 
     def shrink(
         self, batches: list[Batch], progress: Progress, error: torch.OutOfMemoryError
