@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
@@ -69,6 +71,40 @@ def score_all(
     check_counts(len(hypotheses), len(references))
     made = {name: _metric(name, target_language, tokenize, lowercase) for name in metrics}
     return {name: _score(made[name], hypotheses, references, intervals) for name in metrics}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one metric counts in every sentence, from which any group of them can be scored."""
+
+    metric: Metric
+    rows: NDArray[np.float64]  # (n, k): sentence by statistic
+
+    def score(self, lines: Sequence[int] | NDArray[np.int64]) -> float:
+        """Of some sentences, as if they were a test set; of all: what `score_all` gives."""
+        return self._of(self.rows[np.asarray(lines)].sum(0))
+
+    def of_each(self) -> list[float]:
+        """Of every sentence by itself."""
+        return [self._of(row) for row in self.rows]
+
+    def _of(self, row: NDArray[np.float64]) -> float:
+        return float(self.metric._compute_score_from_stats(row.tolist()).score)
+
+
+def statistics(
+    metric: str,
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    target_language: str,
+    tokenize: str = "auto",
+    lowercase: bool = False,
+) -> Statistics:
+    """What `bleu`, `chrf` or `ter` counts in each sentence, with the settings of `score_all`."""
+    check_counts(len(hypotheses), len(references))
+    made = _metric(metric, target_language, tokenize, lowercase)
+    rows = made._extract_corpus_statistics(hypotheses, [references])
+    return Statistics(made, np.array(rows, dtype=float))
 
 
 def check_counts(n_hypotheses: int, n_references: int) -> None:

@@ -1,0 +1,270 @@
+"""Where a model goes wrong: scores of groups of sentences, words, and the model's own confidence.
+
+Groups are scored as small test sets of their own, by the same metrics as the whole. Sentences are
+ranked by their chrF, which is meaningful for a single sentence; BLEU is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrain.data.cleaning import count_words
+from mtrain.evaluation.faults import units
+from mtrain.evaluation.metrics import Statistics
+
+N_GROUPS = 5  # into which sentences are cut by length, and by the model's score
+N_WORDS = 20  # of each list of words
+_WORD = re.compile(r"\w+")
+_COUNT_EDGES = (1, 10, 100, 1000)  # of how often a word occurs in training
+_SURPRISE = 2.0  # standard deviations of a difference of two counts
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Some sentences of a test set, scored by themselves."""
+
+    label: str  # such as "8-11 words"
+    n_sentences: int
+    bleu: float
+    chrf: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """A test set cut into groups by one property of its sentences."""
+
+    name: str  # source_length, rarest_word, sentence_chrf, model_score, data_source
+    title: str
+    groups: list[Group]
+
+
+@dataclass(frozen=True, slots=True)
+class WordBalance:
+    """A word of the target language that outputs use more, or less, often than references."""
+
+    word: str
+    n_output: int
+    n_reference: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Does the model know when it is wrong?
+
+    `correlation` is Spearman's, of the model's score with chrF over sentences: 1 where the model
+    ranks its outputs as chrF does, 0 where its score says nothing. `low` and `high` end its 95 %
+    interval (Fisher's transformation, with the variance of Bonett and Wright, 2000).
+    """
+
+    correlation: float
+    low: float
+    high: float
+    groups: list[Group]  # from the least to the most confident
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """All of it for one test set."""
+
+    sentence_chrf: list[float]  # of every line
+    groupings: list[Grouping]
+    over_produced: list[WordBalance]  # most surprising first
+    under_produced: list[WordBalance]
+    calibration: Calibration | None
+    skipped: dict[str, str] = field(default_factory=dict)  # name -> why it is not here
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Breakdown:
+        """What `to_json` gave."""
+        calibration = value["calibration"]
+        return cls(
+            value["sentence_chrf"],
+            [
+                Grouping(entry["name"], entry["title"], _groups(entry["groups"]))
+                for entry in value["groupings"]
+            ],
+            [WordBalance(**entry) for entry in value["over_produced"]],
+            [WordBalance(**entry) for entry in value["under_produced"]],
+            calibration and Calibration(**calibration | {"groups": _groups(calibration["groups"])}),
+            value["skipped"],
+        )
+
+
+def _groups(entries: list[dict[str, Any]]) -> list[Group]:
+    return [Group(**entry) for entry in entries]
+
+
+def break_down(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    bleu: Statistics,
+    chrf: Statistics,
+    *,
+    model_scores: Sequence[float] | None = None,
+    training_counts: Mapping[str, int] | None = None,
+    data_sources: Sequence[str] | None = None,
+) -> Breakdown:
+    """Cut a test set into groups and score each.
+
+    bleu, chrf        of these hypotheses and references, line by line
+    model_scores      log-probability / length^p of each output
+    training_counts   how often each lower-cased word of the sources occurs in training
+    data_sources      name of the training corpus nearest to each source
+    """
+    score = _GroupScorer(bleu, chrf)
+    each = np.array(chrf.of_each())
+    groupings = [
+        _by_quantiles("source_length", "source length", _lengths(sources), score, _length_label),
+        _by_sentence_chrf(each, score),
+    ]
+    skipped = {}
+    if training_counts is None:
+        skipped["rarest_word"] = "this run keeps no counts of the words in its training data"
+    else:
+        groupings.append(_by_rarest_word(sources, training_counts, score))
+    if data_sources is None:
+        skipped["data_source"] = "the prepared training data is not here, or has one source only"
+    else:
+        groupings.append(_by_name("data_source", "nearest training data", data_sources, score))
+    calibration = None
+    if model_scores is None:
+        skipped["calibration"] = "the model's own scores were not kept"
+    else:
+        calibration = _calibrate(np.array(model_scores), each, score)
+        if calibration is None:
+            skipped["calibration"] = "too few sentences, or all of one score"
+    over, under = _word_balance(hypotheses, references)
+    return Breakdown(each.tolist(), groupings, over, under, calibration, skipped)
+
+
+@dataclass(frozen=True)
+class _GroupScorer:
+    bleu: Statistics
+    chrf: Statistics
+
+    def __call__(self, label: str, lines: NDArray[np.int64]) -> Group:
+        return Group(label, len(lines), self.bleu.score(lines), self.chrf.score(lines))
+
+
+# -- groups ----------------------------------------------------------------------------------
+
+
+def _lengths(sources: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([count_words(source) for source in sources], dtype=float)
+
+
+def _length_label(low: float, high: float) -> str:
+    return f"{low:.0f} words" if low == high else f"{low:.0f}-{high:.0f} words"
+
+
+def _score_label(low: float, high: float) -> str:
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _by_quantiles(
+    name: str,
+    title: str,
+    values: NDArray[np.float64],
+    score: _GroupScorer,
+    label: Callable[[float, float], str],
+) -> Grouping:
+    """N_GROUPS groups of about one size; equal values stay together."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, N_GROUPS + 1)[1:-1]))
+    number = np.searchsorted(edges, values, side="left")
+    groups = []
+    for i in np.unique(number):
+        lines = np.flatnonzero(number == i)
+        groups.append(score(label(values[lines].min(), values[lines].max()), lines))
+    return Grouping(name, title, groups)
+
+
+def _by_sentence_chrf(each: NDArray[np.float64], score: _GroupScorer) -> Grouping:
+    """Ten bands of chrF; empty ones are left out."""
+    band = np.minimum(each // 10, 9).astype(int)
+    groups = [score(f"{10 * i}-{10 * i + 10}", np.flatnonzero(band == i)) for i in np.unique(band)]
+    return Grouping("sentence_chrf", "chrF of the sentence", groups)
+
+
+def _by_rarest_word(
+    sources: Sequence[str], counts: Mapping[str, int], score: _GroupScorer
+) -> Grouping:
+    """By how often the rarest word of the source occurs in training."""
+    rarest = np.array(
+        [
+            min((counts.get(word, 0) for word in _WORD.findall(source.lower())), default=0)
+            for source in sources
+        ]
+    )
+    number = np.searchsorted(_COUNT_EDGES, rarest, side="right")
+    labels = ["never", "1-9 times", "10-99 times", "100-999 times", "1,000 times or more"]
+    groups = [score(labels[i], np.flatnonzero(number == i)) for i in np.unique(number)]
+    return Grouping("rarest_word", "rarest source word in training", groups)
+
+
+def _by_name(name: str, title: str, names: Sequence[str], score: _GroupScorer) -> Grouping:
+    """By a name of each line, the most frequent first."""
+    found = np.array(names)
+    groups = [score(key, np.flatnonzero(found == key)) for key, _ in Counter(names).most_common()]
+    return Grouping(name, title, groups)
+
+
+# -- words -----------------------------------------------------------------------------------
+
+
+def _word_balance(
+    hypotheses: Sequence[str], references: Sequence[str]
+) -> tuple[list[WordBalance], list[WordBalance]]:
+    """Words produced too often, and too seldom, by how surprising the difference is.
+
+    Two counts of one frequency differ by sqrt(n + m) or less two times of three.
+    """
+    outputs, expected = (
+        Counter(unit for text in side for unit in units(text) if unit[0].isalnum())
+        for side in (hypotheses, references)
+    )
+    surprise = {
+        word: (outputs[word] - expected[word]) / (outputs[word] + expected[word]) ** 0.5
+        for word in outputs.keys() | expected.keys()
+    }
+    ranked = sorted(surprise, key=lambda word: (-abs(surprise[word]), word))
+    balance = {word: WordBalance(word, outputs[word], expected[word]) for word in ranked}
+    over = [balance[word] for word in ranked if surprise[word] >= _SURPRISE]
+    under = [balance[word] for word in ranked if surprise[word] <= -_SURPRISE]
+    return over[:N_WORDS], under[:N_WORDS]
+
+
+# -- the model's own score -------------------------------------------------------------------
+
+
+def _calibrate(
+    scores: NDArray[np.float64], each: NDArray[np.float64], score: _GroupScorer
+) -> Calibration | None:
+    n = len(scores)
+    if n < 10 or np.ptp(scores) == 0 or np.ptp(each) == 0:
+        return None
+    correlation = float(np.corrcoef(_ranks(scores), _ranks(each))[0, 1])
+    deviation = ((1 + correlation**2 / 2) / (n - 3)) ** 0.5
+    centre = np.arctanh(np.clip(correlation, -0.999999, 0.999999))
+    low, high = np.tanh([centre - 1.96 * deviation, centre + 1.96 * deviation])
+    grouping = _by_quantiles("model_score", "", scores, score, _score_label)
+    return Calibration(correlation, float(low), float(high), grouping.groups)
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 0; equal values share the mean of theirs."""
+    unique, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    assert len(unique) == len(counts)
+    mean_rank = np.cumsum(counts) - (counts + 1) / 2
+    return mean_rank[inverse]

@@ -1,0 +1,208 @@
+"""What is wrong with translations that no score shows: each fault counted, and its worst cases.
+
+`diagnose` puts a list of questions to every output: is it copied from the source, too short, does
+it repeat itself, did it lose a number? Nothing is learnt from elsewhere: what is usual comes from
+the test set's own sources and references. The questions are answered in `faults` (form), `entities`
+(numbers, URLs, names) and `languages` (script and language).
+
+Where there are references, each output has a *witness*: what the reference did as well is no
+fault. Then the same questions are put to the references themselves, as if they were outputs, by
+the source alone; that rate is how often a question is wrong, or how freely people translated.
+Rates are shares of all sentences, their 95 % intervals those of Wilson (1927).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mtrain.evaluation import entities, faults, languages
+from mtrain.evaluation.faults import Fault, Judge, Sentence
+from mtrain.evaluation.metrics import check_counts
+
+N_WORST = 20
+_Z95 = 1.959963984540054  # a normal variable stays within so many deviations 95 times of 100
+
+# What is asked, in the order in which it is shown: name -> words for a table.
+TITLES = {
+    "empty": "empty",
+    "copied": "copied from the source",
+    "short": "too short",
+    "long": "too long",
+    "repeated": "repeats itself",
+    "numbers_lost": "lost a number",
+    "numbers_invented": "invented a number",
+    "urls": "lost or invented a URL",
+    "names": "lost or invented a name",
+    "script": "wrong script",
+    "language": "wrong language",
+    "unknown_characters": "unknown characters",
+    "seen_in_training": "word for word in the training data",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """One output that a question found something in."""
+
+    line: int  # from 0
+    severity: float  # larger is worse; only comparable within one diagnostic
+    detail: str  # such as "1999 is missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """The answers to one question over a test set; rates are shares from 0 to 1."""
+
+    name: str  # a key of TITLES
+    title: str
+    n_found: int
+    rate: float
+    low: float  # ends of the 95 % interval
+    high: float
+    reference_rate: float | None  # None: references were not, or cannot be, asked
+    lines: list[int]  # of all suspects, ascending
+    worst: list[Suspect]  # at most N_WORST, worst first
+
+    @property
+    def is_noteworthy(self) -> bool:
+        """True where more was found than in the references, beyond chance."""
+        return self.n_found > 0 and self.low > (self.reference_rate or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All diagnostics of one test set, in the order of TITLES."""
+
+    n_sentences: int
+    diagnostics: list[Diagnostic]
+    skipped: dict[str, str] = field(default_factory=dict)  # name -> why it was not asked
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Diagnosis:
+        """What `to_json` gave."""
+        diagnostics = [
+            Diagnostic(**entry | {"worst": [Suspect(**suspect) for suspect in entry["worst"]]})
+            for entry in value["diagnostics"]
+        ]
+        return cls(value["n_sentences"], diagnostics, value["skipped"])
+
+
+def diagnose(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str] | None = None,
+    *,
+    source_lang: str,
+    target_lang: str,
+    was_seen: Callable[[str], bool] | None = None,
+) -> Diagnosis:
+    """Ask all questions of the outputs of one test set.
+
+    Line n of each list belongs together. `was_seen` tells whether a sentence is a target of the
+    training data; None where that is not there.
+    """
+    check_counts(len(hypotheses), len(sources))
+    if references is not None:
+        check_counts(len(hypotheses), len(references))
+    judges, skipped = _judges(sources, hypotheses, references, source_lang, target_lang, was_seen)
+    outputs = _sentences(sources, hypotheses, references)
+    as_outputs = None if references is None else _sentences(sources, references, None)
+    found = [_ask(name, judges[name], outputs, as_outputs) for name in TITLES if name in judges]
+    return Diagnosis(len(hypotheses), found, skipped)
+
+
+def wilson_interval(n_found: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share n_found / n; sensible for 0, for n and for few sentences."""
+    share = n_found / n
+    centre = share + _Z95**2 / (2 * n)
+    half_width = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n))
+    scale = 1 + _Z95**2 / n
+    return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
+
+
+def _judges(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str] | None,
+    source_lang: str,
+    target_lang: str,
+    was_seen: Callable[[str], bool] | None,
+) -> tuple[dict[str, Judge], dict[str, str]]:
+    """Each question by its name, and why others cannot be asked."""
+    usual = hypotheses if references is None else references
+    lengths = faults.UsualLengths.learn(sources, usual)
+    numbers = entities.Numbers(source_lang, target_lang)
+    scripts = languages.Scripts.learn(usual)
+    judges: dict[str, Judge] = {
+        "empty": faults.empty,
+        "copied": faults.copied,
+        "short": lengths.too_short,
+        "long": lengths.too_long,
+        "repeated": faults.Repetition.learn(usual),
+        "numbers_lost": numbers.lost,
+        "numbers_invented": numbers.invented,
+        "urls": entities.urls,
+        "script": scripts.wrong,
+        "unknown_characters": faults.unknown_characters,
+    }
+    skipped = {}
+    if references is None:
+        skipped["names"] = "names are told by what source and reference share; there is none"
+    else:
+        judges["names"] = entities.Names.learn(sources, references)
+    if language := languages.TwoLanguages.learn(sources, usual):
+        judges["language"] = language.wrong
+    else:
+        skipped["language"] = "too few sentences to know the two languages by"
+    if was_seen is None:
+        skipped["seen_in_training"] = "the prepared training data is not here"
+    else:
+        judges["seen_in_training"] = faults.seen(was_seen)
+    return judges, skipped
+
+
+def _sentences(
+    sources: Sequence[str], outputs: Sequence[str], references: Sequence[str] | None
+) -> list[Sentence]:
+    witnesses = [None] * len(outputs) if references is None else references
+    triples = zip(sources, outputs, witnesses, strict=True)
+    return [Sentence(line, *triple) for line, triple in enumerate(triples)]
+
+
+def _ask(
+    name: str, judge: Judge, outputs: list[Sentence], references: list[Sentence] | None
+) -> Diagnostic:
+    suspects = [
+        Suspect(sentence.line, fault.severity, fault.detail)
+        for sentence in outputs
+        if (fault := judge(sentence))
+    ]
+    low, high = wilson_interval(len(suspects), len(outputs))
+    return Diagnostic(
+        name,
+        TITLES[name],
+        len(suspects),
+        len(suspects) / len(outputs),
+        low,
+        high,
+        _reference_rate(name, judge, references),
+        [suspect.line for suspect in suspects],
+        sorted(suspects, key=lambda suspect: -suspect.severity)[:N_WORST],
+    )
+
+
+def _reference_rate(name: str, judge: Judge, references: list[Sentence] | None) -> float | None:
+    if references is None or name == "names":  # which needs the reference as a witness
+        return None
+    n_found = sum(judge(sentence) is not None for sentence in references)
+    return n_found / len(references)
+
+
+__all__ = ["TITLES", "Diagnosis", "Diagnostic", "Fault", "Suspect", "diagnose", "wilson_interval"]

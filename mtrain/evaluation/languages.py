@@ -1,0 +1,150 @@
+"""Is an output in the right script and the right language? Told by the test set itself.
+
+The script is right where the references, the source or the witness use it. The language is told
+by character trigrams of the test set's sources and references, so that any two languages will do:
+an output is wrong that looks more like a source than like a reference. Each half of the lines is
+judged by what was learnt from the other, so that no sentence is compared with itself.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from mtrain.evaluation.faults import Fault, Sentence
+
+_USED = 0.001  # share of all letters of the references from which on a script is in use
+_MAIN = 0.05  # ... is one that the language is written in
+_MIN_LETTERS = 4  # fewer say nothing of the main script
+_NO_SCRIPT = {"MODIFIER", "FEMININE", "MASCULINE", "MICRO", "FULLWIDTH", "HALFWIDTH"}
+
+_SAME_SCRIPT = {"IDEOGRAPHIC": "CJK"}  # 々 and 〇
+
+_MIN_SENTENCES = 50  # to learn a language from
+_MIN_TRIGRAMS = 15
+_SMOOTHING = 0.1
+
+
+@cache
+def script_of(character: str) -> str | None:
+    """LATIN, CYRILLIC, CJK, ...: the first word of a letter's Unicode name; None of no letter."""
+    if not character.isalpha():
+        return None
+    script = unicodedata.name(character, "UNNAMED").split(" ", 1)[0].split("-", 1)[0]
+    return None if script in _NO_SCRIPT else _SAME_SCRIPT.get(script, script)
+
+
+@dataclass(frozen=True)
+class Scripts:
+    """What the target language is written in."""
+
+    used: frozenset[str]
+    main: frozenset[str]
+
+    @classmethod
+    def learn(cls, references: Sequence[str]) -> Scripts:
+        """From the letters of all references."""
+        counts: Counter[str] = Counter()
+        for reference in references:
+            counts.update(_scripts(reference))
+        n_letters = max(1, counts.total())
+        used, main = (
+            frozenset(script for script, n in counts.items() if n >= share * n_letters)
+            for share in (_USED, _MAIN)
+        )
+        return cls(used, main)
+
+    def wrong(self, sentence: Sentence) -> Fault | None:
+        """Letters that nothing explains, or none at all of the target's main script."""
+        found = _scripts(sentence.output)
+        n_letters = found.total()
+        witness = _scripts(sentence.witness or "")
+        explained = self.used | _scripts(sentence.source).keys() | witness.keys()
+        if foreign := {script: n for script, n in found.items() if script not in explained}:
+            scripts = " and ".join(script.title() for script in foreign)
+            return Fault(sum(foreign.values()) / n_letters, f"letters of {scripts}")
+        enough = _MIN_LETTERS if sentence.witness else 3 * _MIN_LETTERS
+        if n_letters < enough or self.main & found.keys() or not self.main:
+            return None
+        if sentence.witness and not self.main & witness.keys():
+            return None
+        return Fault(1.0, f"nothing but {' and '.join(script.title() for script in found)}")
+
+
+def _scripts(text: str) -> Counter[str]:
+    if text.isascii():
+        n_letters = sum(map(str.isalpha, text))
+        return Counter({"LATIN": n_letters} if n_letters else {})
+    return Counter(script for script in map(script_of, text) if script)
+
+
+@dataclass(frozen=True)
+class _Trigrams:
+    """Log-odds of each trigram: target language against source language."""
+
+    odds: dict[str, float]
+    unseen: float
+
+    @classmethod
+    def learn(cls, sources: Sequence[str], targets: Sequence[str]) -> _Trigrams:
+        counts = [
+            Counter(t for text in side for t in _trigrams(text)) for side in (sources, targets)
+        ]
+        kinds = counts[0].keys() | counts[1].keys()
+        totals = [side.total() + _SMOOTHING * len(kinds) for side in counts]
+
+        def odds(trigram: str) -> float:
+            source, target = (
+                (side[trigram] + _SMOOTHING) / total
+                for side, total in zip(counts, totals, strict=True)
+            )
+            return float(np.log(target / source))
+
+        return cls({trigram: odds(trigram) for trigram in kinds}, 0.0)
+
+    def mean_odds(self, trigrams: Sequence[str]) -> float:
+        return sum(self.odds.get(trigram, self.unseen) for trigram in trigrams) / len(trigrams)
+
+
+@dataclass(frozen=True)
+class TwoLanguages:
+    """Tells the target language from the source language."""
+
+    halves: tuple[_Trigrams, _Trigrams]  # learnt from even lines, from odd lines
+
+    @classmethod
+    def learn(cls, sources: Sequence[str], targets: Sequence[str]) -> TwoLanguages | None:
+        """From a test set; None where it is too small, or both sides are the same."""
+        if len(sources) < _MIN_SENTENCES:
+            return None
+        even, odd = (_Trigrams.learn(sources[i::2], targets[i::2]) for i in (0, 1))
+        return cls((even, odd))
+
+    def wrong(self, sentence: Sentence) -> Fault | None:
+        """More like the sources than like the references, where the witness is not."""
+        odds = self._odds(sentence.line, sentence.output)
+        if odds is None or odds >= 0:
+            return None
+        if sentence.witness is not None:
+            expected = self._odds(sentence.line, sentence.witness)
+            if expected is not None and expected < 0.5:
+                return None
+        return Fault(-odds, "looks like the source language")
+
+    def _odds(self, line: int, text: str) -> float | None:
+        trigrams = _trigrams(text)
+        if len(trigrams) < _MIN_TRIGRAMS:
+            return None
+        return self.halves[1 - line % 2].mean_odds(trigrams)
+
+
+def _trigrams(text: str) -> list[str]:
+    """Of letters only: digits and signs belong to no language."""
+    letters = "".join(c if c.isalpha() else " " for c in text.casefold())
+    padded = f" {' '.join(letters.split())} "
+    return [padded[i : i + 3] for i in range(len(padded) - 2)]
