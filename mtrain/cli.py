@@ -65,6 +65,26 @@ class Format(StrEnum):
     jsonl = "jsonl"
 
 
+class Engine(StrEnum):
+    """What searches."""
+
+    mtrain = "mtrain"
+    ctranslate2 = "ctranslate2"
+
+
+class Quantization(StrEnum):
+    """The numbers that CTranslate2 stores and computes with."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    int16 = "int16"
+    int8 = "int8"
+    int8_float32 = "int8_float32"
+    int8_float16 = "int8_float16"
+    int8_bfloat16 = "int8_bfloat16"
+
+
 app = typer.Typer(
     cls=Commands,
     add_completion=False,
@@ -102,6 +122,21 @@ LengthPenalty = Annotated[
 ]
 OnDevice = Annotated[
     Device, typer.Option(metavar="auto|cpu|cuda", help="auto: CUDA where there is one.")
+]
+OnEngine = Annotated[
+    Engine,
+    typer.Option(
+        metavar="mtrain|ctranslate2",
+        help="What searches; ctranslate2 is an extra: pip install 'mtrain[ctranslate2]'.",
+    ),
+]
+InQuantization = Annotated[
+    Quantization | None,
+    typer.Option(
+        metavar="TYPE",
+        help="CTranslate2's numbers: float32, float16, bfloat16, int16, int8, int8_float32, "
+        "int8_float16 or int8_bfloat16.",
+    ),
 ]
 
 
@@ -205,14 +240,19 @@ def translate(
     exact_stop: Annotated[
         bool, typer.Option("--exact-stop", help="Search until nothing could win; slower.")
     ] = False,
+    engine: OnEngine = Engine.mtrain,
+    quantization: InQuantization = None,
 ) -> None:
     """Translate a file or standard input, line by line."""
     from mtrain.decoding.stream import translate_file, translate_stream
     from mtrain.decoding.translate import Options, Translator
 
     options = Options(beam_size, length_penalty, n_best, exact_stop, format.value)
+    _check_engine(engine, quantization)
     with _open_input(source) as lines:
         translator = Translator.from_run(run, checkpoint, device.value)
+        if engine is Engine.ctranslate2:
+            translator = translator.with_ctranslate2(quantization)
         if output is None:
             translate_stream(translator, lines, _stdout(), options)
         else:
@@ -310,6 +350,14 @@ def _open_input(path: Path | None) -> AbstractContextManager[BinaryIO]:
     if sys.stdin.isatty():
         console.message("type a sentence a line; Ctrl-D ends")
     return nullcontext(sys.stdin.buffer)
+
+
+def _check_engine(engine: Engine, quantization: Quantization | None) -> None:
+    if quantization and engine is not Engine.ctranslate2:
+        raise UsageError(
+            f"--quantization {quantization} was given, but mtrain's own engine computes in floats",
+            "add --engine ctranslate2",
+        )
 
 
 def _shipped_configs() -> dict[str, Path]:

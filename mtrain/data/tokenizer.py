@@ -84,6 +84,10 @@ class Tokenizer:
         """The written form of each id, as SentencePiece shows it (a space is U+2581)."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
 
+    def all_pieces(self) -> list[str]:
+        """The whole vocabulary, in the order of the ids."""
+        return self.pieces(range(self.vocab_size))
+
     def byte_ids(self) -> list[int]:
         """The ids that stand for a single byte of a character without a piece."""
         return [i for i in range(self.vocab_size) if self._processor.is_byte(i)]

@@ -223,7 +223,13 @@ def _note(translator: Translator, source: BinaryIO, options: Options) -> dict[st
             "modified_ns": status.st_mtime_ns,
         }
     weights = {name: tensor.cpu() for name, tensor in weights_of(translator.model).items()}
-    return {"input": identity, "model": digest(weights), "options": asdict(options)}
+    engine = "mtrain" if translator.engine is None else translator.engine.description
+    return {
+        "input": identity,
+        "model": digest(weights),
+        "engine": engine,
+        "options": asdict(options),
+    }
 
 
 def _lines_done(part: Path, note_path: Path, note: dict[str, Any], options: Options) -> int:

@@ -20,6 +20,7 @@ from mtrain import runtime
 from mtrain.config import Config, read_run_config
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import EOS, PAD, Tokenizer, load_tokenizers
+from mtrain.decoding.engine import CTranslate2
 from mtrain.decoding.search import Hypothesis, TransformerScorer, beam_search
 from mtrain.decoding.sentences import split_text
 from mtrain.errors import ModelError, UsageError
@@ -78,12 +79,15 @@ class Translator:
         tokenizers: tuple[Tokenizer, Tokenizer],
         config: Config,
         length_ratio: Mapping[str, float],
+        engine: CTranslate2 | None = None,
     ) -> None:
-        """`length_ratio` holds `mean` and `std` of target / source pieces, both with EOS."""
+        """`length_ratio` holds `mean` and `std` of target / source pieces, both with EOS; `engine`
+        searches in the place of `model`, whose weights it shares."""
         self.model = model
         self.src_tokenizer, self.tgt_tokenizer = tokenizers
         self.config = config
         self.length_ratio = length_ratio
+        self.engine = engine
 
     @classmethod
     def from_run(
@@ -97,6 +101,15 @@ class Translator:
         length_ratio = run.read_manifest()["length_ratio"]
         model = load_model(run, checkpoint, chosen)
         return cls(model, tokenizers, read_run_config(run), length_ratio)
+
+    def with_ctranslate2(self, quantization: str | None = None) -> Translator:
+        """The same translator, but that CTranslate2 computes and searches; see decoding.engine."""
+        tokenizers = (self.src_tokenizer, self.tgt_tokenizer)
+        longest = self.config.data.max_length + 1
+        n_positions = max(longest, int(self._max_lengths(torch.tensor([longest]))))
+        device = next(self.model.parameters()).device.type
+        engine = CTranslate2.of_model(self.model, tokenizers, n_positions, device, quantization)
+        return Translator(self.model, tokenizers, self.config, self.length_ratio, engine)
 
     def translate(
         self,
@@ -156,6 +169,11 @@ class Translator:
                 f"finds 1 to {beam_size}",
                 "search with a wider beam (--beam-size), or ask for fewer (--n-best)",
             )
+        if options.exact_stop and self.engine is not None:
+            raise UsageError(
+                "CTranslate2 stops when enough hypotheses are finished, and knows no exact stop",
+                "leave out --exact-stop, or --engine",
+            )
         return replace(
             options,
             beam_size=beam_size,
@@ -187,10 +205,14 @@ class Translator:
         """Batch after batch, the longest parts first: their numbers, their hypotheses."""
         assert options.beam_size is not None
         assert options.length_penalty is not None
+        batches = self._batches([len(part) + 1 for part in parts], options.beam_size)
+        if self.engine is not None:
+            yield from self._search_elsewhere(self.engine, parts, list(batches), options)
+            return
         was_training = self.model.training
         self.model.eval()
         try:
-            for batch in self._batches([len(part) + 1 for part in parts], options.beam_size):
+            for batch in batches:
                 src, src_mask, max_lengths = self._collate([parts[i] for i in batch])
                 yield (
                     batch,
@@ -208,6 +230,26 @@ class Translator:
         finally:
             self.model.train(was_training)
 
+    def _search_elsewhere(
+        self,
+        engine: CTranslate2,
+        parts: Sequence[Sequence[int]],
+        batches: list[list[int]],
+        options: Options,
+    ) -> Iterator[tuple[list[int], list[list[Hypothesis]]]]:
+        """The same by another engine, which knows one maximum length a batch: the largest."""
+        assert options.beam_size is not None
+        assert options.length_penalty is not None
+        sources = (
+            (
+                [parts[i] for i in batch],
+                int(self._max_lengths(torch.tensor([len(parts[i]) + 1 for i in batch])).max()),
+            )
+            for batch in batches
+        )
+        found = engine.search(sources, options.beam_size, options.length_penalty, options.n_best)
+        yield from zip(batches, found, strict=True)
+
     def _batches(self, lengths: Sequence[int], beam_size: int) -> Iterator[list[int]]:
         """Numbers of parts of similar length, within the budget of tokens x beam."""
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
@@ -221,9 +263,6 @@ class Translator:
     def _collate(self, parts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None, Tensor]:
         """Sources (B, S) ending in EOS, mask (B, 1, 1, S) or None where none is padded, maximum
         lengths (B,).
-
-        An output may take the learnt ratio of lengths and four standard deviations, and always
-        EXTRA_TOKENS more than its source.
         """
         rows = [[*part, EOS] for part in parts]
         width = max(map(len, rows))
@@ -231,10 +270,18 @@ class Translator:
         lengths = torch.tensor([len(row) for row in rows])  # (B,)
         is_padded = bool((lengths < width).any())
         src_mask = (torch.arange(width) < lengths[:, None])[:, None, None] if is_padded else None
-        ratio = self.length_ratio["mean"] + 4 * self.length_ratio["std"]
-        max_lengths = torch.maximum((lengths * ratio).ceil().long(), lengths + EXTRA_TOKENS)
         device = next(self.model.parameters()).device
-        return src.to(device), None if src_mask is None else src_mask.to(device), max_lengths
+        src_mask = None if src_mask is None else src_mask.to(device)
+        return src.to(device), src_mask, self._max_lengths(lengths)
+
+    def _max_lengths(self, lengths: Tensor) -> Tensor:
+        """The most tokens of outputs, with EOS, for sources of `lengths` (B,) with EOS -> (B,)
+
+        The learnt ratio of lengths and four standard deviations, and always EXTRA_TOKENS more than
+        the source.
+        """
+        ratio = self.length_ratio["mean"] + 4 * self.length_ratio["std"]
+        return torch.maximum((lengths * ratio).ceil().long(), lengths + EXTRA_TOKENS)
 
     def _write(self, found: Sequence[Sequence[Hypothesis]]) -> list[list[_Written]]:
         """Every hypothesis of every part with its text."""

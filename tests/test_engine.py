@@ -1,0 +1,88 @@
+"""CTranslate2 in the place of our search: the same lines, batches, scores and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import TrainedRun, invoke
+
+from mtrain.decoding.translate import Options, Translator
+from mtrain.errors import UsageError
+
+ctranslate2 = pytest.importorskip("ctranslate2")
+
+
+@pytest.fixture(scope="module")
+def ours(trained_run: TrainedRun) -> Translator:
+    return Translator.from_run(trained_run.path, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def theirs(ours: Translator) -> Translator:
+    return ours.with_ctranslate2()
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_both_engines_translate_alike(
+    ours: Translator, theirs: Translator, trained_run: TrainedRun, beam_size: int
+) -> None:
+    lines = ["", *trained_run.test_sources[:30], " "]
+    mine = ours.translate_detailed(lines, beam_size=beam_size)
+    other = theirs.translate_detailed(lines, beam_size=beam_size)
+    assert [t.text for t in other] == [t.text for t in mine]
+    assert [t.score for t in other] == pytest.approx([t.score for t in mine], abs=1e-4)
+    assert [t.hypotheses[0].tokens for t in other] == [t.hypotheses[0].tokens for t in mine]
+
+
+def test_their_n_best_come_best_first(theirs: Translator, trained_run: TrainedRun) -> None:
+    (line,) = theirs.translate_detailed(trained_run.test_sources[:1], beam_size=4, n_best=3)
+    assert len(line.hypotheses) == 3
+    scores = [hypothesis.score for hypothesis in line.hypotheses]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_their_score_is_that_of_the_forced_output(
+    ours: Translator, theirs: Translator, trained_run: TrainedRun
+) -> None:
+    source = trained_run.test_sources[3]
+    (found,) = theirs.translate_detailed([source], beam_size=2, length_penalty=1.0)
+    ids = [
+        tokenizer.encode([text])[0]
+        for tokenizer, text in ((ours.src_tokenizer, source), (ours.tgt_tokenizer, found.text))
+    ]
+    assert theirs.engine is not None
+    (log_probs,) = theirs.engine.log_probs([ids[0]], [ids[1]])
+    assert found.score == pytest.approx(sum(log_probs) / len(log_probs), abs=1e-5)
+
+
+def test_an_exact_stop_is_refused(theirs: Translator) -> None:
+    with pytest.raises(UsageError, match="exact stop"):
+        theirs.resolve(Options(exact_stop=True))
+
+
+def test_on_the_command_line(trained_run: TrainedRun, ours: Translator) -> None:
+    sources = trained_run.test_sources[:5]
+    done = invoke(
+        *("translate", trained_run.path, "--engine", "ctranslate2", "--quantization", "float32"),
+        cwd=trained_run.directory,
+        stdin="".join(f"{line}\n" for line in sources),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ours.translate(sources)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--quantization", "int8"], "--engine ctranslate2"),
+        (["--engine", "ctranslate2", "--exact-stop"], "exact stop"),
+        (["--engine", "ctranslate2", "--quantization", "int8_float16"], "int8_float16"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    trained_run: TrainedRun, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    done = invoke("translate", trained_run.path, *arguments, cwd=tmp_path, stdin="a\n")
+    assert done.returncode == 2
+    assert said in done.stderr
