@@ -51,6 +51,13 @@ class DataConfig(Section):
     decontaminate: bool = Field(
         default=True, description="drop training pairs whose text occurs in valid or test"
     )
+    max_unreadable: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="largest share of a training entry's lines that may be dropped because they "
+        "are not UTF-8 or hold a NUL; more is an error, and so is any such line in valid or test",
+    )
     seed: int = Field(
         default=1,
         ge=0,

@@ -32,6 +32,7 @@ WITHOUT_TORCH = [
     "mtrain.data.prepare",
     "mtrain.data.sources",
     "mtrain.data.store",
+    "mtrain.data.text_files",
     "mtrain.data.tokenizer",
     "mtrain.evaluation.metrics",
 ]

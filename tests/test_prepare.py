@@ -91,7 +91,7 @@ def hashes(directory: Path) -> dict[str, str]:
 def test_every_dropped_pair_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     dirty = [
         ("", "leer"),
-        ("\u00a0\x00", "auch leer"),
+        ("\u00a0\x01", "auch leer"),
         ("nichts", " "),
         (" the\tdog sees a  dog\r", "ein dog wird vom dog gesehn"),  # repeats PAIRS[0]
         (TEST[0][0], "eine andere Übersetzung"),

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtrain.config import FilesEntry, JsonlEntry, TsvEntry
+from mtrain.data import text_files
 from mtrain.data.downloads import Lock
-from mtrain.data.sources import Pair, read_entry
+from mtrain.data.sources import Pair, read_chunks, read_entry
+from mtrain.data.text_files import Unreadable
 from mtrain.errors import DataError
 
 
@@ -54,7 +56,7 @@ class TestFiles:
         ]
 
     def test_only_line_feeds_end_lines(self, lock: Lock) -> None:
-        odd = "a\u2028b\u2029c\u0085d\x0ce\x0bf\x1cg\rh\0i"
+        odd = "a\u2028b\u2029c\u0085d\x0ce\x0bf\x1cg\rh"
         write(en=f"{odd}\nnext\n", de="1\n2\n")
         assert read(FILES, lock) == [Pair(odd, "1"), Pair("next", "2")]
 
@@ -122,7 +124,7 @@ class TestFiles:
             read(entry, lock)
 
     @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8")), min_size=1))
+    @given(st.lists(st.text(st.characters(exclude_characters="\n\r\0", codec="utf-8")), min_size=1))
     def test_any_text_is_read_back(self, lock: Lock, lines: list[str]) -> None:
         lines[0] = lines[0].removeprefix("\ufeff")
         content = "".join(f"{line}\n" for line in lines)
@@ -195,3 +197,63 @@ class TestJsonl:
         write(jsonl=f"{good}\n{line}\n{good}\n")
         with pytest.raises(DataError, match=rf"x\.jsonl:2: {message}"):
             read(JsonlEntry(jsonl="x.jsonl"), lock)
+
+
+class TestChunks:
+    """The same pairs, thousands at a time."""
+
+    @pytest.mark.parametrize("block_bytes", [3, 64, 1 << 20])
+    def test_chunks_hold_n_pairs_but_for_the_last(
+        self, lock: Lock, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", block_bytes)
+        sources = [f"zeile {i} " + "ü" * (i % 50) for i in range(100)]
+        targets = [f"{i}" for i in range(100)]
+        write(en="\r\n".join(sources) + "\r", de=gzip.compress("\n".join(targets).encode()))
+        chunks = list(read_chunks(FILES, "data.train.0", lock, 30))
+        assert [len(chunk[0]) for chunk in chunks] == [30, 30, 30, 10]
+        assert [line for chunk in chunks for line in chunk[0]] == sources
+        assert [line for chunk in chunks for line in chunk[1]] == targets
+
+
+class TestUnreadable:
+    """Bytes that are no text: dropped in training, counted, and too many are an error."""
+
+    def test_a_few_are_dropped_with_their_partners(self, lock: Lock) -> None:
+        write(en=b"a\n\xff\nc\nd\n" + b"e\n" * 196, de="1\n2\n3\0\n4\n" + "5\n" * 196)
+        unreadable = Unreadable(0.01)
+        pairs = list(read_entry(FILES, "data.train.0", lock, unreadable))
+        assert pairs[:3] == [Pair("a", "1"), Pair("d", "4"), Pair("e", "5")]
+        assert (len(pairs), unreadable.n_pairs) == (198, 2)
+        assert unreadable.first is not None
+        assert unreadable.first.message.startswith("x.en:2: not UTF-8 (byte 0xff")
+        assert lock.files["x.en"]["lines"] == 200
+
+    def test_more_than_the_share_is_an_error(self, lock: Lock) -> None:
+        write(en="grün\n".encode("latin-1") * 3 + b"e\n" * 197, de="1\n" * 200)
+        message = r"data.train.0: 3 of the first 200 pairs are no UTF-8 text.*1\.0%.*x\.en:1"
+        with pytest.raises(DataError, match=message):
+            list(read_entry(FILES, "data.train.0", lock, Unreadable(0.01)))
+
+    def test_a_wholly_wrong_file_is_not_read_to_its_end(self, lock: Lock) -> None:
+        write(en=b"\xe4\n" * 200_000, de="1\n" * 200_000)
+        with pytest.raises(DataError, match=r"10,000 of the first 10,000 pairs are no UTF-8"):
+            list(read_entry(FILES, "data.train.0", lock, Unreadable(0.01)))
+
+    def test_json_and_tsv_lines_are_dropped_too(self, lock: Lock) -> None:
+        good = b'{"source": "a", "target": "b"}\n'
+        write(jsonl=good + b'{"source": "\xff", "target": "b"}\n' + good, tsv=b"a\tb\n\xff\n")
+        for entry, n_good in ((JsonlEntry(jsonl="x.jsonl"), 2), (TsvEntry(tsv="x.tsv"), 1)):
+            unreadable = Unreadable(0.5)
+            assert len(list(read_entry(entry, "data.train.0", lock, unreadable))) == n_good
+            assert unreadable.n_pairs == 1
+
+    def test_in_valid_and_test_sets_every_line_counts(self, lock: Lock) -> None:
+        write(en="a\nb\0\n", de="1\n2\n")
+        with pytest.raises(DataError, match=r"x\.en:2: a NUL character at position 1"):
+            read(FILES, lock)
+
+    def test_utf_16_is_named(self, lock: Lock) -> None:
+        write(en="a\nb\n".encode("utf-16"), de="1\n2\n")
+        with pytest.raises(DataError, match=r"x\.en is UTF-16"):
+            list(read_entry(FILES, "data.train.0", lock, Unreadable(1)))

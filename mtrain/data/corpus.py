@@ -31,6 +31,7 @@ T = TypeVar("T")
 TextPair = tuple[str, str]  # source, target
 
 # Why pairs leave, in the order in which the filters look at them, as the user reads it.
+UNREADABLE = "not UTF-8 text"
 EMPTY = "with an empty side"
 LEAKED = "in valid or test"
 REPEATED = "repeated"
@@ -54,7 +55,7 @@ class Corpus:
         self.path = path
         self.n_read = 0
         self.dropped = dict.fromkeys(
-            (EMPTY, LEAKED, REPEATED, HELD_OUT, BESIDE_HELD_OUT, OVER_LONG), 0
+            (UNREADABLE, EMPTY, LEAKED, REPEATED, HELD_OUT, BESIDE_HELD_OUT, OVER_LONG), 0
         )
         # Of each pair in the file:
         self._sources = self._targets = np.empty(0, np.uint64)
@@ -101,6 +102,11 @@ class Corpus:
             f"out for it (seed {seed}); they share no sentence with the rest"
         )
         return list(self._select(is_valid))
+
+    def count_unreadable(self, n_pairs: int) -> None:
+        """Note that so many pairs were no text, and never came in."""
+        self.n_read += n_pairs
+        self.dropped[UNREADABLE] += n_pairs
 
     def count_over_long(self, n_pairs: int) -> None:
         """Note that so many kept pairs turned out to be over-long in pieces."""

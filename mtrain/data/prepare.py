@@ -33,6 +33,7 @@ from mtrain.data.corpus import FILTERS, Corpus, TextPair, chunks
 from mtrain.data.downloads import Lock, fetch, is_url
 from mtrain.data.sources import Pair, read_entry
 from mtrain.data.store import SIDES, StoreCounts, StoreWriter
+from mtrain.data.text_files import Unreadable
 from mtrain.data.tokenizer import Tokenizer, model_files, train_tokenizers
 from mtrain.errors import DataError
 from mtrain.run import RunDir, atomic_write, sha256_of, storage_errors, write_json
@@ -234,7 +235,8 @@ class _KnownFiles:
 
 def _build(config: Config, lock: Lock, directory: Path) -> dict[str, Any]:
     """Write everything into an empty directory; returns the manifest, which is written last."""
-    readers = _readers(config, lock)
+    unreadable = [Unreadable(config.data.max_unreadable) for _ in config.data.train]
+    readers = _readers(config, lock, unreadable)
     splits = {
         key.removeprefix("data.").removeprefix("test."): _read_split(key, readers.pop(key))
         for key in list(readers)
@@ -242,6 +244,7 @@ def _build(config: Config, lock: Lock, directory: Path) -> dict[str, Any]:
     }
     corpus = Corpus(directory / "corpus.tmp")
     corpus.fill(chain.from_iterable(readers.values()), config.data, splits.values())
+    corpus.count_unreadable(sum(entry.n_pairs for entry in unreadable))
     if config.data.valid is None:
         splits["valid"] = corpus.hold_out_valid(config.data.seed)
     splits = {"valid": splits.pop("valid"), **splits}
@@ -277,8 +280,13 @@ def _build(config: Config, lock: Lock, directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _readers(config: Config, lock: Lock) -> dict[str, Iterable[TextPair]]:
-    """The pairs of each entry, by its key; generated phrases all together, so none is in two."""
+def _readers(
+    config: Config, lock: Lock, unreadable: Sequence[Unreadable]
+) -> dict[str, Iterable[TextPair]]:
+    """The pairs of each entry, by its key; generated phrases all together, so none is in two.
+
+    unreadable counts what is dropped of each training entry.
+    """
     entries = dict(_entries(config))
     generated = {key: entry.cldr for key, entry in entries.items() if isinstance(entry, CldrEntry)}
     readers: dict[str, Iterable[TextPair]] = {}
@@ -287,9 +295,10 @@ def _readers(config: Config, lock: Lock) -> dict[str, Iterable[TextPair]]:
 
         parts = cldr_pairs(config.source, config.target, list(generated.values()), config.data.seed)
         readers = {key: map(_texts, part) for key, part in zip(generated, parts, strict=True)}
+    counters = {f"data.train.{i}": counter for i, counter in enumerate(unreadable)}
     for key, entry in entries.items():
         if not isinstance(entry, CldrEntry):
-            readers[key] = map(_texts, read_entry(entry, key, lock))
+            readers[key] = map(_texts, read_entry(entry, key, lock, counters.get(key)))
     return {key: readers[key] for key in entries}
 
 

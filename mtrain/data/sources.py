@@ -1,29 +1,23 @@
-"""The entries of a config's `data`, read as a stream of sentence pairs.
+"""The entries of a config's `data`, read as a stream of sentence pairs, thousands at a time.
 
-Text is passed on as it is stored: lines end at `\\n` and nowhere else (not at U+2028, U+0085 or a
-form feed), one trailing `\\r` goes, a UTF-8 byte order mark at the start of a file goes. Whatever
-would shift one side against the other is an error that names file and line.
+Whatever would shift one side against the other is an error that names file and line. How lines
+are told apart stands in `data.text_files`.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from mtrain.config import FilesEntry, JsonlEntry, TsvEntry
-from mtrain.data.downloads import Lock, fetch, is_url
+from mtrain.data.downloads import Lock
+from mtrain.data.text_files import TextFile, Unreadable
 from mtrain.errors import DataError
-from mtrain.run import sha256_of
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-GZIP_MAGIC = b"\x1f\x8b"
+Chunk = tuple[list[str], list[str]]  # sources and their targets, as many of each
+_RawChunk = tuple[list[str | None], list[str | None]]  # None: a line that is no text
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,72 +28,159 @@ class Pair:
     tgt: str
 
 
-def read_entry(entry: FilesEntry | TsvEntry | JsonlEntry, where: str, lock: Lock) -> Iterator[Pair]:
-    """The pairs of an entry, in order; `where` names the entry in messages (`data.train.0`)."""
+def read_entry(
+    entry: FilesEntry | TsvEntry | JsonlEntry,
+    where: str,
+    lock: Lock,
+    unreadable: Unreadable | None = None,
+) -> Iterator[Pair]:
+    """The pairs of an entry, one by one; see `read_chunks`."""
+    for sources, targets in read_chunks(entry, where, lock, 10_000, unreadable):
+        yield from map(Pair, sources, targets)
+
+
+def read_chunks(
+    entry: FilesEntry | TsvEntry | JsonlEntry,
+    where: str,
+    lock: Lock,
+    n: int,
+    unreadable: Unreadable | None = None,
+) -> Iterator[Chunk]:
+    """The pairs of an entry in order, up to `n` in a chunk: its sources, and their targets.
+
+    where       names the entry in messages (`data.train.0`)
+    unreadable  drops and counts pairs that are no text (not UTF-8, or with a NUL), up to its
+                share; without it (valid and test sets, whose lines must stay), an error
+    """
     if isinstance(entry, FilesEntry):
-        return _read_files(entry, where, lock)
-    if isinstance(entry, TsvEntry):
-        return _read_tsv(entry, where, lock)
-    return _read_jsonl(entry, where, lock)
+        chunks = _read_files(entry, where, lock, n, unreadable)
+    elif isinstance(entry, TsvEntry):
+        chunks = _read_tsv(entry, where, lock, n, unreadable)
+    else:
+        chunks = _read_jsonl(entry, where, lock, n, unreadable)
+    n_read = 0
+    for sources, targets in chunks:
+        n_read += len(sources)
+        chunk = _readable(sources, targets)
+        if unreadable is not None:
+            unreadable.drop(len(sources) - len(chunk[0]), n_read, where)
+        if chunk[0]:
+            yield chunk
+    if unreadable is not None:
+        unreadable.check(n_read, where)
 
 
-def _read_files(entry: FilesEntry, where: str, lock: Lock) -> Iterator[Pair]:
+def _readable(sources: list[str | None], targets: list[str | None]) -> Chunk:
+    """The pairs of which both sides are text."""
+    if None in sources or None in targets:
+        pairs = zip(sources, targets, strict=True)
+        readable = [(src, tgt) for src, tgt in pairs if src is not None and tgt is not None]
+        return [src for src, _ in readable], [tgt for _, tgt in readable]
+    return sources, targets  # type: ignore[return-value]  # None is in neither
+
+
+class _Lines:
+    """The lines of a file, as many at a time as are asked for."""
+
+    def __init__(self, file: TextFile, unreadable: Unreadable | None) -> None:
+        self._blocks = file.blocks(unreadable)
+        self._waiting: list[str | None] = []
+        self.n_taken = 0
+
+    def take(self, n: int) -> list[str | None]:
+        """The next n lines, fewer at the end of the file."""
+        while len(self._waiting) < n and (block := next(self._blocks, None)) is not None:
+            self._waiting += block
+        lines, self._waiting = self._waiting[:n], self._waiting[n:]
+        self.n_taken += len(lines)
+        return lines
+
+    def count_rest(self) -> int:
+        """Read to the end of the file; returns how many lines it has in all."""
+        while self.take(100_000):
+            pass
+        return self.n_taken
+
+
+def _read_files(
+    entry: FilesEntry, where: str, lock: Lock, n: int, unreadable: Unreadable | None
+) -> Iterator[_RawChunk]:
     source = TextFile.locate(entry.source, entry.sha256.get("source"), where, lock)
     target = TextFile.locate(entry.target, entry.sha256.get("target"), where, lock)
-    n_source = n_target = 0
-    for src, tgt in zip_longest(source.raw_lines(), target.raw_lines()):
-        n_source += src is not None
-        n_target += tgt is not None
-        if src is not None and tgt is not None:
-            yield Pair(source.decode(src, n_source), target.decode(tgt, n_target))
-    if n_source != n_target:
-        raise DataError(
-            f"{where}: {source.location} has {n_source:,} lines but {target.location} has "
-            f"{n_target:,}",
-            "line n of one file must translate line n of the other; find where they part",
-        )
-    source.record(lock, n_source)
-    target.record(lock, n_target)
+    source_lines, target_lines = _Lines(source, unreadable), _Lines(target, unreadable)
+    while True:
+        sources, targets = source_lines.take(n), target_lines.take(n)
+        if len(sources) != len(targets):
+            break
+        if not sources:
+            source.record(lock, source_lines.n_taken)
+            target.record(lock, target_lines.n_taken)
+            return
+        yield sources, targets
+    raise DataError(
+        f"{where}: {source.location} has {source_lines.count_rest():,} lines but "
+        f"{target.location} has {target_lines.count_rest():,}",
+        "line n of one file must translate line n of the other; find where they part",
+    )
 
 
-def _read_tsv(entry: TsvEntry, where: str, lock: Lock) -> Iterator[Pair]:
+def _read_tsv(
+    entry: TsvEntry, where: str, lock: Lock, n: int, unreadable: Unreadable | None
+) -> Iterator[_RawChunk]:
     file = TextFile.locate(entry.tsv, entry.sha256.get("tsv"), where, lock)
     source_column, target_column = entry.columns
     n_needed = max(entry.columns) + 1
-    n_lines = 0
-    for n_lines, line in file.lines():
-        cells = line.split("\t")
-        if len(cells) < n_needed:
-            raise DataError(
-                f"{file.location}:{n_lines}: {_count(len(cells), 'column')}, "
-                f"but column {n_needed - 1} (counted from 0) is asked for",
-                f"mend the line, or correct `columns` of {where}",
-            )
-        yield Pair(cells[source_column], cells[target_column])
-    file.record(lock, n_lines)
-
-
-def _read_jsonl(entry: JsonlEntry, where: str, lock: Lock) -> Iterator[Pair]:
-    file = TextFile.locate(entry.jsonl, entry.sha256.get("jsonl"), where, lock)
-    n_lines = 0
-    for n_lines, line in file.lines():
-        if not line.strip():
-            continue
-        place = f"{file.location}:{n_lines}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: not JSON: {error}", "mend or remove the line") from error
-        yield Pair(
-            _text_field(value, entry.source_field, place, f"source_field of {where}"),
-            _text_field(value, entry.target_field, place, f"target_field of {where}"),
+    lines = _Lines(file, unreadable)
+    while chunk := lines.take(n):
+        rows = [None if line is None else line.split("\t") for line in chunk]
+        for number, cells in enumerate(rows, start=lines.n_taken - len(rows) + 1):
+            if cells is not None and len(cells) < n_needed:
+                raise DataError(
+                    f"{file.location}:{number}: {_count(len(cells), 'column')}, "
+                    f"but column {n_needed - 1} (counted from 0) is asked for",
+                    f"mend the line, or correct `columns` of {where}",
+                )
+        yield (
+            [cells and cells[source_column] for cells in rows],
+            [cells and cells[target_column] for cells in rows],
         )
-    file.record(lock, n_lines)
+    file.record(lock, lines.n_taken)
 
 
-def _text_field(value: Any, field: str, place: str, key: str) -> str:
+def _read_jsonl(
+    entry: JsonlEntry, where: str, lock: Lock, n: int, unreadable: Unreadable | None
+) -> Iterator[_RawChunk]:
+    file = TextFile.locate(entry.jsonl, entry.sha256.get("jsonl"), where, lock)
+    lines = _Lines(file, unreadable)
+    while chunk := lines.take(n):
+        sources: list[str | None] = []
+        targets: list[str | None] = []
+        for number, line in enumerate(chunk, start=lines.n_taken - len(chunk) + 1):
+            if line is None:
+                sources.append(None)
+                targets.append(None)
+            elif line.strip():
+                place = f"{file.location}:{number}"
+                value = _json_object(line, place)
+                key = f"source_field of {where}"
+                sources.append(_text_field(value, entry.source_field, place, key))
+                key = f"target_field of {where}"
+                targets.append(_text_field(value, entry.target_field, place, key))
+        yield sources, targets
+    file.record(lock, lines.n_taken)
+
+
+def _json_object(line: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not JSON: {error}", "mend or remove the line") from error
     if not isinstance(value, dict):
         raise DataError(f"{place}: not a JSON object", 'write {"source": "...", "target": "..."}')
+    return value
+
+
+def _text_field(value: dict[str, Any], field: str, place: str, key: str) -> str:
     if field not in value:
         raise DataError(
             f"{place}: no field `{field}` (found: {', '.join(value) or 'none'})",
@@ -118,101 +199,6 @@ def _text_field(value: Any, field: str, place: str, key: str) -> str:
             "write whole characters, or mend what wrote the file",
         ) from error
     return text
-
-
-@dataclass(frozen=True, slots=True)
-class TextFile:
-    """A text file, plain or compressed, that knows what the config calls it."""
-
-    location: str  # the path or URL as in the config
-    path: Path
-    sha256: str  # of the bytes as stored
-
-    @classmethod
-    def locate(cls, location: str, sha256: str | None, where: str, lock: Lock) -> TextFile:
-        """Find a local file or fetch a URL, check its sha256, and note it in the lock."""
-        if is_url(location):
-            path = fetch(location, sha256, lock)
-            actual = lock.expect(location)
-            assert actual is not None  # fetch recorded it
-            return cls(location, path, actual)
-        path = Path(location).expanduser()
-        if not path.is_file():
-            raise _missing(location, path, where, lock.config_dir)
-        try:
-            actual = sha256_of(path)
-        except OSError as error:
-            raise DataError(f"{where}: cannot read {location}: {error.strerror}") from error
-        if sha256 not in (None, actual):
-            raise DataError(
-                f"{where}: {location} has the wrong sha256: expected {sha256}, got {actual}",
-                f"correct `sha256` of {where}, if the file is the one that is wanted",
-            )
-        file = cls(location, path, actual)
-        file.record(lock)
-        return file
-
-    def record(self, lock: Lock, n_lines: int | None = None) -> None:
-        """Note in the lock what the file is, and how many lines it has once that is known."""
-        lock.record(self.location, self.sha256, self.path.stat().st_size, n_lines)
-
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """(line number from 1, text)."""
-        for number, line in enumerate(self.raw_lines(), start=1):
-            yield number, self.decode(line, number)
-
-    def raw_lines(self) -> Iterator[bytes]:
-        """The lines as bytes, without line ends and byte order mark."""
-        try:
-            with open(self.path, "rb") as stored, _decompressed(stored) as file:
-                is_first = True
-                for line in file:
-                    if is_first:
-                        line = line.removeprefix(BYTE_ORDER_MARK)
-                        is_first = False
-                    yield line.removesuffix(b"\n").removesuffix(b"\r")
-        except EOFError as error:
-            raise DataError(
-                f"{self.location} is cut short: its gzip stream has no end", "get the file again"
-            ) from error
-        except (OSError, zlib.error) as error:
-            raise DataError(
-                f"{self.location} cannot be read: {error}", "get the file again"
-            ) from error
-
-    def decode(self, line: bytes, number: int) -> str:
-        """The text of line `number`."""
-        try:
-            return line.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self.location}:{number}: not UTF-8 "
-                f"(byte 0x{line[error.start]:02x} at position {error.start})",
-                "convert the file, for example with `iconv -f latin1 -t utf-8`",
-            ) from error
-
-
-def _decompressed(stored: io.BufferedReader) -> io.BufferedReader:
-    """The text of a file: gzip is known by its first bytes, whatever the name says."""
-    if stored.peek(2)[:2] == GZIP_MAGIC:
-        return io.BufferedReader(gzip.GzipFile(fileobj=stored), 1 << 18)
-    return stored
-
-
-def _missing(location: str, path: Path, where: str, config_dir: Path) -> DataError:
-    if path.exists():
-        return DataError(f"{where}: {location} is not a regular file")
-    beside = config_dir / path
-    if beside.is_file():
-        return DataError(
-            f"{where}: there is no file {location} here, but there is one beside the config: "
-            f"{beside}",
-            f"relative paths start at the current directory: write {beside}, or run from there",
-        )
-    return DataError(
-        f"{where}: there is no file {location} (current directory: {Path.cwd()})",
-        "correct the path; relative paths start at the current directory",
-    )
 
 
 def _count(n: int, noun: str) -> str:
