@@ -141,8 +141,8 @@ def _read_tsv(
                     f"mend the line, or correct `columns` of {where}",
                 )
         yield (
-            [cells and cells[source_column] for cells in rows],
-            [cells and cells[target_column] for cells in rows],
+            [None if cells is None else cells[source_column] for cells in rows],
+            [None if cells is None else cells[target_column] for cells in rows],
         )
     file.record(lock, lines.n_taken)
 
