@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrain.clean_config import CleanConfig as CleanConfig
 from mtrain.config_problems import Conflict, explain
 from mtrain.entries import SLUG, TestName, as_entries, as_test_sets
 from mtrain.entries import CldrEntry as CldrEntry
@@ -57,6 +58,10 @@ class DataConfig(Section):
         le=1,
         description="largest share of a training entry's lines that may be dropped because they "
         "are not UTF-8 or hold a NUL; more is an error, and so is any such line in valid or test",
+    )
+    clean: CleanConfig = Field(
+        default=CleanConfig(),
+        description="which training pairs are dropped for their text; `false`: none",
     )
     seed: int = Field(
         default=1,

@@ -27,7 +27,7 @@ _DROPPED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 # Scripts written without spaces: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
-_UNSPACED = re.compile(
+UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
 )
@@ -48,7 +48,7 @@ def normalize(text: str) -> str:
 def count_words(text: str) -> int:
     """Words between spaces; where a script has no spaces, two characters count as one."""
     n_words = len(text.split())
-    return n_words if text.isascii() else n_words + len(_UNSPACED.findall(text)) // 2
+    return n_words if text.isascii() else n_words + len(UNSPACED.findall(text)) // 2
 
 
 def hash_text(text: str) -> int:

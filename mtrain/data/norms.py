@@ -1,0 +1,123 @@
+"""What is usual in a corpus: how long translations are, which script and words each side has.
+
+Filters that need no knowledge of languages judge a pair against these. They are learnt from a
+sample of the very data that is cleaned, by medians and counts, so that a share of noise does
+little to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mtrain.data.scripts import main_script
+
+TextPair = tuple[str, str]  # source, target
+
+_SCRIPT_PAIRS = 2000  # enough to know the script that most text is in
+_MIN_PAIRS = 50  # of one length, to learn its deviation
+_MIN_DEVIATION = 0.1  # of the logarithm: copies and numbers, all of one ratio, stay apart from this
+_MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+_MIN_COUNT, _MAX_WORDS = 5, 100_000  # of the words whose side is learnt
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRatio:
+    """log(target / source characters): its middle and deviation, for pairs of similar length.
+
+    Pairs of 2^i up to 2^(i+1) characters, both sides together, have `middles[i]` and
+    `deviations[i]`; short pairs deviate more. Medians of absolute deviations, so noise has little
+    say.
+    """
+
+    middles: tuple[float, ...]
+    deviations: tuple[float, ...]
+
+    @classmethod
+    def learn(cls, pairs: Iterable[TextPair]) -> LengthRatio:
+        """From normalised pairs; lengths that are rare in them take on the nearest's norms."""
+        lengths = np.array([(len(source), len(target)) for source, target in pairs]).reshape(-1, 2)
+        lengths = lengths[lengths.min(axis=1, initial=1) > 0]
+        ratios = np.log(lengths[:, 1] / lengths[:, 0])
+        sizes = np.log2(lengths.sum(axis=1)).astype(int)
+        learnt = {
+            size: _middle_and_deviation(ratios[sizes == size])
+            for size in range(int(sizes.max(initial=0)) + 1)
+            if (sizes == size).sum() >= _MIN_PAIRS
+        }
+        learnt = learnt or {0: _middle_and_deviation(ratios)}
+        nearest = [
+            learnt[min(learnt, key=lambda known: abs(known - size))]
+            for size in range(max(learnt) + 1)
+        ]
+        return cls(tuple(norm[0] for norm in nearest), tuple(norm[1] for norm in nearest))
+
+    def deviation(self, n_source: int, n_target: int) -> float:
+        """How far a pair of so many characters is from the middle, in deviations."""
+        size = min((n_source + n_target).bit_length() - 1, len(self.middles) - 1)
+        return abs(math.log(n_target / n_source) - self.middles[size]) / self.deviations[size]
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """What the filters know of a corpus; picklable, and JSON by `to_json` and `from_json`."""
+
+    length_ratio: LengthRatio
+    scripts: tuple[str | None, str | None]  # of source and target: that of most letters
+    words: dict[str, float]  # log-odds of a word to be of the target side rather than the source
+
+    @classmethod
+    def learn(cls, pairs: Iterable[TextPair]) -> Norms:
+        """From normalised pairs, a few thousand or more of them drawn from all the data."""
+        sample = list(pairs)
+        few = sample[:: max(1, len(sample) // _SCRIPT_PAIRS)]
+        return cls(
+            LengthRatio.learn(sample),
+            (main_script(pair[0] for pair in few), main_script(pair[1] for pair in few)),
+            _sides_of_words(sample),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A tree of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Norms:
+        """The reverse of `to_json`, also after JSON made lists of tuples."""
+        ratio = tree["length_ratio"]
+        source, target = tree["scripts"]
+        return cls(
+            LengthRatio(tuple(ratio["middles"]), tuple(ratio["deviations"])),
+            (source, target),
+            dict(tree["words"]),
+        )
+
+
+def _middle_and_deviation(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
+    """Median, and deviation as of a normal distribution with the same median absolute one."""
+    if not len(ratios):
+        return 0.0, 1.0
+    middle = float(np.median(ratios))
+    spread = _MAD_TO_DEVIATION * float(np.median(np.abs(ratios - middle)))
+    return middle, max(spread, _MIN_DEVIATION)
+
+
+def _sides_of_words(sample: list[TextPair]) -> dict[str, float]:
+    """Log-odds of each frequent word, in lower case, to be of the target side."""
+    counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    for pair in sample:
+        for text, counter in zip(pair, counts, strict=True):
+            counter.update(text.lower().split())
+    source, target = counts
+    n_source, n_target = source.total() or 1, target.total() or 1
+    both = source + target
+    return {
+        word: round(math.log((target[word] + 0.5) / n_target * n_source / (source[word] + 0.5)), 3)
+        for word, n in both.most_common(_MAX_WORDS)
+        if n >= _MIN_COUNT
+    }
