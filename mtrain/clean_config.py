@@ -52,9 +52,9 @@ class CleanConfig(Section):
         "of most of the text",
     )
     copies: Share | Off = Field(
-        default=0.75,
-        description="a side of three words or more whose words, but for this share, are not in "
-        "the other side is kept; else the text was not translated",
+        default=0.95,
+        description="share of words that are in the other side too, from which on a side of three "
+        "words or more counts as not translated",
     )
     length_ratio: Annotated[float, Field(gt=0)] | Off = Field(
         default=4.0,
@@ -63,16 +63,16 @@ class CleanConfig(Section):
     )
     numbers: bool = Field(
         default=True,
-        description="numbers that differ between the sides; separators, number words, names of "
-        "months and the 12-hour clock are allowed for",
+        description="each side has a number that the other one lacks; separators, number words, "
+        "names of months and the 12-hour clock are allowed for",
     )
     repetition: Share | Off = Field(
         default=0.35,
         description="least share of different words in a side of ten words or more, and of "
-        "different characters in a word of ten characters or more",
+        "different characters in a word of twenty characters or more",
     )
     markup: bool = Field(
-        default=True, description="tags or entities of HTML, or braces, on one side alone"
+        default=True, description="tags of HTML, or braces, that differ between the sides"
     )
     urls: Share | Off = Field(
         default=0.5, description="largest share of a side in web and mail addresses"

@@ -8,10 +8,11 @@ pair and the corpus's norms, so pairs can be judged in any order and in many pro
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
+from unicodedata import category
 
 from mtrain.clean_config import CleanConfig
 from mtrain.data.cleaning import UNSPACED, count_words
@@ -42,14 +43,15 @@ REASONS = {
 }
 
 _MIN_COPIED_WORDS = 3  # fewer may be a name
-_MIN_REPEATING = 10  # words, or characters of a word, that may be told to repeat themselves
-_MIN_SIDED_WORDS = 4  # known words of a side, before their language is judged
-_MAX_SPELLED_NUMBER = 12  # numbers up to this are often words: hours, months, small counts
+_MIN_REPEATING_WORDS = 10  # of a side that may be told to repeat itself
+_MIN_REPEATING_CHARACTERS = 20  # of a word
+_MIN_ODDS = 5.0  # logarithm of how much more probable the other side's language must be
 _HOURS = 12
 
 _ALL_BYTES = bytes(range(256))
 _DIGITS = b"0123456789"
 _LETTERS = bytes(byte for byte in _ALL_BYTES if chr(byte).isalpha() and byte < 128)
+_LATIN_BYTES = bytes(range(0xC9 + 1))  # in the UTF-8 of characters up to U+027F
 _NO_DIGITS = bytes(set(_ALL_BYTES) - set(_DIGITS))
 _NO_LETTERS = bytes(set(_ALL_BYTES) - set(_LETTERS))
 
@@ -60,21 +62,30 @@ _GARBLED = re.compile(
     "\u00bc-\u00be\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013\u2014"
     "\u2018-\u201e\u2020-\u2022\u2026\u2030\u2039\u203a\u20ac\u2122]|\ufffd"
 )
-_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(?:[a-zA-Z]{2,8}|#\d{2,5});|[{}]")
+_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|[{}]")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\S+")
 
 
 class Side:
     """A side of a pair, and what several filters ask of it."""
 
-    __slots__ = ("digits", "n_characters", "text", "utf8", "words")
+    __slots__ = ("digits", "longest", "n_ascii_letters", "n_characters", "text", "utf8", "words")
 
     def __init__(self, text: str) -> None:
         self.text = text  # normalised: single spaces
-        self.words = text.split(" ")
-        self.n_characters = len(text) - len(self.words) + 1  # spaces aside
-        self.utf8 = text.encode()
-        self.digits = self.utf8.translate(None, _NO_DIGITS)
+        self.words = words = text.split(" ")
+        self.n_characters = len(text) - len(words) + 1  # spaces aside
+        self.longest = max(map(len, words))  # characters of a word
+        self.utf8 = utf8 = text.encode()
+        self.digits = utf8.translate(None, _NO_DIGITS)
+        self.n_ascii_letters = len(utf8.translate(None, _NO_LETTERS))
+
+    def letter_share(self) -> float:
+        """Of letters in any script, with their marks, among the characters; spaces aside."""
+        n_letters = sum(
+            character.isalpha() or category(character)[0] == "M" for character in self.text
+        )
+        return n_letters / self.n_characters
 
 
 Check = Callable[[Side, Side], bool]
@@ -93,7 +104,7 @@ class PairFilter:
         self._limits: dict[str, float] = {key: value for key, value in config if value is not False}
         self._norms = norms
         self._scripts = [
-            script_of_language(language) or (norms and norms.scripts[side])
+            script_of_language(language) or (norms.scripts[side] if norms else None)
             for side, language in enumerate((source_lang, target_lang))
         ]
         self._languages = (source_lang, target_lang)
@@ -124,32 +135,30 @@ class PairFilter:
 
     def max_characters(self, source: Side, target: Side) -> bool:
         """A side has too many characters."""
-        return max(len(source.text), len(target.text)) > self._limits["max_characters"]
+        limit = self._limits["max_characters"]
+        return len(source.text) > limit or len(target.text) > limit
 
     def max_words(self, source: Side, target: Side) -> bool:
         """A side has too many words."""
         limit = self._limits["max_words"]
-        return any(
-            len(side.text) > limit and count_words(side.text) > limit for side in (source, target)
+        return (len(source.text) >= 2 * limit and count_words(source.text) > limit) or (
+            len(target.text) >= 2 * limit and count_words(target.text) > limit
         )
 
     def max_word_characters(self, source: Side, target: Side) -> bool:
         """A word between spaces is too long; scripts without spaces are spared."""
         limit = self._limits["max_word_characters"]
-        for side in (source, target):
-            if len(side.text) > limit:
-                longest = max(side.words, key=len)
-                if len(longest) > limit and not UNSPACED.search(longest):
-                    return True
-        return False
+        return (source.longest > limit and _has_longer_word(source, limit)) or (
+            target.longest > limit and _has_longer_word(target, limit)
+        )
 
     def min_letters(self, source: Side, target: Side) -> bool:
         """A side has few letters; marks on letters count as such."""
         share = self._limits["min_letters"]
-        return any(
-            _n_ascii_letters(side) < share * side.n_characters
-            and _n_letters(side.text) < share * side.n_characters
-            for side in (source, target)
+        return (
+            source.n_ascii_letters < share * source.n_characters and source.letter_share() < share
+        ) or (
+            target.n_ascii_letters < share * target.n_characters and target.letter_share() < share
         )
 
     def max_digits(self, source: Side, target: Side) -> bool:
@@ -163,12 +172,7 @@ class PairFilter:
     def max_punctuation(self, source: Side, target: Side) -> bool:
         """A side is mostly characters that are no letters, marks, digits or spaces."""
         share = self._limits["max_punctuation"]
-        for side in (source, target):
-            allowed = share * side.n_characters
-            rest = side.n_characters - len(side.digits)
-            if rest - _n_ascii_letters(side) > allowed and rest - _n_letters(side.text) > allowed:
-                return True
-        return False
+        return _has_more_punctuation(source, share) or _has_more_punctuation(target, share)
 
     def length_ratio(self, source: Side, target: Side) -> bool:
         """One side is much longer than the other, for this corpus and for so short a pair."""
@@ -179,65 +183,54 @@ class PairFilter:
     def repetition(self, source: Side, target: Side) -> bool:
         """A side says the same again and again."""
         share = self._limits["repetition"]
-        return any(_repeats_itself(side, share) for side in (source, target))
+        return _repeats_itself(source, share) or _repeats_itself(target, share)
 
     def urls(self, source: Side, target: Side) -> bool:
         """A side is mostly web or mail addresses."""
         share = self._limits["urls"]
-        return any(
-            ("." in side.text and ("@" in side.text or "//" in side.text or "www." in side.text))
-            and sum(map(len, _ADDRESS.findall(side.text))) > share * side.n_characters
-            for side in (source, target)
-        )
+        return _has_more_addresses(source, share) or _has_more_addresses(target, share)
 
     # -- one side against the other ----------------------------------------------------------
 
     def copies(self, source: Side, target: Side) -> bool:
-        """A side of several words consists of the other's, so it was hardly translated."""
-        if source.text == target.text:
-            return len(source.words) >= _MIN_COPIED_WORDS
-        known = set(source.words)
-        n_shared = len(known.intersection(target.words))
-        if n_shared < _MIN_COPIED_WORDS:
+        """A side of several words is made of the other's, so it was hardly translated."""
+        n_shortest = min(len(source.words), len(target.words))
+        if n_shortest < _MIN_COPIED_WORDS:
             return False
-        n_shortest = min(len(known), len(set(target.words)))
-        return n_shared > self._limits["copies"] * n_shortest
+        n_shared = len(set(source.words).intersection(target.words))
+        return n_shared >= self._limits["copies"] * n_shortest
 
     def numbers(self, source: Side, target: Side) -> bool:
         """Each side has a number that the other one lacks."""
         return source.digits != target.digits and numbers_differ(source.text, target.text)
 
     def markup(self, source: Side, target: Side) -> bool:
-        """Tags, entities or braces on one side that the other one lacks."""
+        """Tags or braces on one side that the other one lacks."""
         return _markup_of(source.text) != _markup_of(target.text)
 
     # -- language ----------------------------------------------------------------------------
 
     def garbled(self, source: Side, target: Side) -> bool:
         """Characters that come from reading text in the wrong encoding."""
-        return any(
-            not side.text.isascii() and _GARBLED.search(side.text) is not None
-            for side in (source, target)
+        return (not source.text.isascii() and _GARBLED.search(source.text) is not None) or (
+            not target.text.isascii() and _GARBLED.search(target.text) is not None
         )
 
     def script(self, source: Side, target: Side) -> bool:
         """A side is not in the script of its language; a side without letters is in any."""
-        for side, script in zip((source, target), self._scripts, strict=True):
-            if script is None or (script == "Latn" and side.text.isascii()):
-                continue
-            foreign = letters_outside(script).findall(side.text)
-            if foreign:
-                n_foreign = sum(map(len, foreign))
-                n_letters = _n_letters(side.text)
-                if n_letters - n_foreign < self._limits["script"] * n_letters:
-                    return True
-        return False
+        share = self._limits["script"]
+        return _is_in_other_script(source, self._scripts[0], share) or _is_in_other_script(
+            target, self._scripts[1], share
+        )
 
     def wrong_side(self, source: Side, target: Side) -> bool:
         """The words of a side are those that this corpus has on the other side."""
         assert self._norms is not None
-        sides = self._norms.words
-        return _leans(source, sides) > 0 or _leans(target, sides) < 0
+        odds = self._norms.words.get
+        return (
+            sum(map(odds, source.words, repeat(0.0))) > _MIN_ODDS
+            or sum(map(odds, target.words, repeat(0.0))) < -_MIN_ODDS
+        )
 
     def language(self, source: Side, target: Side) -> bool:
         """A language identifier takes a side for another language."""
@@ -273,58 +266,77 @@ def load_identifier() -> Any:
 def numbers_differ(source: str, target: str) -> bool:
     """True if each text has a number that is not in the other one, however written.
 
-    Thousands and decimal separators, order, zeros at the end (1.5 million), centuries (1998, '98)
-    and the 12-hour clock make no difference; numbers up to twelve may be words, or months.
+    Thousands and decimal separators, order, leading and trailing zeros (1.5 million), centuries
+    (1998, '98) and the 12-hour clock make no difference. A number on one side alone may be a word
+    or the name of a month on the other.
     """
-    sources, targets = Counter(_NUMBER.findall(source)), Counter(_NUMBER.findall(target))
+    sources = Counter(map(int, _NUMBER.findall(source)))
+    targets = Counter(map(int, _NUMBER.findall(target)))
     only_source, only_target = sources - targets, targets - sources
-    if "".join(only_source.elements()) == "".join(only_target.elements()):
+    if _spelled(only_source) == _spelled(only_target):
         return False
     return _has_other(only_source, only_target) and _has_other(only_target, only_source)
 
 
-def _has_other(numbers: Counter[str], others: Counter[str]) -> bool:
-    """True if some number is too large to be a word and stands for none of the others."""
-    values = {int(other) for other in others}
-    return any(
-        (value := int(number)) > _MAX_SPELLED_NUMBER
-        and value - _HOURS not in values
-        and value + _HOURS not in values
-        and not any(
-            other.strip("0").endswith(number.strip("0"))
-            or number.strip("0").endswith(other.strip("0"))
-            for other in others
-        )
-        for number in numbers
-    )
+def _spelled(numbers: Counter[int]) -> str:
+    """One after the other: the same for 1,000 and 1000, for 1.5 and 15."""
+    return "".join(map(str, numbers.elements()))
 
 
-def _n_ascii_letters(side: Side) -> int:
-    return len(side.utf8.translate(None, _NO_LETTERS))
+def _has_other(numbers: Counter[int], others: Counter[int]) -> bool:
+    """True if some number stands for none of the others."""
+    return any(not any(_may_be_same(number, other) for other in others) for number in numbers)
 
 
-def _n_letters(text: str) -> int:
-    """Letters of any script, with the marks that belong to them."""
-    return sum(
-        character.isalpha() or unicodedata.category(character)[0] == "M" for character in text
-    )
+def _may_be_same(number: int, other: int) -> bool:
+    """3 and 15 o'clock, 98 and 1998, 15 and 1500000."""
+    if abs(number - other) == _HOURS:
+        return True
+    shorter, longer = sorted((str(number).rstrip("0"), str(other).rstrip("0")), key=len)
+    return bool(shorter) and len(longer) > 1 and longer.endswith(shorter)
+
+
+def _has_longer_word(side: Side, limit: float) -> bool:
+    """True if a word is longer and has no character of a script without spaces."""
+    return any(len(word) > limit and not UNSPACED.search(word) for word in side.words)
+
+
+def _has_more_punctuation(side: Side, share: float) -> bool:
+    n_rest = side.n_characters - len(side.digits)
+    if n_rest - side.n_ascii_letters <= share * side.n_characters:
+        return False
+    return n_rest / side.n_characters - side.letter_share() > share
 
 
 def _repeats_itself(side: Side, share: float) -> bool:
     words = side.words
-    if len(words) >= _MIN_REPEATING and len(set(words)) < share * len(words):
+    if len(words) >= _MIN_REPEATING_WORDS and len(set(words)) < share * len(words):
         return True
-    return any(len(word) >= _MIN_REPEATING and len(set(word)) < share * len(word) for word in words)
+    return side.longest >= _MIN_REPEATING_CHARACTERS and any(
+        len(word) >= _MIN_REPEATING_CHARACTERS and len(set(word)) < share * len(word)
+        for word in words
+    )
+
+
+def _has_more_addresses(side: Side, share: float) -> bool:
+    text = side.text
+    if "@" not in text and "//" not in text and "www." not in text:
+        return False
+    return sum(map(len, _ADDRESS.findall(text))) > share * side.n_characters
+
+
+def _is_in_other_script(side: Side, script: str | None, share: float) -> bool:
+    if script is None or (script == "Latn" and not side.utf8.translate(None, _LATIN_BYTES)):
+        return False
+    n_foreign = sum(map(len, letters_outside(script).findall(side.text)))
+    if not n_foreign:
+        return False
+    n_letters = side.letter_share() * side.n_characters
+    return n_letters - n_foreign < share * n_letters
 
 
 def _markup_of(text: str) -> list[str]:
-    """Tags, entities and braces, sorted."""
-    if "<" in text or "&" in text or "{" in text or "}" in text:
+    """Tags and braces, sorted."""
+    if "<" in text or "{" in text or "}" in text:
         return sorted(_MARKUP.findall(text))
     return []
-
-
-def _leans(side: Side, words: dict[str, float]) -> float:
-    """Log-odds of a side to be in the target's language; 0 where too few words tell."""
-    odds = [words[word] for word in side.text.lower().split(" ") if word in words]
-    return sum(odds) if len(odds) >= _MIN_SIDED_WORDS else 0.0

@@ -24,6 +24,7 @@ _MIN_PAIRS = 50  # of one length, to learn its deviation
 _MIN_DEVIATION = 0.1  # of the logarithm: copies and numbers, all of one ratio, stay apart from this
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 _MIN_COUNT, _MAX_WORDS = 5, 100_000  # of the words whose side is learnt
+_MAX_ODDS = 2.0  # what one word may say of its side: it takes several to be sure
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +109,19 @@ def _middle_and_deviation(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> tupl
 
 
 def _sides_of_words(sample: list[TextPair]) -> dict[str, float]:
-    """Log-odds of each frequent word, in lower case, to be of the target side."""
+    """Log-odds of each frequent word in lower case to be of the target side.
+
+    Words with capitals are left out: names are the same on both sides, and tell nothing.
+    """
     counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     for pair in sample:
         for text, counter in zip(pair, counts, strict=True):
-            counter.update(text.lower().split())
+            counter.update(text.split(" "))
     source, target = counts
     n_source, n_target = source.total() or 1, target.total() or 1
-    both = source + target
-    return {
-        word: round(math.log((target[word] + 0.5) / n_target * n_source / (source[word] + 0.5)), 3)
-        for word, n in both.most_common(_MAX_WORDS)
-        if n >= _MIN_COUNT
+    odds = {
+        word: math.log((target[word] + 0.5) / n_target * n_source / (source[word] + 0.5))
+        for word, n in (source + target).most_common(_MAX_WORDS)
+        if n >= _MIN_COUNT and word[:1].isalpha() and word == word.lower()
     }
+    return {word: round(max(-_MAX_ODDS, min(_MAX_ODDS, value)), 2) for word, value in odds.items()}
