@@ -105,6 +105,7 @@ class RunDir:
         self.translations = self.path / "translations"
         self.data = self.path / "data"
         self.manifest = self.data / "manifest.json"
+        self.word_counts = self.data / "word_counts.json"
         self.lock = (
             self.path.absolute().parent / f".{self.path.absolute().name}.lock"
         )  # held while it is trained
@@ -176,6 +177,18 @@ class RunDir:
         if missing := {"splits", "split_sha256", "files", "length_ratio"} - manifest.keys():
             raise _unreadable(self.manifest, f"it lacks {', '.join(sorted(missing))}")
         return manifest
+
+    def read_word_counts(self) -> dict[str, dict[str, int]] | None:
+        """How often each lower-cased word of valid and the test sets occurs in the training text.
+
+        {"source": {word: n}, "target": {word: n}}; None in a run that does not know.
+        """
+        return _read_json(self.word_counts) if self.word_counts.exists() else None
+
+    def prepared_data(self) -> Path | None:
+        """The prepared data that the run was trained on; None where it is not there any more."""
+        path = self.read_manifest().get("path")
+        return Path(path) if path is not None and Path(path).is_dir() else None
 
     def read_split(self, name: str) -> Split:
         """The raw sentences of `valid` or of a test set."""

@@ -183,6 +183,14 @@ class TokenStore:
         return self.tgt_ids[self.tgt_offsets[index] : self.tgt_offsets[index + 1]]
 
 
+def read_target_hashes(directory: Path, name: str = "train") -> NDArray[np.uint64] | None:
+    """(n,) `cleaning.hash_text` of each normalised target, mapped; None where none were stored."""
+    path = directory / f"{name}.target.hashes"
+    if not path.exists():
+        return None
+    return _map(path, np.dtype("<u8"), _read_header(directory / f"{name}.json")["n_pairs"])
+
+
 def _read_header(path: Path) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
