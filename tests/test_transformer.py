@@ -204,6 +204,39 @@ def test_attention_dropout_is_for_training_only():
     assert not torch.equal(attention(x, None, None, False), attention(x, None, None, False))
 
 
+@pytest.mark.parametrize("lengths", [None, [5, 3]])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_the_weights_shown_are_those_of_the_fused_kernel(norm, lengths, monkeypatch):
+    """Every output that the kernel gave is the shown weights times the values it was given."""
+    model = make(norm=norm)
+    src, tgt_in = ids(2, 5), ids(2, 4, seed=2)
+    src_mask = None if lengths is None else mask_of(lengths, 5)
+    calls = []
+
+    def spy(q, k, v, *rest):
+        out = scaled_dot_product_attention(q, k, v, *rest)
+        calls.append((v, out))
+        return out
+
+    monkeypatch.setattr(transformer, "scaled_dot_product_attention", spy)
+    with torch.inference_mode():
+        model(src, tgt_in, src_mask)
+        fused = list(calls)
+        shown = model.attention(src, tgt_in, src_mask)
+    n_encoder, n_decoder = len(model.encoder), len(model.decoder)
+    assert len(fused) == n_encoder + 2 * n_decoder
+    in_order = [*shown.encoder.unbind(1)]
+    for own, other in zip(shown.decoder.unbind(1), shown.cross.unbind(1), strict=True):
+        in_order += [own, other]
+    for weights, (values, out) in zip(in_order, fused, strict=True):
+        torch.testing.assert_close(weights @ values, out, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    assert not shown.decoder.triu(1).any()
+    if lengths is not None:
+        assert not shown.encoder[1, ..., 3:].any()
+        assert not shown.cross[1, ..., 3:].any()
+
+
 def test_the_feed_forward_is_equation_2():
     torch.manual_seed(0)
     layer = FeedForward(config_of())

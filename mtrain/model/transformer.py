@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,13 @@ class MultiHeadAttention(nn.Module):
             q, k, v, mask, is_causal, self.dropout if self.training else 0.0
         )
         return self.merge(heads)
+
+    def weights(
+        self, x: Tensor, memory: Tensor | None, mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """How much `forward` takes of each position, without dropout -> (B, H, T, S)"""
+        k, _ = self.keys_values(x if memory is None else memory)  # (B, H, S, E)
+        return attention_weights(self.queries(x), k, mask, is_causal)
 
     def queries(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, H, T, E)"""
@@ -244,12 +252,16 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, T, D), memory (B, S, D), mask (B, 1, 1, S) -> (B, T, D)"""
-        residual = self.around_attention
-        x = residual.add(x, self.attention(residual.enter(x), None, None, is_causal=True))
+        x = self.look_back(x)
         residual = self.around_cross_attention
         x = residual.add(x, self.cross_attention(residual.enter(x), memory, mask, is_causal=False))
         residual = self.around_feed_forward
         return residual.add(x, self.feed_forward(residual.enter(x)))
+
+    def look_back(self, x: Tensor) -> Tensor:
+        """The masked self-attention alone: x (B, T, D) -> (B, T, D)"""
+        residual = self.around_attention
+        return residual.add(x, self.attention(residual.enter(x), None, None, is_causal=True))
 
     def step(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
         """The same for one new position, whose predecessors are in the cache: (R, D) -> (R, D)"""
@@ -318,6 +330,15 @@ class Cache:
         ]
         if self.src_mask is not None:
             self.src_mask = self.src_mask.index_select(0, sentences)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """What every head of every layer attended to; rows sum to 1."""
+
+    encoder: Tensor  # (B, L, H, S, S)
+    decoder: Tensor  # (B, L, H, T, T): zero above the diagonal, where the mask is
+    cross: Tensor  # (B, L, H, T, S)
 
 
 # -- embeddings (sections 3.4, 3.5) and the whole --------------------------------------------
@@ -405,6 +426,26 @@ class Transformer(nn.Module):
         for layer in self.decoder:
             x = layer(x, memory, src_mask)
         return self.decoder_norm(x)  # type: ignore[no-any-return]
+
+    def attention(self, src: Tensor, tgt_in: Tensor, src_mask: Tensor | None) -> AttentionWeights:
+        """What `forward` attends to for the same arguments, in evaluation mode."""
+        encoder, decoder, cross = [], [], []
+        x = self.embed(self.src_embedding, src, first_position=0)
+        for layer in self.encoder:
+            assert isinstance(layer, EncoderLayer)
+            entered = layer.around_attention.enter(x)
+            encoder.append(layer.attention.weights(entered, None, src_mask, is_causal=False))
+            x = layer(x, src_mask)
+        memory = self.encoder_norm(x)
+        x = self.embed(self.tgt_embedding, tgt_in, first_position=0)
+        for layer in self.decoder:
+            assert isinstance(layer, DecoderLayer)
+            entered = layer.around_attention.enter(x)
+            decoder.append(layer.attention.weights(entered, None, None, is_causal=True))
+            entered = layer.around_cross_attention.enter(layer.look_back(x))
+            cross.append(layer.cross_attention.weights(entered, memory, src_mask, is_causal=False))
+            x = layer(x, memory, src_mask)
+        return AttentionWeights(*(torch.stack(part, 1) for part in (encoder, decoder, cross)))
 
     def project(self, x: Tensor) -> Tensor:
         """x (..., D) -> logits (..., V)"""
