@@ -84,6 +84,10 @@ class Tokenizer:
         """The written form of each id, as SentencePiece shows it (a space is U+2581)."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
 
+    def ids(self, pieces: Sequence[str]) -> list[int]:
+        """The id of each written form: the inverse of `pieces`."""
+        return [self._processor.piece_to_id(piece) for piece in pieces]
+
     def all_pieces(self) -> list[str]:
         """The whole vocabulary, in the order of the ids."""
         return self.pieces(range(self.vocab_size))

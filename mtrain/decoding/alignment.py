@@ -1,0 +1,248 @@
+"""Which source word each target word comes from, read off the attention to the source.
+
+One layer, one head of it or the mean of all, and one of two rows (that which writes a word, or the
+next one, which has read it) show it best; which, is different in every model. They are chosen on
+the run's valid set, without any gold links: the choice is whatever agrees best with IBM Model 1
+(Brown et al., 1993), a table of word translations learnt by expectation maximisation from the same
+sentences. Agreement is the mean probability that Model 1 gives to the links.
+
+Every target word is linked to one source word, that with the largest sum of weights over the
+pieces of both; a source word may have several links, or none. Words are what stands between white
+space; where a language writes none, pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrain.data.cleaning import normalize
+from mtrain.decoding.attention import Weights, forced_attention
+from mtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from mtrain.decoding.translate import Translator
+
+UNSPACED = {"bo", "dz", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"}
+SPACE = "\u2581"  # begins the piece that begins a word
+N_SENTENCES = 500  # whose attention is looked at to choose; Model 1 learns from all
+N_ITERATIONS = 5
+BATCH_POSITIONS = 1024  # pieces of a side, padding included, looked at together
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentHead:
+    """Where in the decoder a model shows which source word it translates."""
+
+    layer: int  # from 0
+    head: int | None  # from 0; None: the mean of all
+    is_next_row: bool  # of the row that has read the piece, not of that which writes it
+    agreement: float  # with IBM Model 1 on the valid set, 0 to 1
+
+    def describe(self) -> str:
+        head = "the mean of its heads" if self.head is None else f"head {self.head + 1}"
+        row = "after reading" if self.is_next_row else "while writing"
+        return f"layer {self.layer + 1}, {head}, {row} each piece"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """The words of a line and its translation, counted from 0, and the links between them."""
+
+    source_words: list[str]
+    words: list[str]
+    links: list[tuple[int, int]]  # (source word, target word), in the order of the source
+
+    def __str__(self) -> str:
+        """As in the Pharaoh decoder: `0-0 1-2`."""
+        return " ".join(f"{i}-{j}" for i, j in self.links)
+
+
+def align(
+    translator: Translator,
+    head: AlignmentHead,
+    sources: Sequence[str],
+    targets: Sequence[Sequence[str]],
+) -> list[Alignment]:
+    """The links of given lines to the pieces of their translations.
+
+    A line that had to be cut, because it is longer than the model was trained with, gets none.
+    """
+    tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
+    src_ids = tokenizers[0].encode([normalize(source) for source in sources])
+    tgt_ids = [tokenizers[1].ids(pieces) for pieces in targets]
+    sides = (
+        [Side.of(tokenizers[0].pieces(ids), translator.config.source) for ids in src_ids],
+        [Side.of(pieces, translator.config.target) for pieces in targets],
+    )
+    links: list[list[tuple[int, int]]] = [[] for _ in sources]
+    for i, cross in _cross_attention(translator, src_ids, tgt_ids):
+        shown = cross[head.layer].mean(0) if head.head is None else cross[head.layer, head.head]
+        words = _of_words(shown, sides[0][i], sides[1][i], head.is_next_row)  # (words, words)
+        links[i] = sorted((int(s), t) for t, s in enumerate(words.argmax(-1)))
+    return [
+        Alignment(s.words, t.words, links[i]) for i, (s, t) in enumerate(zip(*sides, strict=True))
+    ]
+
+
+def choose_head(
+    translator: Translator, sources: Sequence[str], references: Sequence[str]
+) -> AlignmentHead:
+    """What in this model agrees best with IBM Model 1 on given pairs of lines."""
+    tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
+    languages = translator.config.source, translator.config.target
+    ids, sides = [], []
+    for tokenizer, language, lines in zip(
+        tokenizers, languages, (sources, references), strict=True
+    ):
+        ids.append(tokenizer.encode([normalize(line) for line in lines]))
+        sides.append([Side.of(tokenizer.pieces(row), language) for row in ids[-1]])
+    posteriors = model_1([(s.lowered(), t.lowered()) for s, t in zip(*sides, strict=True)])
+    total: Any = 0.0
+    n_words = 0
+    for i, cross in _cross_attention(translator, ids[0][:N_SENTENCES], ids[1][:N_SENTENCES]):
+        candidates = np.concatenate([cross.mean(1, keepdims=True), cross], 1)  # (L, 1 + H, T, S)
+        found = [
+            _of_words(candidates, sides[0][i], sides[1][i], is_next_row).argmax(-1)
+            for is_next_row in (False, True)
+        ]  # (L, 1 + H, words) each
+        given = [np.take_along_axis(posteriors[i][None, None], f[..., None], -1) for f in found]
+        total = total + np.stack(given)[..., 0].sum(-1)  # (2, L, 1 + H)
+        n_words += len(sides[1][i].words)
+    if not n_words:
+        raise UsageError(
+            "no sentence of the valid set is short enough to choose the layer for --alignment by",
+            "raise data.max_length, and train again",
+        )
+    row, layer, head = np.unravel_index(int(np.argmax(total)), total.shape)
+    return AlignmentHead(
+        int(layer), int(head) - 1 if head else None, bool(row), float(total.max() / n_words)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a pair: its words, and to which of them each piece belongs."""
+
+    words: list[str]
+    owners: list[int]  # of each piece, without EOS
+
+    @classmethod
+    def of(cls, pieces: Sequence[str], language: str) -> Side:
+        """Words as they stand between white space, or pieces where the language has none."""
+        has_spaces = language.split("-")[0].split("_")[0] not in UNSPACED
+        texts: list[str] = []
+        owners = []
+        for piece in pieces:
+            is_new = not texts or piece.startswith(SPACE) or not has_spaces
+            if is_new and not (texts and texts[-1] == ""):  # after a space that stands alone
+                texts.append("")
+            texts[-1] += piece.removeprefix(SPACE)
+            owners.append(len(texts) - 1)
+        if len(texts) > 1 and texts[-1] == "":  # a space at the very end
+            texts.pop()
+            owners[-1] -= 1
+        return cls(texts, owners)
+
+    def lowered(self) -> list[str]:
+        return [word.lower() for word in self.words]
+
+    def matrix(self) -> Weights:
+        """(words, pieces): 1 where a piece belongs to a word"""
+        return np.equal.outer(np.arange(len(self.words)), self.owners).astype(np.float32)
+
+
+def _of_words(cross: Weights, source: Side, target: Side, is_next_row: bool) -> Weights:
+    """Weights of pieces, (..., T, S) with EOS -> of words, (..., target words, source words)"""
+    n_source, n_target = len(source.owners), len(target.owners)
+    first = int(is_next_row)
+    pieces = cross[..., first : first + n_target, :n_source]
+    words: Weights = target.matrix() @ pieces @ source.matrix().T
+    return words
+
+
+def _cross_attention(
+    translator: Translator, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, Weights]]:
+    """The number of each pair that is neither empty nor too long, and its (L, H, T, S).
+
+    Pairs of similar length go together, and come out shortest first.
+    """
+    limit = translator.config.data.max_length
+    lengths = [
+        max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)
+    ]
+    order = sorted(
+        (i for i, n in enumerate(lengths) if sources[i] and targets[i] and n <= limit),
+        key=lambda i: lengths[i],
+    )
+    for batch in _batches(order, lengths):
+        weights = forced_attention(
+            translator.model, [sources[i] for i in batch], [targets[i] for i in batch]
+        )
+        yield from zip(batch, weights.cross.numpy(), strict=True)
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Neighbours in an order of rising length, as many as fill the budget of positions."""
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * (lengths[i] + 1) > BATCH_POSITIONS:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def model_1(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[NDArray[np.float64]]:
+    """IBM Model 1 from pairs of sentences as words: for each, (target words, source words).
+
+    Each row holds the probabilities that a target word comes from each source word; what is lacking
+    from 1 goes to the empty word, which every sentence has.
+    """
+    cells = _Cells.of(pairs)
+    table = np.ones(cells.n_kinds)  # probability of a target word given a source word
+    for _ in range(N_ITERATIONS):
+        weights = table[cells.kinds]
+        posterior = weights / np.bincount(cells.rows, weights)[cells.rows]
+        counts = np.bincount(cells.kinds, posterior, cells.n_kinds)
+        table = counts / np.bincount(cells.source_of_kind, counts)[cells.source_of_kind]
+    weights = table[cells.kinds]
+    posterior = weights / np.bincount(cells.rows, weights)[cells.rows]
+    found, start = [], 0
+    for source, target in pairs:
+        end = start + len(target) * (len(source) + 1)
+        found.append(posterior[start:end].reshape(len(target), len(source) + 1)[:, 1:])
+        start = end
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """All (target word, source word or empty word) of all sentences, one after the other."""
+
+    kinds: NDArray[np.int64]  # of each cell: which pair of word types
+    rows: NDArray[np.int64]  # of each cell: which target word of which sentence
+    source_of_kind: NDArray[np.int64]
+    n_kinds: int
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> _Cells:
+        numbers: tuple[dict[str, int], dict[str, int]] = ({"": 0}, {})
+        cells, rows, n_rows = [], [], 0
+        for source, target in pairs:
+            columns = np.array([0, *(numbers[0].setdefault(w, len(numbers[0])) for w in source)])
+            words = np.array([numbers[1].setdefault(w, len(numbers[1])) for w in target], dtype=int)
+            cells.append((words[:, None] + (columns[None] << 32)).ravel())
+            rows.append(np.repeat(np.arange(n_rows, n_rows + len(words)), len(columns)))
+            n_rows += len(words)
+        codes, kinds = np.unique(np.concatenate(cells), return_inverse=True)
+        return cls(kinds, np.concatenate(rows), codes >> 32, len(codes))

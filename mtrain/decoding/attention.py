@@ -1,0 +1,142 @@
+"""What a model pays attention to while it writes a translation, as arrays with their pieces.
+
+The weights are those of teacher forcing: the translation is given, and every position of it sees
+what it saw when it was written. Reading and writing the arrays as JSON needs no torch.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrain.data.cleaning import normalize
+from mtrain.data.tokenizer import BOS, EOS, PAD
+from mtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from mtrain.decoding.translate import Translator
+    from mtrain.model.transformer import AttentionWeights, Transformer
+
+Weights = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMaps:
+    """One sentence: for every layer and head, how much of each column goes into each row.
+
+    Rows of `decoder` and `cross` are the positions that write `written`; a position reads the piece
+    before the one that it writes, so the columns of `decoder` are `read`.
+    """
+
+    source: list[str]  # S pieces, the last is EOS
+    written: list[str]  # T pieces, the last is EOS
+    encoder: Weights  # (L, H, S, S)
+    decoder: Weights  # (L, H, T, T), zero above the diagonal
+    cross: Weights  # (L, H, T, S)
+    bos: str = "<s>"
+
+    @property
+    def read(self) -> list[str]:
+        """The T pieces that the decoder has read: BOS, and all written but the last."""
+        return [self.bos, *self.written[:-1]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Pieces, and weights as base64 of bytes: 0 to 255 stand for 0 to 1."""
+        arrays = {"encoder": self.encoder, "decoder": self.decoder, "cross": self.cross}
+        return {"source": self.source, "written": self.written, "read": self.read} | {
+            name: {"shape": list(array.shape), "bytes": _pack(array)}
+            for name, array in arrays.items()
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> AttentionMaps:
+        """What `to_json` gave, to the nearest 1/255."""
+        encoder, decoder, cross = (_unpack(value[name]) for name in ("encoder", "decoder", "cross"))
+        return cls(value["source"], value["written"], encoder, decoder, cross, value["read"][0])
+
+
+def _pack(array: Weights) -> str:
+    return base64.b64encode(np.rint(array * 255).astype(np.uint8).tobytes()).decode()
+
+
+def _unpack(value: dict[str, Any]) -> Weights:
+    flat = np.frombuffer(base64.b64decode(value["bytes"]), dtype=np.uint8)
+    return flat.reshape(value["shape"]).astype(np.float32) / np.float32(255)
+
+
+def attention_maps(translator: Translator, source: str, target: str | None = None) -> AttentionMaps:
+    """All the weights behind one line and its translation: the best found, or the one given.
+
+    A UsageError where the line is blank, or longer than what the model was trained with.
+    """
+    (src_ids,) = translator.src_tokenizer.encode([normalize(source)])
+    if not src_ids:
+        raise UsageError("a blank line has no attention to show", "give a sentence")
+    _check_length(translator, src_ids)
+    if target is None:
+        (translation,) = translator.translate_detailed([source])
+        tgt_ids = translator.tgt_tokenizer.ids(translation.hypotheses[0].tokens)
+    else:
+        (tgt_ids,) = translator.tgt_tokenizer.encode([normalize(target)])
+    return maps_of_ids(translator, src_ids, tgt_ids)
+
+
+def maps_of_ids(
+    translator: Translator, src_ids: Sequence[int], tgt_ids: Sequence[int]
+) -> AttentionMaps:
+    """The same from ids without special symbols."""
+    _check_length(translator, src_ids)
+    _check_length(translator, tgt_ids)
+    weights = forced_attention(translator.model, [src_ids], [tgt_ids])
+    return AttentionMaps(
+        translator.src_tokenizer.pieces([*src_ids, EOS]),
+        translator.tgt_tokenizer.pieces([*tgt_ids, EOS]),
+        weights.encoder[0].numpy(),
+        weights.decoder[0].numpy(),
+        weights.cross[0].numpy(),
+        translator.tgt_tokenizer.pieces([BOS])[0],
+    )
+
+
+def _check_length(translator: Translator, ids: Sequence[int]) -> None:
+    limit = translator.config.data.max_length
+    if len(ids) > limit:
+        raise UsageError(
+            f"a sentence of {len(ids):,} pieces is too long to show: the model was trained with "
+            f"at most {limit:,}",
+            "give a shorter sentence",
+        )
+
+
+def forced_attention(
+    model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+) -> AttentionWeights:
+    """The weights, on the CPU, of a batch of given pairs (ids without special symbols).
+
+    Rows and columns beyond the end of a sentence and its EOS hold nothing of use.
+    """
+    import torch
+
+    from mtrain.model.transformer import AttentionWeights
+
+    device = next(model.parameters()).device
+    src = _padded([[*ids, EOS] for ids in sources]).to(device)  # (B, S)
+    tgt_in = _padded([[BOS, *ids] for ids in targets]).to(device)  # (B, T)
+    src_mask = (src != PAD)[:, None, None]  # (B, 1, 1, S)
+    with torch.inference_mode():
+        weights = model.attention(src, tgt_in, src_mask)
+    return AttentionWeights(
+        *(part.float().cpu() for part in (weights.encoder, weights.decoder, weights.cross))
+    )
+
+
+def _padded(rows: list[list[int]]) -> Any:
+    import torch
+
+    width = max(map(len, rows))
+    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
