@@ -106,6 +106,7 @@ class RunDir:
         self.data = self.path / "data"
         self.manifest = self.data / "manifest.json"
         self.word_counts = self.data / "word_counts.json"
+        self.data_report = self.data / "report.json"  # see data.data_report
         self.lock = (
             self.path.absolute().parent / f".{self.path.absolute().name}.lock"
         )  # held while it is trained

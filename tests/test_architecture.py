@@ -29,6 +29,8 @@ WITHOUT_TORCH = [
     "mtrain.run",
     "mtrain.data.cldr",
     "mtrain.data.cleaning",
+    "mtrain.data.data_report",
+    "mtrain.data.filters",
     "mtrain.data.prepare",
     "mtrain.data.sources",
     "mtrain.data.store",
