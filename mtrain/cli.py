@@ -309,6 +309,53 @@ def evaluate(
         )
 
 
+@app.command(
+    epilog=_examples(
+        "mtrain report runs/my-model",
+        "mtrain report runs/my-model runs/other -o comparison.html",
+        "mtrain report runs/my-model --watch",
+        "mtrain report runs/my-model --markdown",
+    )
+)
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN [RUN2 ...]", help="Run directories, shown side by side."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write here; default: report.html (or model_card.md) in the first run.",
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write a model card of one run instead.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep the page up to date while training goes on.")
+    ] = False,
+) -> None:
+    """Write one HTML page about a run: what it is, its scores, sentences, training and data."""
+    from mtrain.delivery.report import watch_report, write_model_card, write_report
+
+    if markdown and (watch or len(runs) > 1):
+        raise UsageError(
+            "a model card is about one run, and is written once",
+            "give --markdown one run and no --watch",
+        )
+    if markdown:
+        written = write_model_card(runs[0], output)
+    elif watch:
+        console.message("watching; Ctrl-C ends")
+        written = watch_report(runs, output)
+    else:
+        written = write_report(runs, output)
+    _print(f"wrote {written}")
+
+
 @app.command(epilog=_examples("mtrain new my-project", "mtrain new . --from my-corpus"))
 def new(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made when it is not there.")],

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 import mtrain
 from mtrain.cli import app
 
-COMMANDS = ["prepare", "train", "translate", "eval", "new"]
+COMMANDS = ["prepare", "train", "translate", "eval", "report", "new"]
 
 
 # -- help and version ------------------------------------------------------------------------
