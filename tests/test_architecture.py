@@ -36,6 +36,7 @@ WITHOUT_TORCH = [
     "mtrain.data.store",
     "mtrain.data.text_files",
     "mtrain.data.tokenizer",
+    "mtrain.delivery.report",
     "mtrain.evaluation.metrics",
 ]
 

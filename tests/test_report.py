@@ -1,0 +1,493 @@
+"""The report: every chapter from files alone, text that stays text, and a browser that agrees."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import invoke
+from sacrebleu.metrics.chrf import CHRF
+from safetensors.numpy import save_file
+
+from mtrain.config import Config, dump_config
+from mtrain.delivery import report
+from mtrain.delivery.chapters import file_size, language_name, rounded_count
+from mtrain.delivery.comparison import compare
+from mtrain.delivery.curves import MOST_POINTS, Line, line_chart, short_number, thinned
+from mtrain.delivery.facts import read_runs
+from mtrain.delivery.report import watch_report, write_model_card, write_report
+from mtrain.errors import CheckpointError, DataError, UsageError
+from mtrain.evaluation.metrics import score_all
+
+HOSTILE = [
+    "</script><script>window.hacked = 1</script>",
+    '<img src=x onerror="window.hacked = 1">',
+    "<!--<script> nul \x00 escape \x1b[31m separators \u2028\u2029\x85 override \u202e end",
+    "{{ 7 * 7 }} {% raw %} & &amp; 'single' \"double\" `tick` | pipe",
+]
+PAIRS = [
+    ("A dog is asleep.", "Ein Hund schläft.", "Ein Hund schläft."),
+    ("Two cats eat 12 fish.", "Zwei Katzen fressen 12 Fische.", "Zwei Katzen essen Fische."),
+    ("The man reads.", "Der Mann liest.", "Der Mann liest."),
+    ("Good night!", "Gute Nacht!", "Good night!"),
+    *((text, text, text) for text in HOSTILE),
+]
+SOURCES, REFERENCES, OUTPUTS = map(list, zip(*PAIRS, strict=True))
+
+
+def make_run(
+    directory: Path,
+    outputs: list[str] | None = None,
+    learning_rate: float = 0.001,
+    sources: list[str] = SOURCES,
+    references: list[str] = REFERENCES,
+    n_steps: int = 0,
+) -> Path:
+    """A run as training and `eval` leave it, but for a model that can translate."""
+    config = Config.model_validate(
+        {
+            "name": "tiny",
+            "source": "en",
+            "target": "de",
+            "data": {"train": ({"source": "train.en", "target": "train.de"},)},
+            "train": {"max_steps": 200, "optim": {"learning_rate": learning_rate}},
+        }
+    )
+    data = directory / "data"
+    data.mkdir(parents=True)
+    (directory / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    (directory / "tokenizer.model").write_bytes(b"pieces")
+    manifest = MANIFEST | {"splits": ["valid", "news"], "split_sha256": {}}
+    for split in ("valid", "news"):
+        digest = write_split(data, split, sources, references)
+        manifest["split_sha256"][split] = digest
+    (data / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_jsonl(directory / "metrics.jsonl", metrics(n_steps))
+    facts = {"format": 1, "sha256": "0", "facts": {"step": 200}}
+    weights = {"a": np.zeros((300, 8), np.float32), "b": np.zeros(100, np.float32)}
+    save_file(weights, directory / "model.safetensors", {"mtrain": json.dumps(facts)})
+    if outputs is not None:
+        write_translations(directory, "news", sources, references, outputs)
+    return directory
+
+
+def write_split(data: Path, name: str, sources: list[str], references: list[str]) -> str:
+    texts = ["".join(f"{line}\n" for line in side).encode() for side in (sources, references)]
+    (data / f"{name}.source").write_bytes(texts[0])
+    (data / f"{name}.target").write_bytes(texts[1])
+    return sha256(texts[0] + b"\0" + texts[1]).hexdigest()
+
+
+def write_translations(
+    run: Path, split: str, sources: list[str], references: list[str], outputs: list[str]
+) -> None:
+    directory = run / "translations"
+    directory.mkdir(exist_ok=True)
+    text = "".join(f"{line}\n" for line in outputs)
+    (directory / f"{split}.best.txt").write_bytes(text.encode())
+    write_jsonl(
+        directory / f"{split}.best.jsonl",
+        [
+            {"source": source, "reference": reference, "translation": output, "score": -0.25}
+            for source, reference, output in zip(sources, references, outputs, strict=True)
+        ],
+    )
+    manifest = json.loads((run / "data" / "manifest.json").read_text(encoding="utf-8"))
+    scores = {name: asdict(score) for name, score in score_all(outputs, references, "de").items()}
+    entry: dict[str, Any] = scores | {
+        "sentences": len(outputs),
+        "checkpoint": "best",
+        "decode": {"beam_size": 5, "length_penalty": 1.0},
+        "seconds": 1.5,
+        "test_set_sha256": manifest["split_sha256"][split],
+    }
+    path = run / "scores.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(known | {split: entry}), encoding="utf-8")
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def metrics(n_steps: int) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    for step in range(50, n_steps + 1, 50):
+        records.append(
+            {
+                "kind": "train",
+                "step": step,
+                "epoch": step // 100,
+                "nll": 6 - step / 100,
+                "grad_norm": None if step == 100 else 0.5,  # it was not finite
+                "learning_rate": step / 1e5,
+                "tokens_per_s": 12345.6,
+                "elapsed_s": step / 2,
+            }
+        )
+        valid = {"loss": 5 - step / 100, "bleu": step / 10, "chrf": step / 8, "is_best": True}
+        records.append({"kind": "valid", "step": step} | valid)
+    return records
+
+
+MANIFEST: dict[str, Any] = {
+    "source": "en",
+    "target": "de",
+    "n_train_pairs": 28_993,
+    "vocab_sizes": [8000, 8000],
+    "length_ratio": {"mean": 1.07, "std": 0.21},
+    "table": [
+        {"split": "train", "reason": "read", "pairs": 29_000},
+        {"split": "train", "reason": "repeated <b>", "pairs": 7},
+        {"split": "train", "reason": "kept", "pairs": 28_993},
+        {"split": "news", "reason": "kept", "pairs": 8},
+    ],
+    "files": {"tokenizer.model": "ab" * 32, "train.ids": "cd" * 32},
+}
+
+
+class Page(HTMLParser):
+    """The elements and the text that a browser would make of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.blocks: list[str] = []  # of its scripts
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":  # in one, as the parser of the library says
+            self.blocks.append(data)
+        else:
+            self.text += data
+
+
+def unpacked(block: str) -> Any:
+    return json.loads(gzip.decompress(base64.b64decode(block)))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "runs" / "tiny", OUTPUTS)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run with everything in it, and its page."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "tiny", OUTPUTS, n_steps=200)
+    written = write_report([run])
+    assert written == run / "report.html"
+    return run, written.read_text(encoding="utf-8")
+
+
+# -- the page --------------------------------------------------------------------------------
+
+
+def test_the_page_tells_what_the_run_is(page: tuple[Path, str]) -> None:
+    run, html = page
+    found = Page(html)
+    for expected in (
+        "A Transformer with 2,500 parameters, trained on 28,993 sentence pairs, that translates "
+        "English into German.",
+        "4 heads",
+        "28,993",
+        "repeated <b>",
+        "0.02 %",
+        "tok:13a",
+        "step 200",
+        "learning_rate: 0.001",
+        f"mtrain translate {run}",
+        "ab" * 32,
+        "12,346 tokens/s",
+    ):
+        assert expected in found.text, expected
+    score = json.loads((run / "scores.json").read_text(encoding="utf-8"))["news"]["bleu"]
+    assert f"{score['score']:.2f}" in found.text
+    assert f"{score['low']:.2f}–{score['high']:.2f}" in found.text
+    assert sum(tag == "svg" for tag, _ in found.elements) == 6
+
+
+def test_the_page_is_whole_without_a_network(page: tuple[Path, str]) -> None:
+    found = Page(page[1])
+    for tag, attributes in found.elements:
+        assert tag not in {"link", "iframe", "img", "object", "embed", "base"}
+        for name in ("src", "href", "xlink:href", "action"):
+            assert (attributes.get(name) or "#").startswith("#"), attributes
+    policy = next(a["content"] for _, a in found.elements if "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
+    assert f"script-src '{report._hash_of(found.blocks[-1])}'" in policy
+
+
+def test_no_sentence_can_run_or_break_the_page(page: tuple[Path, str]) -> None:
+    found = Page(page[1])
+    scripts = [attributes for tag, attributes in found.elements if tag == "script"]
+    assert [attributes.get("type") for attributes in scripts] == ["application/gzip", None]
+    for _, attributes in found.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+    assert "hacked" not in found.blocks[-1]
+    assert not set(page[1]) & {chr(code) for code in (*range(9), 11, 12, *range(14, 32), 127)}
+    sentences = unpacked(found.blocks[0])
+    assert sentences["sources"] == SOURCES
+    assert sentences["outputs"][0]["texts"] == OUTPUTS
+
+
+def test_hostile_names_are_text_as_well(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "<script>alert(1)<" / "script>", OUTPUTS)
+    page = Page(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert sum(tag == "script" for tag, _ in page.elements) == 2
+    assert "alert(1)" in page.text
+
+
+def test_sentences_are_scored_as_sacrebleu_does(run: Path) -> None:
+    [comparison] = compare(read_runs([run]))
+    expected = [
+        CHRF().sentence_score(output, [reference]).score
+        for output, reference in zip(OUTPUTS, REFERENCES, strict=True)
+    ]
+    assert comparison.outputs[0].chrf == expected
+    block = unpacked(comparison.block())
+    assert block["outputs"][0]["chrf"] == [round(score, 1) for score in expected]
+    assert block["outputs"][0]["scores"] == [-0.25] * len(OUTPUTS)
+    assert comparison.block() == comparison.block()
+
+
+def test_the_examples_stand_at_the_quartiles(tmp_path: Path) -> None:
+    references = [f"eins zwei drei vier fünf {i:03d}" for i in range(101)]
+    outputs = [text[: 8 + i // 8] for i, text in enumerate(references)]
+    run = make_run(tmp_path / "run", outputs, sources=references, references=references)
+    comparisons = compare(read_runs([run]))
+    grades = {example.grade: example.chrf for example in report.chapters.examples(comparisons)}
+    scores = sorted(comparisons[0].outputs[0].chrf)
+    assert grades == {"good": scores[75], "usual": scores[50], "poor": scores[25]}
+
+
+# -- several runs ----------------------------------------------------------------------------
+
+
+def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+    better = make_run(tmp_path / "runs" / "better", REFERENCES, learning_rate=0.002)
+    written = write_report([run, better], tmp_path / "both.html")
+    page = Page(written.read_text(encoding="utf-8"))
+    assert "tiny and better" in page.text
+    assert "2 models side by side: English → German." in page.text
+    assert "train.optim.learning_rate" in page.text
+    block = unpacked(page.blocks[0])
+    assert [output["run"] for output in block["outputs"]] == [0, 1]
+    assert block["outputs"][1]["chrf"][0] == 100.0
+    assert page.text.count("28,993") == 1  # the same data is told once
+
+
+def test_test_sets_of_one_name_and_other_text_stay_apart(run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", ["x"], sources=["one"], references=["eins"])
+    first, second = compare(read_runs([run, other]))
+    assert (first.name, second.name) == ("news", "news")
+    assert [output.run for output in first.outputs] == [0]
+    assert [output.run for output in second.outputs] == [1]
+
+
+def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "old" / "tiny", OUTPUTS)
+    assert [facts.label for facts in read_runs([run, other])] == [str(run), str(other)]
+    with pytest.raises(UsageError, match="named twice"):
+        read_runs([run, run / ".." / "tiny"])
+
+
+# -- what is not there -----------------------------------------------------------------------
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "model.safetensors").unlink()
+    (run / "metrics.jsonl").unlink()
+    page = Page(write_report([run]).read_text(encoding="utf-8"))
+    assert "Training has not logged a step yet." in page.text
+    assert "Not scored yet." in page.text
+    assert "No test set has been translated yet." in page.text
+    assert "No step has been logged yet." in page.text
+    assert "Not scored yet." in write_model_card(run).read_text(encoding="utf-8")
+
+
+def test_progress_and_time_left_while_it_trains(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "model.safetensors").unlink()
+    write_jsonl(run / "metrics.jsonl", metrics(150))
+    page = Page(write_report([run]).read_text(encoding="utf-8"))
+    assert "Not finished: step 150 of 200, about 25.0s left." in page.text
+
+
+def test_translations_of_an_older_version_have_no_model_scores(run: Path) -> None:
+    (run / "translations" / "news.best.jsonl").unlink()
+    [comparison] = compare(read_runs([run]))
+    assert unpacked(comparison.block())["outputs"][0]["scores"] is None
+    write_report([run])
+
+
+def test_translations_that_do_not_fit_are_an_error(run: Path) -> None:
+    (run / "translations" / "news.best.txt").write_text("one line\n", encoding="utf-8")
+    with pytest.raises(DataError, match="has 1 lines, but news has 8"):
+        write_report([run])
+
+
+def test_damaged_weights_are_an_error(run: Path) -> None:
+    (run / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not json at all!")
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        write_report([run])
+
+
+# -- the command, the live view, the card ----------------------------------------------------
+
+
+def test_the_command(run: Path, tmp_path: Path) -> None:
+    done = invoke("report", run, "-o", "page.html", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "wrote page.html\n")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    done = invoke("report", run, "--markdown", cwd=tmp_path)
+    assert done.stdout == f"wrote {run / 'model_card.md'}\n"
+    assert invoke("report", run, "--markdown", "--watch", cwd=tmp_path).returncode == 2
+    done = invoke("report", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not a run directory" in done.stderr
+
+
+def test_watching_ends_with_training(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    weights = run / "model.safetensors"
+    weights.rename(tmp_path / "aside")
+    watching = threading.Thread(target=watch_report, args=([run], None, 0.01))
+    watching.start()
+    page = run / "report.html"
+    wait_for(lambda: page.exists() and 'data-refresh="15"' in page.read_text(encoding="utf-8"))
+    before = page.stat().st_mtime_ns
+    write_jsonl(run / "metrics.jsonl", metrics(150))
+    wait_for(lambda: page.stat().st_mtime_ns != before)
+    (tmp_path / "aside").rename(weights)
+    watching.join(timeout=20)
+    assert not watching.is_alive()
+    assert "data-refresh" not in page.read_text(encoding="utf-8")
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_model_card(run: Path) -> None:
+    card = write_model_card(run).read_text(encoding="utf-8")
+    assert card.startswith("---\nlanguage: [en, de]\n")
+    assert "translates English into German" in card
+    assert "| repeated &lt;b&gt; | 7 |" in card
+    assert "learning_rate: 0.001" in card
+    assert f'mtrain.load("{run}")' in card
+    rows = [line for line in card.split("\n") if line.startswith("|")]
+    assert all(line.endswith("|") for line in rows)
+
+
+def test_hostile_sentences_in_a_model_card(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", HOSTILE * 2, sources=HOSTILE * 2, references=HOSTILE * 2)
+    card = write_model_card(run).read_text(encoding="utf-8")
+    table = [line for line in card.split("\n") if line.startswith(("| good", "| usual", "| poor"))]
+    assert len(table) == 3
+    assert not any("<" in line for line in table)
+
+
+# -- pictures and words ----------------------------------------------------------------------
+
+
+def test_a_chart_takes_its_colours_from_the_page() -> None:
+    svg = line_chart("Loss <b>", [Line(0, [1, 2], [3, 4]), Line(7, [1, 2], [4, 5], True)])
+    assert "var(--run-1)" in svg
+    assert "var(--run-2)" in svg  # six colours, then again
+    assert 'aria-label="Loss &lt;b&gt;"' in svg
+    for foreign in ("<style", "#fe", "#fd", "font-family", "<?xml", "http://purl"):
+        assert foreign not in svg
+    assert svg == line_chart("Loss <b>", [Line(0, [1, 2], [3, 4]), Line(7, [1, 2], [4, 5], True)])
+
+
+def test_long_curves_are_thinned_to_means() -> None:
+    x, y = thinned(range(10 * MOST_POINTS), [1.0, 3.0] * (5 * MOST_POINTS))
+    assert len(x) == MOST_POINTS
+    assert x[0] == 4.5
+    assert set(y) == {2.0}
+    assert thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
+
+
+def test_words_for_numbers() -> None:
+    assert [short_number(n) for n in (0.0025, 1500, 20_000, 3e6)] == ["0.0025", "1.5k", "20k", "3M"]
+    assert [rounded_count(n) for n in (28_993, 1_965_568)] == ["28,993", "1.97 million"]
+    assert [file_size(n) for n in (12, 7_880_000)] == ["12 bytes", "7.88 MB"]
+    assert [language_name(c) for c in ("de", "zh-Hant")] == ["German", "Chinese (Traditional)"]
+    assert [language_name(c) for c in ("xx", "a b")] == ["xx", "a b"]
+
+
+# -- in a browser ----------------------------------------------------------------------------
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, where there is one and playwright to drive it."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("there is no Chromium here")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, width: int) -> None:
+    run = make_run(tmp_path / "runs" / "tiny", OUTPUTS, n_steps=200)
+    better = make_run(tmp_path / "runs" / "better", REFERENCES, n_steps=150)
+    written = write_report([run, better], tmp_path / "page.html")
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(written.as_uri())
+    page.wait_for_selector("dl.sentence bdi >> nth=8")
+    assert page.inner_text("#count").startswith("8 of 8 sentences · tiny: mean chrF ")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+    texts = page.evaluate("[...document.querySelectorAll('#list bdi')].map((e) => e.textContent)")
+    assert texts[4 * 4] == HOSTILE[0]
+    assert "nul ␀ escape ␛[31m" in texts[4 * 6]
+    assert page.evaluate("document.querySelectorAll('#list script, #list img').length") == 0
+
+    page.fill("#by-text", "FISCHE")
+    assert page.inner_text("#count").startswith("1 of 8 sentences")
+    assert page.inner_text("#list .other") == "essen"
+    page.fill("#by-text", "")
+    page.select_option("#by-flag", "differ")
+    assert page.inner_text("#count").startswith("2 of 8 sentences")
+    page.select_option("#by-flag", "")
+    page.select_option("#by-sort", "chrf-up")
+    assert page.inner_text("#list .head >> nth=0") == "sentence 4"
+    page.select_option("#by-against", "first")
+    assert page.inner_text("#list dl >> nth=0 >> .other") == "Gute Nacht"
+    assert page.evaluate("window.hacked") is None
+    assert complaints == []
+    page.close()
