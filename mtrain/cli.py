@@ -65,6 +65,30 @@ class Format(StrEnum):
     jsonl = "jsonl"
 
 
+class Method(StrEnum):
+    """How translations are found."""
+
+    beam = "beam"
+    diverse = "diverse"
+    sample = "sample"
+    mbr = "mbr"
+
+
+class PenaltyForm(StrEnum):
+    """What the log-probability of a translation is divided by."""
+
+    power = "power"
+    gnmt = "gnmt"
+
+
+class Precision(StrEnum):
+    """The numbers that matrices are multiplied in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Engine(StrEnum):
     """What searches."""
 
@@ -213,6 +237,10 @@ def train(
         "echo 'A dog.' | mtrain translate runs/my-model",
         "mtrain translate runs/my-model input.txt -o output.txt",
         "mtrain translate runs/my-model input.txt --n-best 5 --format jsonl",
+        "mtrain translate runs/my-model input.txt --method mbr --samples 50",
+        "mtrain translate runs/my-model input.txt --prefix beginnings.txt",
+        "mtrain translate runs/my-model input.txt --with runs/other --with runs/third",
+        "mtrain translate runs/my-model --score source.txt target.txt",
     )
 )
 def translate(
@@ -240,23 +268,104 @@ def translate(
     exact_stop: Annotated[
         bool, typer.Option("--exact-stop", help="Search until nothing could win; slower.")
     ] = False,
+    length_penalty_form: Annotated[
+        PenaltyForm | None,
+        typer.Option(metavar="power|gnmt", help="Divide by length^P, or by ((5 + length) / 6)^P."),
+    ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            metavar="beam|diverse|sample|mbr",
+            help="diverse: beam search whose hypotheses avoid each other's words; sample: N-BEST "
+            "random ones; mbr: of SAMPLES random ones, what they agree with most (chrF2).",
+        ),
+    ] = Method.beam,
+    diversity: Annotated[
+        float,
+        typer.Option(metavar="D", min=0.0, help="For diverse: what a word taken before costs."),
+    ] = 0.5,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="For mbr: how many are drawn.")
+    ] = 32,
+    temperature: Annotated[
+        float,
+        typer.Option(metavar="T", min=0.01, help="For sample and mbr: below 1 is more certain."),
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(metavar="K", min=0, help="Draw from the K likeliest; 0: from all.")
+    ] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            metavar="P", min=0.01, max=1.0, help="Draw from the likeliest that sum up to P."
+        ),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random.")] = 1,
+    prefix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What the translation of each line begins with."),
+    ] = None,
+    tab_prefix: Annotated[
+        bool, typer.Option("--tab-prefix", help="The same, behind a tab in the input line.")
+    ] = False,
+    companions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with", metavar="RUN2", help="Average the probabilities with this run's; repeatable."
+        ),
+    ] = None,
+    score: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="SOURCE TARGET",
+            help="Translate nothing: write the log-probability of each given translation.",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the hardware has it."),
+    ] = None,
     engine: OnEngine = Engine.mtrain,
     quantization: InQuantization = None,
 ) -> None:
     """Translate a file or standard input, line by line."""
-    from mtrain.decoding.stream import translate_file, translate_stream
+    from mtrain.decoding.stream import Beside, translate_file, translate_stream
     from mtrain.decoding.translate import Options, Translator
 
-    options = Options(beam_size, length_penalty, n_best, exact_stop, format.value)
+    options = Options(
+        beam_size,
+        length_penalty,
+        n_best,
+        exact_stop,
+        format.value,
+        length_penalty_form.value if length_penalty_form else None,
+        method.value,
+        diversity,
+        samples,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        tab_prefix,
+    )
     _check_engine(engine, quantization)
-    with _open_input(source) as lines:
-        translator = Translator.from_run(run, checkpoint, device.value)
+    _check_what_to_translate(source, prefix, tab_prefix, score)
+    source, beside = score or (source, prefix)
+    with _open_input(source) as lines, _open_input(beside) if beside else nullcontext() as others:
+        translator = Translator.from_run(
+            run,
+            checkpoint,
+            device.value,
+            precision.value if precision else None,
+            companions or (),
+        )
         if engine is Engine.ctranslate2:
             translator = translator.with_ctranslate2(quantization)
+        second = Beside(others, "target" if score else "prefix") if others else None
         if output is None:
-            translate_stream(translator, lines, _stdout(), options)
+            translate_stream(translator, lines, _stdout(), options, second)
         else:
-            translate_file(translator, lines, output, options)
+            translate_file(translator, lines, output, options, second)
 
 
 @app.command(
@@ -414,6 +523,24 @@ def _shipped_configs() -> dict[str, Path]:
         if (folder / "quickstart.yaml").is_file():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     raise AssertionError("mtrain was installed without its configs")
+
+
+def _check_what_to_translate(
+    source: Path | None, prefix: Path | None, tab_prefix: bool, score: tuple[Path, Path] | None
+) -> None:
+    """What goes together; the second file is read beside the first, so it is none of the same."""
+    if score and (source or prefix or tab_prefix):
+        raise UsageError(
+            "--score names two files whose lines are scored as they are, and an input or a prefix "
+            "was given as well",
+            "give either --score SOURCE TARGET or what to translate",
+        )
+    if prefix and tab_prefix:
+        raise UsageError(
+            "--prefix and --tab-prefix both say what translations begin with", "give one of them"
+        )
+    if str(prefix) == "-" or (score and "-" in map(str, score)):
+        raise UsageError("`-` cannot be read beside another file", "name a file")
 
 
 def _check_what_to_evaluate(

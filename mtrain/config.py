@@ -260,8 +260,17 @@ class DecodeConfig(Section):
     length_penalty: float = Field(
         default=1.0, ge=0, description="p in: score = log-probability / length^p"
     )
-    batch_tokens: int = Field(
-        default=4096, ge=1, description="source tokens x beam decoded at a time"
+    length_penalty_form: Literal["power", "gnmt"] = Field(
+        default="power",
+        description="gnmt: ((5 + length) / 6)^p in place of length^p, as in the Transformer paper",
+    )
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="source tokens x beam decoded at a time; auto: 4,096 on a CPU, in each thread, "
+        "and 65,536 on a GPU",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of matrix products; auto: bf16 where the hardware has it"
     )
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from mtrain.errors import DeviceError
 
 Precision = Literal["fp32", "bf16"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def choose_device(name: str) -> torch.device:
@@ -38,6 +43,17 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return "bf16" if name == "bf16" else "fp32"
 
 
+def choose_decoding_precision(name: str, device: torch.device) -> Precision:
+    """As `choose_precision`, but `auto` is bf16 on CPUs with AVX512-BF16 as well.
+
+    Products of inference take half the time there; training gains nothing, as its backward passes
+    are slower.
+    """
+    if name == "auto" and device.type == "cpu":
+        return "bf16" if _has_amx() or _has_avx512_bf16() else "fp32"
+    return choose_precision(name, device)
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Matrix products in bf16, where that is the precision; weights stay float32."""
     if precision == "fp32":
@@ -54,6 +70,40 @@ def set_up(device: torch.device, threads: int | Literal["auto"]) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
     else:
         _keep_freed_memory()
+
+
+def n_workers(device: torch.device) -> int:
+    """How many pieces of work that are independent of each other should run at a time."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def side_by_side(
+    function: Callable[[Item], Result], items: Sequence[Item], n_workers: int
+) -> Iterator[tuple[Item, Result]]:
+    """function(item) of every item, each on one thread with kernels of one thread, as they end.
+
+    Cores that each have work of their own do not wait for each other at the end of every kernel.
+    With one worker or one item, all is done where it is called, with kernels of all threads.
+    """
+    if n_workers == 1 or len(items) == 1:
+        for item in items:
+            yield item, function(item)
+        return
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the libraries below keep one setting for all threads
+    pool = ThreadPoolExecutor(n_workers, initializer=_start_worker)
+    try:
+        futures = {pool.submit(function, item): item for item in items}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(n_threads)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
 
 
 def seed_of(*parts: int) -> int:
@@ -79,6 +129,11 @@ def _n_cores() -> int:
 
 def _has_amx() -> bool:
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so asked with care
+    return bool(probe()) if probe is not None else False
+
+
+def _has_avx512_bf16() -> bool:
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, so asked with care
     return bool(probe()) if probe is not None else False
 
 

@@ -15,7 +15,7 @@ ctranslate2 = pytest.importorskip("ctranslate2")
 
 @pytest.fixture(scope="module")
 def ours(trained_run: TrainedRun) -> Translator:
-    return Translator.from_run(trained_run.path, device="cpu")
+    return Translator.from_run(trained_run.path, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")

@@ -326,7 +326,7 @@ def test_memory_that_runs_out_is_a_sentence(
     def run_out(*arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Translator, "translate_detailed", run_out)
+    monkeypatch.setattr(Translator, "translate_lines", run_out)
     code, said = fails("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
     assert code == 4
     assert said.startswith("error: out of memory")

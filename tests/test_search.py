@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mtrain.config import ModelConfig
 from mtrain.data.tokenizer import BOS, EOS, PAD
+from mtrain.decoding.scorers import Scorer, TransformerScorer
 from mtrain.decoding.search import (
     Hypothesis,
-    Scorer,
-    TransformerScorer,
-    _top_k,
+    LengthPenalty,
+    Sources,
+    _candidates,
     beam_search,
 )
 from mtrain.model.transformer import Transformer
@@ -97,8 +98,12 @@ class RandomTable(PrefixScorer):
 
 def search(scorer: Scorer, n: int = 1, max_length: int = 5, **options: object) -> list:
     src = torch.arange(n).unsqueeze(1) + 10  # (N, 1)
-    options = {"beam_size": 2, "length_penalty": 1.0} | options
-    return beam_search(scorer, src, None, torch.full((n,), max_length), **options)
+    sources = Sources(src, None, torch.full((n,), max_length))
+    options = {
+        "beam_size": 2,
+        "penalty": LengthPenalty(options.pop("length_penalty", 1.0)),
+    } | options
+    return beam_search(scorer, sources, **options)
 
 
 def log_prob_of(scorer: PrefixScorer, src: tuple[int, ...], tokens: list[int]) -> float:
@@ -283,16 +288,22 @@ def test_no_sentences_give_no_hypotheses():
     assert search(GARDEN_PATH, n=0) == []
 
 
-@pytest.mark.parametrize("vocab_size", [7, 799, 1600, 1601, 3333])
-def test_the_largest_logits_are_found_block_by_block(vocab_size):
-    logits = torch.randn(9, vocab_size, generator=torch.Generator().manual_seed(vocab_size))
+@pytest.mark.parametrize("vocab_size", [7, 100, 101, 799, 1600, 3333])
+def test_the_best_candidates_are_found_block_by_block(vocab_size):
+    generator = torch.Generator().manual_seed(vocab_size)
+    logits = torch.randn(12, vocab_size, generator=generator)  # 4 sentences, a beam of 3
     logits[:, [PAD, BOS]] = -math.inf
-    logits[3, -5:] = torch.arange(5) + 10.0
-    k = min(10, vocab_size)
-    values, ids = _top_k(logits, k)
-    expected = logits.topk(k)
-    assert torch.equal(values, expected.values)
-    assert torch.equal(ids, expected.indices)
+    logits[3, -5:] = torch.arange(5) + 10.0  # all of the best in one row, at its end
+    live = torch.randn(4, 3, generator=generator)
+    live[2, 1:] = -math.inf
+    log_z = logits.logsumexp(1)
+    found = _candidates(logits.clone(), log_z, live)
+    whole = (live.unsqueeze(2) + (logits - log_z.unsqueeze(1)).view(4, 3, -1)).flatten(1)
+    expected = whole.topk(6)
+    finite = expected.values > -math.inf
+    torch.testing.assert_close(found.log_probs, expected.values)
+    where = found.parents * vocab_size + found.tokens
+    assert torch.equal(where[finite], expected.indices[finite])
 
 
 # -- batches ---------------------------------------------------------------------------------
@@ -304,11 +315,12 @@ def test_companions_change_nothing(beam_size, exact_stop):
     scorer = RandomTable(9)
     src = torch.arange(24).unsqueeze(1) + 10
     max_lengths = torch.arange(24) % 7 + 2
-    options = {"beam_size": beam_size, "length_penalty": 1.0, "n_best": beam_size,
+    options = {"beam_size": beam_size, "penalty": LengthPenalty(), "n_best": beam_size,
                "exact_stop": exact_stop}  # fmt: skip
-    together = beam_search(scorer, src, None, max_lengths, **options)
+    together = beam_search(scorer, Sources(src, None, max_lengths), **options)
     for i, expected in enumerate(together):
-        [alone] = beam_search(scorer, src[i : i + 1], None, max_lengths[i : i + 1], **options)
+        one = Sources(src[i : i + 1], None, max_lengths[i : i + 1])
+        [alone] = beam_search(scorer, one, **options)
         assert alone == expected
 
 
@@ -395,8 +407,9 @@ def translate(
 ) -> list[list[Hypothesis]]:
     src, mask = padded(rows, extra)
     limits = torch.tensor([len(row) + 6 for row in rows])
+    sources = Sources(src, mask, limits)
     return beam_search(
-        scorer, src, mask, limits, beam_size, 1.0, n_best=min(3, beam_size), **options
+        scorer, sources, beam_size, LengthPenalty(), n_best=min(3, beam_size), **options
     )
 
 
@@ -442,9 +455,9 @@ def test_a_transformers_widest_beam_is_exact(model):
     src, mask = padded(rows)
     words = [i for i in range(VOCAB) if i not in (PAD, BOS, EOS)]
     outputs = [list(t) for n in range(3) for t in itertools.product(words, repeat=n)]
-    found = beam_search(
-        TransformerScorer(model), src, mask, torch.tensor([3, 3]), 420, 0.8, 3, exact_stop=True
-    )
+    sources = Sources(src, mask, torch.tensor([3, 3]))
+    scorer = TransformerScorer(model)
+    found = beam_search(scorer, sources, 420, LengthPenalty(0.8), 3, exact_stop=True)
     for row, hypotheses in zip(rows, found, strict=True):
         tgt = torch.tensor([[BOS, *o, EOS] + [PAD] * (2 - len(o)) for o in outputs])  # (O, 4)
         with torch.no_grad():

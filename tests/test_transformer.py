@@ -302,7 +302,7 @@ def test_padding_and_companions_never_change_a_row(lengths, extra, norm):
 )
 def test_decoding_step_by_step_equals_the_whole(options):
     model = make(**options)
-    n_steps = Cache.GROW_BY + 3
+    n_steps = 2 * Cache.STEPS_OF_ROOM + 3
     src, tgt_in = ids(3, 6), ids(3, n_steps, seed=2)
     mask = mask_of([6, 3, 5], 6)
     whole = model(src, tgt_in, mask)
@@ -358,7 +358,7 @@ def test_the_source_is_kept_once_a_sentence_whatever_the_beam():
     cache = model.start_cache(model.encode(ids(3, 5), None), None, beam_size=4)
     model.decode_step(ids(12), cache)
     assert cache.cross[0][0].shape == (3, 4, 5, 4)  # B, H, S, E
-    assert cache.past[0][0].shape[0] == 12
+    assert cache.past[0][0].shape[0] == 3
 
 
 # -- positions, embeddings -------------------------------------------------------------------

@@ -22,6 +22,7 @@ from mtrain.config import Config, TokenizerConfig, dump_config
 from mtrain.data.tokenizer import EOS, PAD, Tokenizer, load_tokenizers, train_tokenizers
 from mtrain.decoding import stream as stream_stage
 from mtrain.decoding import translate as stage
+from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources
 from mtrain.decoding.sentences import split_text
 from mtrain.decoding.stream import translate_file, translate_stream, waiting_lines
 from mtrain.decoding.translate import Options, Translation, Translator
@@ -93,7 +94,7 @@ class Copying:
 class CopyScorer:
     """Says what the source says; the other hypotheses of a beam end too early."""
 
-    def __init__(self, model: Copy) -> None:
+    def __init__(self, model: Copy, precision: str = "fp32") -> None:
         self.model = model
 
     def start(
@@ -238,17 +239,25 @@ def test_n_best_hypotheses_have_scores_and_pieces(make):
 def test_settings_of_the_run_hold_unless_others_are_given(make, monkeypatch):
     calls = []
     search = stage.beam_search
-    monkeypatch.setattr(stage, "beam_search", lambda *a: calls.append(a[4:]) or search(*a))
+    monkeypatch.setattr(stage, "beam_search", lambda *a: calls.append(a[2:]) or search(*a))
     translator = make(beam_size=3, length_penalty=0.5)
     translator.translate(["A dog."])
     translator.translate(["A dog."], beam_size=1, length_penalty=0.0)
-    assert calls == [(3, 0.5, 1, False), (1, 0.0, 1, False)]
+    assert calls == [
+        (3, LengthPenalty(0.5), 1, False),
+        (1, LengthPenalty(0.0), 1, False),
+    ]
 
 
 def test_the_maximum_length_is_learnt(make, monkeypatch):
     limits: list[int] = []
     search = stage.beam_search
-    monkeypatch.setattr(stage, "beam_search", lambda *a: limits.extend(a[3].tolist()) or search(*a))
+
+    def limited(scorer: Any, sources: Sources, *rest: Any) -> list[list[Hypothesis]]:
+        limits.extend(sources.max_lengths.tolist())
+        return search(scorer, sources, *rest)
+
+    monkeypatch.setattr(stage, "beam_search", limited)
     translator = make(max_length=100)
     long = " ".join(["dog"] * 30)
     n = len(translator.src_tokenizer.encode([long])[0]) + 1
@@ -449,13 +458,13 @@ def test_a_typed_line_is_answered_at_once(make, pipe):
 def test_a_full_pipe_is_taken_at_once(make, pipe, monkeypatch):
     reader, writer = pipe
     sizes: list[int] = []
-    detailed = Translator.translate_detailed
+    detailed = Translator.translate_lines
 
     def counted(self: Translator, lines: list[str], *rest: Any) -> list[Translation]:
         sizes.append(len(lines))
         return detailed(self, lines, *rest)
 
-    monkeypatch.setattr(Translator, "translate_detailed", counted)
+    monkeypatch.setattr(Translator, "translate_lines", counted)
     writer.write(b"ball\n" * 700)
     writer.close()
     assert written(make(), reader) == ["ball"] * 700
@@ -512,7 +521,7 @@ class Job:
             return translate_file(self.translator, source, self.output, Options(**options))
 
     def kill_after(self, n_batches: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-        detailed, calls = self.translator.translate_detailed, iter(range(n_batches))
+        detailed, calls = self.translator.translate_lines, iter(range(n_batches))
 
         def until_killed(*arguments: Any) -> list[Translation]:
             if next(calls, None) is None:
@@ -520,7 +529,7 @@ class Job:
             return detailed(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(self.translator, "translate_detailed", until_killed)
+            patch.setattr(self.translator, "translate_lines", until_killed)
             with pytest.raises(KeyboardInterrupt):
                 self.run(**options)
         self.translator.model.shown.clear()

@@ -11,14 +11,14 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Literal, TextIO
 
 from mtrain import console
-from mtrain.decoding.translate import Options, Progress, Translation, Translator
-from mtrain.errors import StorageError
+from mtrain.decoding.translate import Options, Progress, ScoredPair, Translation, Translator
+from mtrain.errors import DataError, StorageError
 from mtrain.model.weights import digest, weights_of
 from mtrain.run import storage_errors, write_json
 
@@ -27,18 +27,58 @@ READ_BYTES = 1 << 20
 WARNINGS_SHOWN = 20
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A second file, whose line n belongs to line n of the input."""
+
+    lines: BinaryIO
+    role: Literal["prefix", "target"]  # what the output begins with; a translation to be scored
+
+    def take(self, n: int) -> list[str]:
+        """The next n lines; a DataError where there are fewer."""
+        lines = list(islice(self.lines, n))
+        if len(lines) < n:
+            raise self._of_another_length("fewer lines than the input")
+        return [_without_end(line).decode("utf-8", errors="replace") for line in lines]
+
+    def close(self) -> None:
+        """A DataError where lines are left when the input has ended."""
+        if self.lines.readline():
+            raise self._of_another_length("more lines than the input")
+
+    def check(self, source: BinaryIO) -> None:
+        """The same error before any work, where both are files whose lines can be counted."""
+        if _regular_file(source) and _regular_file(self.lines):
+            n_own, n_wanted = _count_lines(self.lines), _count_lines(source)
+            if n_own != n_wanted:
+                raise self._of_another_length(f"{n_own:,} lines, but the input {n_wanted:,}")
+
+    def _of_another_length(self, fact: str) -> DataError:
+        return DataError(
+            f"{getattr(self.lines, 'name', f'the {self.role} file')} has {fact}",
+            f"give one line (it may be empty) for each line of the input: its {self.role}",
+        )
+
+
 def translate_stream(
-    translator: Translator, source: BinaryIO, out: TextIO, options: Options | None = None
+    translator: Translator,
+    source: BinaryIO,
+    out: TextIO,
+    options: Options | None = None,
+    beside: Beside | None = None,
 ) -> int:
     """Translate a stream as it comes, and return how many lines it had.
 
     What waits is translated together and flushed; nothing waits for more. See `_format` for what
-    is written. A reader that goes away raises BrokenPipeError.
+    is written. A reader that goes away raises BrokenPipeError. With targets beside it, they are
+    scored instead.
     """
     options = translator.resolve(options or Options())
+    if beside is not None:
+        beside.check(source)
     n_lines = 0
     with _progress(source, 0, is_shown=not out.isatty()) as progress:
-        for texts in _translated(translator, source, options, 0, progress):
+        for texts in _answers(translator, source, options, beside, 0, progress):
             out.write("".join(texts))
             out.flush()
             n_lines += len(texts)
@@ -46,9 +86,13 @@ def translate_stream(
 
 
 def translate_file(
-    translator: Translator, source: BinaryIO, output: Path, options: Options | None = None
+    translator: Translator,
+    source: BinaryIO,
+    output: Path,
+    options: Options | None = None,
+    beside: Beside | None = None,
 ) -> int:
-    """Translate a stream into a file, and return how many lines it had.
+    """Translate a stream into a file, and return how many lines it had; see `translate_stream`.
 
     OUT.part grows in order, and becomes OUT at the end. Beside it OUT.part.json notes from which
     file, with which model and options it was made: the same job, begun again after it was killed,
@@ -58,15 +102,18 @@ def translate_file(
     options = translator.resolve(options or Options())
     if output.exists() and not output.is_file() and not output.is_dir():  # such as /dev/null
         with storage_errors(output), open(output, "w", encoding="utf-8", newline="\n") as out:
-            return translate_stream(translator, source, out, options)
+            return translate_stream(translator, source, out, options, beside)
     if output.is_dir() or not output.absolute().parent.is_dir():
         problem = "it is a directory" if output.is_dir() else "its directory does not exist"
         raise StorageError(f"cannot write {output}: {problem}", "choose another place with -o")
+    if beside is not None:
+        beside.check(source)
     part = output.with_name(output.name + ".part")
     note_path = part.with_name(part.name + ".json")
-    note = _note(translator, source, options)
+    note = _note(translator, source, options, beside)
     with storage_errors(part):
-        n_done = _lines_done(part, note_path, note, options)
+        lines_an_answer = _lines_an_answer(options, beside)
+        n_done = _lines_done(part, note_path, note, lines_an_answer)
         if n_done:
             console.message(f"going on from line {n_done + 1:,}: {part} holds those before")
         else:
@@ -74,7 +121,7 @@ def translate_file(
             write_json(note_path, note)
         n_lines = n_done
         with open(part, "ab") as file, _progress(source, n_done, is_shown=True) as progress:
-            for texts in _translated(translator, source, options, n_done, progress):
+            for texts in _answers(translator, source, options, beside, n_done, progress):
                 file.write("".join(texts).encode())
                 file.flush()
                 n_lines += len(texts)
@@ -112,31 +159,38 @@ def _without_end(line: bytes) -> bytes:
     return line.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _translated(
+def _answers(
     translator: Translator,
     source: BinaryIO,
     options: Options,
+    beside: Beside | None,
     n_done: int,
     progress: Progress | None,
 ) -> Iterator[list[str]]:
     """What to write for each line after the first `n_done`, as many at a time as were waiting."""
     number = n_warnings = 0
     for raw in waiting_lines(source):
-        skipped = min(len(raw), max(0, n_done - number))
-        number += skipped
-        lines = [line.decode("utf-8", errors="replace") for line in raw[skipped:]]
-        if not lines:
+        others = beside.take(len(raw)) if beside is not None else None
+        n_skipped = min(len(raw), max(0, n_done - number))
+        number += n_skipped
+        raw = raw[n_skipped:]
+        others = others[n_skipped:] if others is not None else None
+        if not raw:
             continue
-        translations = translator.translate_detailed(
-            lines,
-            options.beam_size,
-            options.length_penalty,
-            options.n_best,
-            options.exact_stop,
-            progress,
-        )
+        lines = [line.decode("utf-8", errors="replace") for line in raw]
+        if beside is not None and beside.role == "target":
+            assert others is not None
+            scored = translator.score(lines, others, options)
+            yield [_format_score(number + 1 + i, s, options) for i, s in enumerate(scored)]
+            number += len(raw)
+            if progress:
+                progress(len(raw))
+            continue
+        if options.tab_prefix:
+            lines, others = _split_at_tab(lines)
+        translations = translator.translate_lines(lines, options, progress, others, number)
         texts = []
-        for bytes_, translation in zip(raw[skipped:], translations, strict=True):
+        for bytes_, translation in zip(raw, translations, strict=True):
             number += 1
             warnings = [*_encoding_warnings(bytes_), *translation.warnings]
             for warning in warnings:
@@ -145,10 +199,18 @@ def _translated(
                     console.warn(f"line {number:,}: {warning}")
             texts.append(_format(number, replace(translation, warnings=warnings), options))
         yield texts
+    if beside is not None:
+        beside.close()
     if n_warnings > WARNINGS_SHOWN:
         console.warn(
             f"{n_warnings - WARNINGS_SHOWN:,} more such warnings; --format jsonl shows them all"
         )
+
+
+def _split_at_tab(lines: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first tab of each line, and what behind it."""
+    cut = [line.partition("\t") for line in lines]
+    return [source for source, _, _ in cut], [prefix for _, _, prefix in cut]
 
 
 def _encoding_warnings(line: bytes) -> list[str]:
@@ -185,18 +247,35 @@ def _format(number: int, translation: Translation, options: Options) -> str:
     return "".join(f"{number}\t{h.score:.4f}\t{h.text}\n" for h in found)
 
 
+def _format_score(number: int, scored: ScoredPair, options: Options) -> str:
+    """What is written for a pair: its log-probability, or as jsonl one object."""
+    if options.format == "jsonl":
+        return json.dumps({"line": number, **asdict(scored)}, ensure_ascii=False) + "\n"
+    return f"{scored.log_prob:.4f}\n"
+
+
+def _lines_an_answer(options: Options, beside: Beside | None) -> int:
+    """How many lines are written for a line of input."""
+    is_one = options.format == "jsonl" or (beside is not None and beside.role == "target")
+    return 1 if is_one else options.n_best
+
+
 @contextmanager
 def _progress(source: BinaryIO, n_done: int, is_shown: bool) -> Iterator[Progress | None]:
     """A bar in lines, where a file is read and a person watches."""
     if not is_shown or _regular_file(source) is None or not console.is_terminal():
         yield None
         return
-    n_lines, position, last = 0, source.tell(), b"\n"
-    while data := os.pread(source.fileno(), READ_BYTES, position):
-        n_lines, position, last = n_lines + data.count(b"\n"), position + len(data), data[-1:]
-    n_lines += last != b"\n"
-    with console.bar(n_lines, "translating", " lines", initial=n_done) as bar:
+    with console.bar(_count_lines(source), "translating", " lines", initial=n_done) as bar:
         yield bar.update
+
+
+def _count_lines(file: BinaryIO) -> int:
+    """The lines that are still to be read from a regular file."""
+    n_lines, position, last = 0, file.tell(), b"\n"
+    while data := os.pread(file.fileno(), READ_BYTES, position):
+        n_lines, position, last = n_lines + data.count(b"\n"), position + len(data), data[-1:]
+    return n_lines + (last != b"\n")
 
 
 def _regular_file(stream: BinaryIO) -> os.stat_result | None:
@@ -211,28 +290,43 @@ def _regular_file(stream: BinaryIO) -> os.stat_result | None:
 # -- going on after an interruption ----------------------------------------------------------
 
 
-def _note(translator: Translator, source: BinaryIO, options: Options) -> dict[str, Any]:
+def _note(
+    translator: Translator, source: BinaryIO, options: Options, beside: Beside | None
+) -> dict[str, Any]:
     """All that decides what OUT.part holds."""
-    status = _regular_file(source)
-    identity = None
-    if status is not None:
-        identity = {
-            "path": str(Path(str(source.name)).absolute()),
-            "inode": status.st_ino,
-            "size_bytes": status.st_size,
-            "modified_ns": status.st_mtime_ns,
-        }
-    weights = {name: tensor.cpu() for name, tensor in weights_of(translator.model).items()}
-    engine = "mtrain" if translator.engine is None else translator.engine.description
+    identity = _identity(source)
+    if beside is not None and identity is not None:
+        other = _identity(beside.lines)
+        identity = None if other is None else {**identity, beside.role: other}
+    weights = {
+        f"{number}.{name}": tensor.cpu()
+        for number, model in enumerate(translator.models)
+        for name, tensor in weights_of(model).items()
+    }
+    engine = translator.engine
+    description = f"mtrain {translator.precision}" if engine is None else engine.description
     return {
         "input": identity,
         "model": digest(weights),
-        "engine": engine,
+        "engine": description,
         "options": asdict(options),
     }
 
 
-def _lines_done(part: Path, note_path: Path, note: dict[str, Any], options: Options) -> int:
+def _identity(file: BinaryIO) -> dict[str, Any] | None:
+    """What tells a file from any other, and from itself once it is changed; None for a pipe."""
+    status = _regular_file(file)
+    if status is None:
+        return None
+    return {
+        "path": str(Path(str(file.name)).absolute()),
+        "inode": status.st_ino,
+        "size_bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+    }
+
+
+def _lines_done(part: Path, note_path: Path, note: dict[str, Any], lines_an_answer: int) -> int:
     """How many input lines OUT.part answers; what follows the last whole answer is cut off."""
     if not part.exists() or not note_path.exists():
         return 0
@@ -245,7 +339,6 @@ def _lines_done(part: Path, note_path: Path, note: dict[str, Any], options: Opti
         because = f"the {' and the '.join(changed)} changed" if changed else "the input is a pipe"
         console.message(f"starting anew instead of going on with {part}: {because}")
         return 0
-    lines_an_answer = options.n_best if options.format == "text" else 1
     n_lines = end = offset = 0
     with open(part, "rb") as file:
         for line in file:

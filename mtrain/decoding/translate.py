@@ -21,14 +21,19 @@ from mtrain.config import Config, read_run_config
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import EOS, PAD, Tokenizer, load_tokenizers
 from mtrain.decoding.engine import CTranslate2
-from mtrain.decoding.search import Hypothesis, TransformerScorer, beam_search
+from mtrain.decoding.rerank import expected_chrf
+from mtrain.decoding.sampling import Diverse, Sampler
+from mtrain.decoding.scorers import EnsembleScorer, Scorer, TransformerScorer
+from mtrain.decoding.scoring import token_log_probs
+from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources, beam_search, walk
 from mtrain.decoding.sentences import split_text
-from mtrain.errors import ModelError, UsageError
+from mtrain.errors import DataError, ModelError, UsageError
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_model
 from mtrain.run import RunDir
 
-EXTRA_TOKENS = 10  # an output may always be so much longer than its source
+EXTRA_TOKENS = 10  # an output may always be so much longer than its source or its prefix
+AUTO_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
 
 Progress = Callable[[int], object]  # told how many more lines are done
 
@@ -38,7 +43,7 @@ class TextHypothesis:
     """One way to translate a line."""
 
     text: str
-    score: float  # log-probability / length^p, see decoding.search
+    score: float  # log-probability, divided by the length penalty: see decoding.search
     tokens: list[str]  # pieces
 
 
@@ -57,6 +62,18 @@ class Translation:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A given translation of a line, and what the model thinks of it."""
+
+    source: str
+    target: str
+    log_prob: float  # of all pieces and EOS, natural logarithm
+    score: float  # log_prob, divided by the length penalty
+    tokens: list[str]  # pieces, and </s> at the end
+    token_log_probs: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """How to translate, and how a stream of translations is written.
 
@@ -68,10 +85,41 @@ class Options:
     n_best: int = 1
     exact_stop: bool = False
     format: Literal["text", "jsonl"] = "text"
+    length_penalty_form: Literal["power", "gnmt"] | None = None
+    method: Literal["beam", "diverse", "sample", "mbr"] = "beam"
+    diversity: float = 0.5  # of `diverse`: what a token costs that a neighbour has just chosen
+    samples: int = 32  # of `mbr`: how many translations vote
+    temperature: float = 1.0  # of `sample` and `mbr`, like the next three: see sampling.Sampler
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 1
+    tab_prefix: bool = False  # a tab ends the source, and what its translation begins with follows
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that a sentence takes up in a batch."""
+        assert self.beam_size is not None
+        return {"sample": self.n_best, "mbr": self.samples}.get(self.method, self.beam_size)
+
+    @property
+    def penalty(self) -> LengthPenalty:
+        """Of options that `Translator.resolve` has filled in."""
+        assert self.length_penalty is not None
+        assert self.length_penalty_form is not None
+        return LengthPenalty(self.length_penalty, self.length_penalty_form)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is searched at once: a line, or a piece of one that is too long."""
+
+    ids: list[int]  # without EOS
+    prefix: list[int]  # what its translation begins with
+    key: int  # what its random draws come from
 
 
 class Translator:
-    """A model with all it needs to read and write text."""
+    """A model, or several, with all that is needed to read and write text."""
 
     def __init__(
         self,
@@ -80,35 +128,72 @@ class Translator:
         config: Config,
         length_ratio: Mapping[str, float],
         engine: CTranslate2 | None = None,
+        precision: Literal["auto", "fp32", "bf16"] | None = None,
+        companions: Sequence[Transformer] = (),
     ) -> None:
         """`length_ratio` holds `mean` and `std` of target / source pieces, both with EOS; `engine`
-        searches in the place of `model`, whose weights it shares."""
+        searches in the place of `model`, whose weights it shares.
+
+        The weights are read here: make another translator when they change. `precision` None is
+        the run's own; `companions` are further models, whose probabilities are averaged with the
+        first one's.
+        """
         self.model = model
         self.src_tokenizer, self.tgt_tokenizer = tokenizers
         self.config = config
         self.length_ratio = length_ratio
         self.engine = engine
+        self.device = next(model.parameters()).device
+        self.precision = runtime.choose_decoding_precision(
+            precision or config.decode.precision, self.device
+        )
+        self.models = [model, *companions]
+        members = [TransformerScorer(each, self.precision) for each in self.models]
+        self.scorer: Scorer = members[0] if len(members) == 1 else EnsembleScorer(members)
+        self._byte_ids = frozenset(self.tgt_tokenizer.byte_ids())
 
     @classmethod
     def from_run(
-        cls, path: str | Path, checkpoint: str | None = None, device: str = "auto"
+        cls,
+        path: str | Path,
+        checkpoint: str | None = None,
+        device: str = "auto",
+        precision: Literal["auto", "fp32", "bf16"] | None = None,
+        companions: Sequence[str | Path] = (),
     ) -> Translator:
-        """The translator that a run directory holds; it needs nothing outside of it."""
+        """The translator that a run directory holds; it needs nothing outside of it.
+
+        `companions` are further runs with the same vocabulary, for an ensemble with the first.
+        """
         run = RunDir.open(path)
+        others = [RunDir.open(other) for other in companions]
         chosen = runtime.choose_device(device)
         runtime.set_up(chosen, "auto")
         tokenizers = load_tokenizers(run.path)
-        length_ratio = run.read_manifest()["length_ratio"]
-        model = load_model(run, checkpoint, chosen)
-        return cls(model, tokenizers, read_run_config(run), length_ratio)
+        for other in others:
+            _check_same_vocabulary(run, tokenizers, other)
+        return cls(
+            load_model(run, checkpoint, chosen),
+            tokenizers,
+            read_run_config(run),
+            run.read_manifest()["length_ratio"],
+            None,
+            precision,
+            [load_model(other, None, chosen) for other in others],
+        )
 
     def with_ctranslate2(self, quantization: str | None = None) -> Translator:
         """The same translator, but that CTranslate2 computes and searches; see decoding.engine."""
+        if len(self.models) > 1:
+            raise UsageError(
+                "CTranslate2 knows no ensembles of models", "leave out --with, or --engine"
+            )
         tokenizers = (self.src_tokenizer, self.tgt_tokenizer)
         longest = self.config.data.max_length + 1
         n_positions = max(longest, int(self._max_lengths(torch.tensor([longest]))))
-        device = next(self.model.parameters()).device.type
-        engine = CTranslate2.of_model(self.model, tokenizers, n_positions, device, quantization)
+        engine = CTranslate2.of_model(
+            self.model, tokenizers, n_positions, self.device.type, quantization
+        )
         return Translator(self.model, tokenizers, self.config, self.length_ratio, engine)
 
     def translate(
@@ -131,15 +216,34 @@ class Translator:
     ) -> list[Translation]:
         """The same with scores, the `n_best` hypotheses of each line (fewer where fewer exist), and
         warnings.
+        """
+        options = Options(beam_size, length_penalty, n_best, exact_stop)
+        return self.translate_lines(lines, options, progress)
+
+    def translate_lines(
+        self,
+        lines: Sequence[str],
+        options: Options,
+        progress: Progress | None = None,
+        prefixes: Sequence[str] | None = None,
+        first_line: int = 0,
+    ) -> list[Translation]:
+        """Every line in every way that there is.
+
+        `prefixes` says what the translation of each line begins with ("": anything). `first_line`
+        is the number of lines before these, where they are part of a longer text: what is drawn at
+        random for a line depends on its place in the whole.
 
         A line too long for the model is cut into parts. Its hypotheses are the joined first,
-        second, ... ones of its parts; their score is the sum of log-probabilities / (sum of
-        lengths)^p.
+        second, ... ones of its parts; their score is the sum of log-probabilities, divided by the
+        penalty of the sum of lengths.
         """
         if isinstance(lines, str):
             raise TypeError("give a list of lines: translate([line])")
-        options = self.resolve(Options(beam_size, length_penalty, n_best, exact_stop))
-        parts_of_line, warnings = self._read(lines)
+        options = self.resolve(options)
+        if self.engine is not None and prefixes is not None:
+            raise UsageError("CTranslate2 is given no prefixes", "leave out --engine")
+        parts_of_line, warnings = self._read(lines, prefixes, options.seed, first_line)
         owners = [i for i, parts in enumerate(parts_of_line) for _ in parts]
         parts = [part for line_parts in parts_of_line for part in line_parts]
         n_waiting = Counter(owners)  # parts of each line
@@ -152,10 +256,45 @@ class Translator:
             n_waiting.subtract(owners[i] for i in batch)
             if progress:
                 progress(sum(n_waiting[owner] == 0 for owner in {owners[i] for i in batch}))
-        written = iter(self._write(found))
+        written = self._write(found)
+        if options.method == "mbr":
+            written = [_by_agreement(hypotheses)[: options.n_best] for hypotheses in written]
+        of_parts = iter(written)
         return [
-            self._assemble(line, [next(written) for _ in line_parts], line_warnings, options)
+            self._assemble(line, [next(of_parts) for _ in line_parts], line_warnings, options)
             for line, line_parts, line_warnings in zip(lines, parts_of_line, warnings, strict=True)
+        ]
+
+    def score(
+        self, sources: Sequence[str], targets: Sequence[str], options: Options | None = None
+    ) -> list[ScoredPair]:
+        """What the model thinks of given translations, one a source; nothing is cut."""
+        options = self.resolve(options or Options())
+        src_ids = self.src_tokenizer.encode([normalize(line) for line in sources])
+        tgt_ids = self.tgt_tokenizer.encode([normalize(line) for line in targets])
+        lengths = [max(len(s), len(t)) + 1 for s, t in zip(src_ids, tgt_ids, strict=True)]
+        log_probs: list[list[float]] = [[] for _ in src_ids]
+
+        def score_batch(batch: list[int]) -> list[list[float]]:
+            given = self._collate([_Part(src_ids[i], [], 0) for i in batch])
+            return token_log_probs(self.models, given.src, given.mask, [tgt_ids[i] for i in batch])
+
+        batches = list(self._batches(lengths, rows_a_sentence=1))
+        for batch, results in self._side_by_side(score_batch, batches):
+            for i, result in zip(batch, results, strict=True):
+                log_probs[i] = result
+        return [
+            ScoredPair(
+                source,
+                target,
+                math.fsum(of_tokens),
+                math.fsum(of_tokens) / options.penalty.divisor(float(len(of_tokens))),
+                self.tgt_tokenizer.pieces([*ids, EOS]),
+                of_tokens,
+            )
+            for source, target, ids, of_tokens in zip(
+                sources, targets, tgt_ids, log_probs, strict=True
+            )
         ]
 
     def resolve(self, options: Options) -> Options:
@@ -163,77 +302,131 @@ class Translator:
         decode = self.config.decode
         beam_size = decode.beam_size if options.beam_size is None else options.beam_size
         penalty = options.length_penalty
-        if not 1 <= options.n_best <= beam_size:
-            raise UsageError(
-                f"{options.n_best} hypotheses a line were asked for, but a beam of {beam_size} "
-                f"finds 1 to {beam_size}",
-                "search with a wider beam (--beam-size), or ask for fewer (--n-best)",
+        limit = {"sample": options.n_best, "mbr": options.samples}.get(options.method, beam_size)
+        if not 1 <= options.n_best <= limit:
+            what, how = (
+                (f"{limit} samples hold", "draw more samples (--samples)")
+                if options.method == "mbr"
+                else (f"a beam of {beam_size} finds", "search with a wider beam (--beam-size)")
             )
-        if options.exact_stop and self.engine is not None:
             raise UsageError(
-                "CTranslate2 stops when enough hypotheses are finished, and knows no exact stop",
-                "leave out --exact-stop, or --engine",
+                f"{options.n_best} hypotheses a line were asked for, but {what} 1 to {limit}",
+                f"{how}, or ask for fewer (--n-best)",
             )
+        form = options.length_penalty_form or decode.length_penalty_form
+        if self.engine is not None:
+            self._check_engine_can(replace(options, length_penalty_form=form))
         return replace(
             options,
             beam_size=beam_size,
             length_penalty=decode.length_penalty if penalty is None else penalty,
+            length_penalty_form=form,
         )
 
-    def _read(self, lines: Sequence[str]) -> tuple[list[list[list[int]]], list[list[str]]]:
-        """Each line as the ids of its parts (none: blank; several: it was too long); warnings."""
+    def _check_engine_can(self, options: Options) -> None:
+        """A UsageError that names what CTranslate2's search has no equal of."""
+        unknown = {
+            "exact stop": options.exact_stop,
+            f"--method {options.method}": options.method != "beam",
+            "length penalty of GNMT": options.length_penalty_form == "gnmt",
+        }
+        for what, is_wanted in unknown.items():
+            if is_wanted:
+                raise UsageError(
+                    f"CTranslate2 knows no {what}",
+                    "leave that out, or leave out --engine",
+                )
+
+    def _read(
+        self, lines: Sequence[str], prefixes: Sequence[str] | None, seed: int, first_line: int
+    ) -> tuple[list[list[_Part]], list[list[str]]]:
+        """Each line as its parts (none: blank; several: it was too long); warnings."""
         texts = [normalize(line) for line in lines]
-        parts_of_line = [[ids] if ids else [] for ids in self.src_tokenizer.encode(texts)]
-        warnings: list[list[str]] = [[] for _ in lines]
         limit = self.config.data.max_length
-        for i, parts in enumerate(parts_of_line):
-            if parts and len(parts[0]) > limit:
+        warnings: list[list[str]] = [[] for _ in lines]
+        prefix_ids = self._read_prefixes(prefixes, first_line, warnings)
+        parts_of_line: list[list[_Part]] = []
+        for i, ids in enumerate(self.src_tokenizer.encode(texts)):
+            of_parts = [ids] if ids else []
+            if len(ids) > limit:
                 pieces = split_text(texts[i], self._count_pieces, limit)
-                parts_of_line[i] = self.src_tokenizer.encode(pieces)
+                of_parts = self.src_tokenizer.encode(pieces)
                 warnings[i].append(
-                    f"{len(parts[0]):,} pieces are more than the {limit:,} the model was trained "
+                    f"{len(ids):,} pieces are more than the {limit:,} the model was trained "
                     f"with, so it was translated in {len(pieces):,} parts"
                 )
+            parts_of_line.append(
+                [
+                    _Part(
+                        part_ids,
+                        prefix_ids[i] if prefix_ids and number == 0 else [],
+                        runtime.seed_of(seed, first_line + i, number),
+                    )
+                    for number, part_ids in enumerate(of_parts)
+                ]
+            )
         return parts_of_line, warnings
+
+    def _read_prefixes(
+        self, prefixes: Sequence[str] | None, first_line: int, warnings: list[list[str]]
+    ) -> list[list[int]]:
+        """What each output must begin with, as ids; adds to the warnings of the lines."""
+        if prefixes is None:
+            return []
+        texts = [normalize(prefix) for prefix in prefixes]
+        ids_of = self.tgt_tokenizer.encode(texts)
+        limit = self.config.data.max_length
+        for i, ids in enumerate(ids_of):
+            if len(ids) > limit:
+                raise DataError(
+                    f"the prefix of line {first_line + i + 1:,} has {len(ids):,} pieces, more than "
+                    f"the {limit:,} the model was trained with",
+                    "give a shorter prefix, or translate the line in several",
+                )
+            if self._byte_ids.intersection(ids):
+                warnings[i].append(
+                    f"the prefix `{texts[i]}` holds characters that the vocabulary knows only as "
+                    "bytes; what follows them may be poor"
+                )
+        return ids_of
 
     def _count_pieces(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self.src_tokenizer.encode(texts)]
 
     def _search(
-        self, parts: Sequence[Sequence[int]], options: Options
+        self, parts: Sequence[_Part], options: Options
     ) -> Iterator[tuple[list[int], list[list[Hypothesis]]]]:
-        """Batch after batch, the longest parts first: their numbers, their hypotheses."""
-        assert options.beam_size is not None
-        assert options.length_penalty is not None
-        batches = self._batches([len(part) + 1 for part in parts], options.beam_size)
+        """Batch after batch: the numbers of its parts, their hypotheses."""
+
+        def search_batch(batch: list[int]) -> list[list[Hypothesis]]:
+            return self._search_batch([parts[i] for i in batch], options)
+
+        lengths = [len(part.ids) + 1 for part in parts]
+        batches = list(self._batches(lengths, options.n_rows))
         if self.engine is not None:
-            yield from self._search_elsewhere(self.engine, parts, list(batches), options)
+            yield from self._search_elsewhere(self.engine, parts, batches, options)
             return
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            for batch in batches:
-                src, src_mask, max_lengths = self._collate([parts[i] for i in batch])
-                yield (
-                    batch,
-                    beam_search(
-                        TransformerScorer(self.model),
-                        src,
-                        src_mask,
-                        max_lengths,
-                        options.beam_size,
-                        options.length_penalty,
-                        options.n_best,
-                        options.exact_stop,
-                    ),
-                )
-        finally:
-            self.model.train(was_training)
+        yield from self._side_by_side(search_batch, batches)
+
+    def _search_batch(self, parts: Sequence[_Part], options: Options) -> list[list[Hypothesis]]:
+        sources, scorer, penalty = self._collate(parts), self.scorer, options.penalty
+        if options.method == "beam":
+            assert options.beam_size is not None
+            return beam_search(
+                scorer, sources, options.beam_size, penalty, options.n_best, options.exact_stop
+            )
+        if options.method == "diverse":
+            found = walk(scorer, sources, options.n_rows, Diverse(options.diversity), penalty)
+            return [_distinct(hypotheses)[: options.n_best] for hypotheses in found]
+        sampler = Sampler(
+            [part.key for part in parts], options.temperature, options.top_k, options.top_p
+        )
+        return walk(scorer, sources, options.n_rows, sampler, penalty)
 
     def _search_elsewhere(
         self,
         engine: CTranslate2,
-        parts: Sequence[Sequence[int]],
+        parts: Sequence[_Part],
         batches: list[list[int]],
         options: Options,
     ) -> Iterator[tuple[list[int], list[list[Hypothesis]]]]:
@@ -242,37 +435,59 @@ class Translator:
         assert options.length_penalty is not None
         sources = (
             (
-                [parts[i] for i in batch],
-                int(self._max_lengths(torch.tensor([len(parts[i]) + 1 for i in batch])).max()),
+                [parts[i].ids for i in batch],
+                int(self._max_lengths(torch.tensor([len(parts[i].ids) + 1 for i in batch])).max()),
             )
             for batch in batches
         )
         found = engine.search(sources, options.beam_size, options.length_penalty, options.n_best)
         yield from zip(batches, found, strict=True)
 
-    def _batches(self, lengths: Sequence[int], beam_size: int) -> Iterator[list[int]]:
-        """Numbers of parts of similar length, within the budget of tokens x beam."""
+    def _side_by_side(
+        self,
+        function: Callable[[list[int]], list[runtime.Result]],
+        batches: Sequence[list[int]],
+    ) -> Iterator[tuple[list[int], list[runtime.Result]]]:
+        """function(batch) of each, with models that are ready for inference; in any order."""
+        were_training = [model.training for model in self.models]
+        for model in self.models:
+            model.eval()
+        try:
+            yield from runtime.side_by_side(function, batches, runtime.n_workers(self.device))
+        finally:
+            for model, was_training in zip(self.models, were_training, strict=True):
+                model.train(was_training)
+
+    def _batches(self, lengths: Sequence[int], rows_a_sentence: int) -> Iterator[list[int]]:
+        """Numbers of sentences of similar length, the longest first.
+
+        A batch keeps the budget of tokens x rows, and leaves enough for all workers.
+        """
+        budget = self.config.decode.batch_tokens
+        if budget == "auto":
+            budget = AUTO_BATCH_TOKENS[self.device.type]
+        most = math.ceil(len(lengths) / runtime.n_workers(self.device))
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         start = 0
         while start < len(order):
-            longest = lengths[order[start]]
-            end = start + max(1, self.config.decode.batch_tokens // (longest * beam_size))
+            fitting = budget // (lengths[order[start]] * rows_a_sentence)
+            end = start + max(1, min(most, fitting))
             yield order[start:end]
             start = end
 
-    def _collate(self, parts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Sources (B, S) ending in EOS, mask (B, 1, 1, S) or None where none is padded, maximum
-        lengths (B,).
-        """
-        rows = [[*part, EOS] for part in parts]
-        width = max(map(len, rows))
-        src = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])  # (B, S)
-        lengths = torch.tensor([len(row) for row in rows])  # (B,)
+    def _collate(self, parts: Sequence[_Part]) -> Sources:
+        """Sources ending in EOS, with the lengths that their outputs may have."""
+        src, lengths = _padded([[*part.ids, EOS] for part in parts])
+        width = src.shape[1]
         is_padded = bool((lengths < width).any())
         src_mask = (torch.arange(width) < lengths[:, None])[:, None, None] if is_padded else None
-        device = next(self.model.parameters()).device
-        src_mask = None if src_mask is None else src_mask.to(device)
-        return src.to(device), src_mask, self._max_lengths(lengths)
+        prefixes, prefix_lengths = _padded([part.prefix for part in parts])
+        return Sources(
+            src.to(self.device),
+            None if src_mask is None else src_mask.to(self.device),
+            torch.maximum(self._max_lengths(lengths), prefix_lengths + EXTRA_TOKENS),
+            prefixes.to(self.device) if prefixes.shape[1] else None,
+        )
 
     def _max_lengths(self, lengths: Tensor) -> Tensor:
         """The most tokens of outputs, with EOS, for sources of `lengths` (B,) with EOS -> (B,)
@@ -294,21 +509,21 @@ class Translator:
         """A line's hypotheses from those of its parts."""
         if not parts:
             return Translation(line, "", 0.0, [TextHypothesis("", 0.0, [])], warnings)
-        assert options.length_penalty is not None
         hypotheses = []
         for ranked in zip(*parts, strict=False):  # the first of all parts, the second, ...
             log_prob = sum(part.hypothesis.log_prob for part in ranked)
             length = sum(len(part.hypothesis.tokens) + 1 for part in ranked)
             text = " ".join(part.text for part in ranked if part.text)
             ids = [i for part in ranked for i in part.hypothesis.tokens]
-            score = log_prob / length**options.length_penalty
+            score = log_prob / options.penalty.divisor(float(length))
             hypotheses.append(TextHypothesis(text, score, self.tgt_tokenizer.pieces(ids)))
         if not hypotheses or not math.isfinite(hypotheses[0].score):
             raise ModelError(
                 "the model gives no finite probabilities: its weights are not usable",
                 "use another checkpoint, or train again with a lower train.optim.learning_rate",
             )
-        hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
+        if options.method != "mbr":  # whose order is that of agreement
+            hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
         return Translation(line, hypotheses[0].text, hypotheses[0].score, hypotheses, warnings)
 
 
@@ -316,3 +531,41 @@ class Translator:
 class _Written:
     hypothesis: Hypothesis
     text: str
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of ids with PAD behind (B, longest), and their lengths (B,)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows], dtype=torch.int64)
+    return ids.view(len(rows), width), torch.tensor([len(row) for row in rows])
+
+
+def _distinct(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Each output once, where it comes first."""
+    first: dict[tuple[int, ...], Hypothesis] = {}
+    for hypothesis in hypotheses:
+        first.setdefault(tuple(hypothesis.tokens), hypothesis)
+    return list(first.values())
+
+
+def _by_agreement(samples: Sequence[_Written]) -> list[_Written]:
+    """The different texts among samples, the one first that all agree with most."""
+    times = Counter(sample.text for sample in samples)
+    first = {sample.text: sample for sample in reversed(samples)}
+    texts = list(times)
+    expected = expected_chrf(texts, list(times.values()))
+    best_first = sorted(range(len(texts)), key=lambda i: -expected[i])
+    return [first[texts[i]] for i in best_first]
+
+
+def _check_same_vocabulary(
+    run: RunDir, tokenizers: tuple[Tokenizer, Tokenizer], other: RunDir
+) -> None:
+    """A UsageError where the pieces of two runs differ."""
+    for own, others in zip(tokenizers, load_tokenizers(other.path), strict=True):
+        if own.pieces(range(own.vocab_size)) != others.pieces(range(others.vocab_size)):
+            raise UsageError(
+                f"{run.path} and {other.path} have different vocabularies, so their probabilities "
+                "cannot be averaged",
+                "give runs that were trained with the same prepared data",
+            )

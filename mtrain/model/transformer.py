@@ -8,6 +8,7 @@ Masks are boolean and True where a position may be attended to.
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable
@@ -18,6 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrain.config import ModelConfig
+
+
+class Linear(nn.Linear):
+    """x W^T + b. Where the weights are bfloat16, the product is, whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., inputs) -> (..., outputs)"""
+        return self.outputs(x, slice(None))
+
+    def outputs(self, x: Tensor, which: slice) -> Tensor:
+        """Some of the outputs only."""
+        if self.weight.dtype == torch.bfloat16:
+            x = x.bfloat16()
+        return F.linear(x, self.weight[which], None if self.bias is None else self.bias[which])
+
 
 # -- attention (section 3.2) -----------------------------------------------------------------
 
@@ -56,8 +72,8 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.dropout = dropout
-        self.in_projection = nn.Linear(d_model, 3 * d_model)  # queries, keys, values in one matrix
-        self.out_projection = nn.Linear(d_model, d_model)
+        self.in_projection = Linear(d_model, 3 * d_model)  # queries, keys, values in one matrix
+        self.out_projection = Linear(d_model, d_model)
 
     def forward(
         self, x: Tensor, memory: Tensor | None, mask: Tensor | None, is_causal: bool
@@ -85,15 +101,11 @@ class MultiHeadAttention(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, H, T, E)"""
-        d_model = x.shape[-1]
-        weight, bias = self.in_projection.weight[:d_model], self.in_projection.bias[:d_model]
-        return self.split(F.linear(x, weight, bias))[0]
+        return self.split(self.in_projection.outputs(x, slice(x.shape[-1])))[0]
 
     def keys_values(self, memory: Tensor) -> list[Tensor]:
         """memory (B, S, D) -> keys and values (B, H, S, E)"""
-        d_model = memory.shape[-1]
-        weight, bias = self.in_projection.weight[d_model:], self.in_projection.bias[d_model:]
-        return self.split(F.linear(memory, weight, bias))
+        return self.split(self.in_projection.outputs(memory, slice(memory.shape[-1], None)))
 
     def split(self, x: Tensor) -> list[Tensor]:
         """x (B, T, n*D) -> n tensors (B, H, T, E)"""
@@ -160,10 +172,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.inner = nn.Linear(config.d_model, config.d_ff)
-        self.outer = nn.Linear(config.d_ff, config.d_model)
+        self.inner = Linear(config.d_model, config.d_ff)
+        self.outer = Linear(config.d_ff, config.d_model)
         is_gated = config.activation == "swiglu"
-        self.factor = nn.Linear(config.d_model, config.d_ff) if is_gated else None
+        self.factor = Linear(config.d_model, config.d_ff) if is_gated else None
         self.activation = ACTIVATIONS[config.activation]
         self.activation_dropout = config.activation_dropout
 
@@ -264,31 +276,34 @@ class DecoderLayer(nn.Module):
         return residual.add(x, self.attention(residual.enter(x), None, None, is_causal=True))
 
     def step(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
-        """The same for one new position, whose predecessors are in the cache: (R, D) -> (R, D)"""
+        """The same for one new position of K hypotheses a sentence: (B, K, D) -> (B, K, D)"""
         residual = self.around_attention
-        q, k, v = self.attention.split(self.attention.in_projection(residual.enter(x))[:, None])
-        k, v = cache.append(layer, k, v)  # (R, H, t, E)
-        heads = scaled_dot_product_attention(q, k, v, None, False, 0.0)
-        x = residual.add(x, self.attention.merge(heads)[:, 0])
+        q, k, v = self.attention.split(self.attention.in_projection(residual.enter(x)))
+        k, v = cache.append(layer, k, v)  # (B, H, n, E)
+        heads = scaled_dot_product_attention(q, k, v, cache.mask, False, 0.0)
+        x = residual.add(x, self.attention.merge(heads))
 
         residual = self.around_cross_attention
-        x_of_sentence = residual.enter(x).view(-1, cache.beam_size, x.shape[-1])  # (B, K, D)
-        q = self.cross_attention.queries(x_of_sentence)  # (B, H, K, E)
+        q = self.cross_attention.queries(residual.enter(x))  # (B, H, K, E)
         k, v = cache.cross[layer]  # (B, H, S, E)
         heads = scaled_dot_product_attention(q, k, v, cache.src_mask, False, 0.0)
-        x = residual.add(x, self.cross_attention.merge(heads).flatten(0, 1))
+        x = residual.add(x, self.cross_attention.merge(heads))
 
         residual = self.around_feed_forward
         return residual.add(x, self.feed_forward(residual.enter(x)))
 
 
 class Cache:
-    """Keys and values of the positions decoded so far; row r belongs to sentence r // K.
+    """Keys and values of what was decoded so far, stored once a sentence.
 
-    Those of the source are projected once and stored once a sentence, never copied for the beam.
+    The K hypotheses of a sentence share their beginnings, as paths in a tree do. Every token fed
+    to the decoder is a node, with a key and a value in each layer, and a hypothesis attends to the
+    nodes on its path. So going on from other hypotheses moves a few booleans and no keys; nodes
+    that are on no path any more are left behind whenever room is made for new ones. The keys and
+    values of the source are projected once, and never copied for the beam.
     """
 
-    GROW_BY = 32  # positions allocated at a time
+    STEPS_OF_ROOM = 6  # more: fewer copies, but attention reads more nodes that are on no path
 
     def __init__(
         self, cross: list[tuple[Tensor, Tensor]], src_mask: Tensor | None, beam_size: int
@@ -297,39 +312,65 @@ class Cache:
         self.src_mask = src_mask  # (B, 1, 1, S) or None
         self.beam_size = beam_size
         self.step = 0
-        self.past: list[tuple[Tensor, Tensor] | None] = [None] * len(cross)  # (R, H, t.., E) each
+        keys = cross[0][0]
+        self.past = [(keys[:, :, :0], keys[:, :, :0]) for _ in cross]  # (B, H, n and room, E) each
+        self.paths = keys.new_empty(len(keys), beam_size, 0, dtype=torch.bool)  # (B, K, n)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, 1, K, n) of self-attention; None where a sentence has one path through all nodes."""
+        return self.paths.unsqueeze(1) if self.beam_size > 1 else None
+
+    def open_step(self) -> None:
+        """Let each hypothesis end in a new node, whose key and value `append` brings."""
+        if self.paths.shape[2] == self.past[0][0].shape[2]:
+            self._make_room()
+        own = torch.eye(self.beam_size, dtype=torch.bool, device=self.paths.device)
+        self.paths = torch.cat([self.paths, own.expand(len(self.paths), -1, -1)], 2)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new position (R, H, 1, E); return all positions so far (R, H, t, E)."""
-        past = self.past[layer]
-        if past is None or past[0].shape[2] == self.step:
-            rows, heads, _, d_head = k.shape
-            room = [x.new_empty(rows, heads, self.GROW_BY, d_head) for x in (k, v)]
-            if past is not None:
-                room = [torch.cat(pair, dim=2) for pair in zip(past, room, strict=True)]
-            past = self.past[layer] = (room[0], room[1])
-        for kept, new in zip(past, (k, v), strict=True):
-            kept[:, :, self.step] = new[:, :, 0]
-        return past[0][:, :, : self.step + 1], past[1][:, :, : self.step + 1]
+        """Store those of the new nodes, (B, H, K, E) each; return those of all, (B, H, n, E)."""
+        end = self.paths.shape[2]
+        keys, values = self.past[layer]
+        keys[:, :, end - self.beam_size : end] = k
+        values[:, :, end - self.beam_size : end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
     def reorder(self, rows: Tensor) -> None:
         """Row r goes on from what was row `rows[r]` (R,), of the same sentence."""
-        self.past = [
-            None if pair is None else (pair[0].index_select(0, rows), pair[1].index_select(0, rows))
-            for pair in self.past
-        ]
+        self.paths = self.paths.flatten(0, 1).index_select(0, rows).view_as(self.paths)
 
     def keep_sentences(self, sentences: Tensor) -> None:
         """Go on with these sentences (B',) only."""
-        rows = (sentences[:, None] * self.beam_size).add(
-            torch.arange(self.beam_size, device=sentences.device)
-        )
-        self.reorder(rows.flatten())
-        self.cross = [
-            (k.index_select(0, sentences), v.index_select(0, sentences)) for k, v in self.cross
-        ]
+
+        def keep(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return pair[0].index_select(0, sentences), pair[1].index_select(0, sentences)
+
+        self.cross, self.past = [keep(pair) for pair in self.cross], [keep(p) for p in self.past]
+        self.paths = self.paths.index_select(0, sentences)
         if self.src_mask is not None:
             self.src_mask = self.src_mask.index_select(0, sentences)
+
+    def _make_room(self) -> None:
+        """Drop the nodes that are on no path, as far as all sentences can, and append room."""
+        order = None
+        if self.beam_size > 1 and self.step:
+            is_needed = self.paths.any(1)  # (B, n)
+            n_needed = int(is_needed.sum(1).max())
+            order = torch.argsort(is_needed.byte(), dim=1, descending=True, stable=True)[
+                :, :n_needed
+            ]
+            self.paths = self.paths.gather(2, order[:, None].expand(-1, self.beam_size, -1))
+        self.past = [(self._moved(k, order), self._moved(v, order)) for k, v in self.past]
+
+    def _moved(self, x: Tensor, order: Tensor | None) -> Tensor:
+        """x (B, H, n, E), nodes in the given order (B, n'), with room for more of them behind."""
+        if order is not None:
+            x = x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+        batch, heads, n_nodes, d_head = x.shape
+        room = x.new_empty(batch, heads, n_nodes + self.STEPS_OF_ROOM * self.beam_size, d_head)
+        room[:, :, :n_nodes] = x
+        return room
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +409,7 @@ class Transformer(nn.Module):
             self.tgt_embedding = self.src_embedding
         else:
             self.tgt_embedding = nn.Embedding(tgt_vocab_size, config.d_model)
-        self.output = nn.Linear(config.d_model, tgt_vocab_size, bias=False)
+        self.output = Linear(config.d_model, tgt_vocab_size, bias=False)
         if config.tied != "none":
             self.output.weight = self.tgt_embedding.weight
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
@@ -474,14 +515,31 @@ class Transformer(nn.Module):
         for layer in self.decoder:
             assert isinstance(layer, DecoderLayer)
             k, v = layer.cross_attention.keys_values(memory)
+            if memory.device.type == "cpu":  # attention is computed in float32 there
+                k, v = k.float(), v.float()
             cross.append((k.contiguous(), v.contiguous()))
         return Cache(cross, src_mask, beam_size)
 
     def decode_step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """The next position of every row: tokens (R,) -> logits (R, V); the cache grows by one."""
-        x = self.embed(self.tgt_embedding, tokens[:, None], cache.step)[:, 0]  # (R, D)
+        cache.open_step()
+        x = self.embed(self.tgt_embedding, tokens[:, None], cache.step)  # (R, 1, D)
+        x = x.view(-1, cache.beam_size, x.shape[2])  # (B, K, D)
         for i, layer in enumerate(self.decoder):
             assert isinstance(layer, DecoderLayer)
             x = layer.step(x, cache, i)
         cache.step += 1
-        return self.project(self.decoder_norm(x))
+        return self.project(self.decoder_norm(x)).flatten(0, 1)
+
+
+def with_matrices_in(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """A copy for inference that multiplies in `dtype`: half the memory to read, and on hardware
+    that knows bfloat16 half the time. Embeddings, norms and sums between layers keep float32.
+    """
+    converted = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in converted.modules():
+        if isinstance(module, Linear):  # a tied embedding keeps the weights it had
+            module.weight = nn.Parameter(module.weight.to(dtype), requires_grad=False)
+            if module.bias is not None:
+                module.bias = nn.Parameter(module.bias.to(dtype), requires_grad=False)
+    return converted

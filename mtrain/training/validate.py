@@ -37,8 +37,12 @@ class Validation:
         self.model = Transformer(config.model, source.vocab_size, target.vocab_size)
         self.model.eval().to(device)
         ratio = run.read_manifest()["length_ratio"]
-        self.translator = Translator(self.model, (source, target), config, ratio)
+        self.tokenizers, self.length_ratio = (source, target), ratio
         self.batches = valid_batches(self.split, source, target, config)
+
+    def translator(self) -> Translator:
+        """For the weights that the model has now."""
+        return Translator(self.model, self.tokenizers, self.config, self.length_ratio)
 
 
 def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> d
     started_at = time.perf_counter()
     set_weights(validation.model, weights, Path(f"step {step}"))
     loss = validation_loss(validation)
-    scores = evaluate_split(validation.translator, validation.split, validation.config).scores
+    scores = evaluate_split(validation.translator(), validation.split, validation.config).scores
     return {
         "loss": loss,
         "perplexity": float(np.exp(loss)),

@@ -1,0 +1,68 @@
+"""Chooses among translations as text: the one that the others agree with most.
+
+Minimum Bayes risk (Kumar and Byrne, 2004): samples of a model stand for the translations that it
+thinks possible, and each is a reference for all. The best is the one with the highest expected
+utility, which here is sacreBLEU's chrF2 of a sentence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_ORDER = 6  # characters in an n-gram
+BETA = 2  # recall counts so much more than precision
+
+
+def expected_chrf(candidates: Sequence[str], weights: Sequence[float]) -> list[float]:
+    """The mean chrF2 (0 to 100) of each text, with all of them, weighted, as its references."""
+    expected: NDArray[np.float64] = pairwise_chrf(candidates) @ np.asarray(weights, np.float64)
+    values: list[float] = (expected / sum(weights)).tolist()
+    return values
+
+
+def pairwise_chrf(texts: Sequence[str]) -> NDArray[np.float64]:
+    """(n, n): chrF2 of text i against text j as its reference, as sacreBLEU computes it."""
+    counts = [_ngram_counts(texts, order) for order in range(1, MAX_ORDER + 1)]
+    totals = np.stack([c.sum(1) for c in counts], 1).astype(np.float64)  # (n, orders)
+    scores = np.zeros((len(texts), len(texts)))
+    for i in range(len(texts)):
+        matches = np.stack([np.minimum(c[i], c).sum(1) for c in counts], 1)  # (n, orders)
+        scores[i] = _f_score(matches, totals[i], totals)
+    return scores
+
+
+def _ngram_counts(texts: Sequence[str], order: int) -> NDArray[np.int32]:
+    """(n, distinct n-grams of all texts), white space left out."""
+    columns: dict[str, int] = {}
+    per_text = []
+    for text in texts:
+        characters = "".join(text.split())
+        ngrams = Counter(characters[i : i + order] for i in range(len(characters) - order + 1))
+        per_text.append({columns.setdefault(g, len(columns)): n for g, n in ngrams.items()})
+    counts = np.zeros((len(texts), len(columns)), np.int32)
+    for row, found in zip(counts, per_text, strict=True):
+        row[list(found)] = list(found.values())
+    return counts
+
+
+def _f_score(
+    matches: NDArray[np.int64],
+    in_hypothesis: NDArray[np.float64],
+    in_reference: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """matches and in_reference (n, orders), in_hypothesis (orders,) -> (n,)
+
+    Precision and recall are averaged over the orders that both texts are long enough for.
+    """
+    counts = (in_hypothesis > 0) & (in_reference > 0)  # (n, orders)
+    n_orders = np.maximum(counts.sum(1), 1)
+    precision = (np.where(counts, matches / np.maximum(in_hypothesis, 1), 0)).sum(1) / n_orders
+    recall = (np.where(counts, matches / np.maximum(in_reference, 1), 0)).sum(1) / n_orders
+    weighted = BETA**2 * precision + recall
+    both = (1 + BETA**2) * precision * recall
+    f_score: NDArray[np.float64] = 100 * both / np.where(weighted > 0, weighted, 1)
+    return f_score
