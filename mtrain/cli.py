@@ -270,7 +270,11 @@ def translate(
     ] = False,
     length_penalty_form: Annotated[
         PenaltyForm | None,
-        typer.Option(metavar="power|gnmt", help="Divide by length^P, or by ((5 + length) / 6)^P."),
+        typer.Option(
+            "--penalty-form",
+            metavar="power|gnmt",
+            help="Divide by length^P, or by ((5 + length) / 6)^P as GNMT does.",
+        ),
     ] = None,
     method: Annotated[
         Method,
