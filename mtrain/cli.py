@@ -279,8 +279,8 @@ def translate(
     method: Annotated[
         Method,
         typer.Option(
-            metavar="beam|diverse|sample|mbr",
-            help="diverse: beam search whose hypotheses avoid each other's words; sample: N-BEST "
+            metavar="NAME",
+            help="beam; diverse: beam search whose hypotheses avoid each other's words; sample: N-BEST "
             "random ones; mbr: of SAMPLES random ones, what they agree with most (chrF2).",
         ),
     ] = Method.beam,
