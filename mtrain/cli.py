@@ -280,8 +280,8 @@ def translate(
         Method,
         typer.Option(
             metavar="NAME",
-            help="beam; diverse: beam search whose hypotheses avoid each other's words; sample: N-BEST "
-            "random ones; mbr: of SAMPLES random ones, what they agree with most (chrF2).",
+            help="beam; diverse: beam search whose hypotheses avoid each other's words; sample: "
+            "N-BEST random ones; mbr: of SAMPLES random ones, what they agree with most (chrF2).",
         ),
     ] = Method.beam,
     diversity: Annotated[
