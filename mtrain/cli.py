@@ -224,12 +224,24 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Keep an earlier run under another name; start anew.")
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Try the largest batch, say what the run would take, and stop."
+        ),
+    ] = False,
 ) -> None:
-    """Prepare the data if need be; train, or go on where it stopped."""
-    loaded = _load(config, overrides)
-    from mtrain.training.train import train as train_model
+    """Prepare the data if need be; train, or go on where it stopped.
 
-    train_model(loaded, config, fresh=fresh)
+    Several processes: torchrun --nproc-per-node 2 -m mtrain train CONFIG.
+    """
+    loaded = _load(config, overrides)
+    from mtrain.training import train as training
+
+    if plan:
+        training.show_plan(loaded, config)
+    else:
+        training.train(loaded, config, fresh=fresh)
 
 
 @app.command(
@@ -600,7 +612,7 @@ def _outcomes() -> Iterator[None]:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except MtrainError as error:
-        console.message(str(error))
+        console.error(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT

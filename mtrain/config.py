@@ -6,6 +6,7 @@ the JSON schema for editors and the reference in the README all come from these 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -221,17 +222,42 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The training loop."""
 
-    max_steps: int = Field(default=100_000, ge=1, description="updates of the weights")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="updates of the weights; 100,000 unless there is a `budget`, of which it is "
+        "the most that are made",
+    )
+    budget: str | None = Field(
+        default=None,
+        pattern=r"^([0-9]+(\.[0-9]+)?(h|min|s))+$",
+        description="time to train, such as 30min or 1h30min: steps, warm-up, decay and "
+        "validations are laid out so that the last checkpoint is written then; the schedule is "
+        "linear unless given",
+    )
+    init_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a run whose weights this one begins with; it must share its tokenizer",
+    )
     batch_tokens: int = Field(
         default=4096, ge=16, description="real target tokens (EOS included) in one update"
     )
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="most rows x longest side in one forward pass"
     )
-    validate_every: int = Field(default=1000, ge=1, description="steps between validations")
+    validate_every: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="steps between validations; auto: 1,000, or ten times in a `budget`",
+    )
     save_every: int = Field(default=1000, ge=1, description="steps between checkpoints")
     log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
     keep: int = Field(default=2, ge=1, description="newest checkpoints kept, beside the best")
+    keep_best: int = Field(
+        default=1,
+        ge=1,
+        description="best weights on valid that are kept; with more than one, their average is "
+        "compared at the end, as `last`, `ema` and the average of the newest are",
+    )
     best_metric: Literal["chrf", "bleu", "loss"] = Field(
         default="chrf", description="the score on valid that chooses the best checkpoint"
     )
@@ -250,7 +276,34 @@ class TrainConfig(Section):
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="CPU threads"
     )
+    tensorboard: bool = Field(
+        default=False,
+        description="write the numbers of metrics.jsonl for TensorBoard too, into the run "
+        "directory (needs the extra `tensorboard`)",
+    )
     optim: OptimConfig = OptimConfig()
+
+    @property
+    def budget_s(self) -> float | None:
+        """The budget in seconds."""
+        if self.budget is None:
+            return None
+        parts = re.findall(r"([0-9.]+)(h|min|s)", self.budget)
+        return sum(float(number) * {"h": 3600, "min": 60, "s": 1}[unit] for number, unit in parts)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _end_somewhere(cls, value: Any) -> Any:
+        """Without a budget there is a number of steps; with one, the rate reaches zero."""
+        if not isinstance(value, dict):
+            return value
+        if value.get("budget") is None:
+            steps = value.get("max_steps")
+            return value | {"max_steps": 100_000 if steps is None else steps}
+        optim = value.get("optim")
+        if optim is None or isinstance(optim, dict):
+            return value | {"optim": {"schedule": "linear"} | _given(optim or {})}
+        return value
 
 
 class DecodeConfig(Section):
@@ -295,7 +348,7 @@ class Config(Section):
     data: DataConfig = Field(description="where the text comes from: `train`, `valid`, `test`")
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
     decode: DecodeConfig = DecodeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
@@ -375,7 +428,8 @@ def _conflicts(config: Config) -> list[Conflict]:
                 f"set it to {longest} or more, or lower `data.max_length`",
             )
         )
-    if optim.schedule in ("linear", "cosine") and optim.warmup_steps >= train.max_steps:
+    is_to_zero = optim.schedule in ("linear", "cosine") and train.budget is None
+    if is_to_zero and optim.warmup_steps >= (train.max_steps or 0):
         found.append(
             Conflict(
                 "train.optim.warmup_steps",

@@ -12,14 +12,28 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+_is_silent = False
+
 
 def is_terminal() -> bool:
     """True where a bar can be redrawn in place."""
     return sys.stderr.isatty()
 
 
+def silence() -> None:
+    """Say nothing but errors from here on: of several processes one speaks."""
+    global _is_silent
+    _is_silent = True
+
+
 def message(text: str) -> None:
     """One line for the user, printed above any bar that is showing."""
+    if not _is_silent:
+        error(text)
+
+
+def error(text: str) -> None:
+    """Why the program ends."""
     tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()
 
@@ -51,7 +65,7 @@ def bar(total: int | None, description: str, unit: str, initial: int = 0) -> tqd
         unit=unit,
         unit_scale=unit == "B",
         dynamic_ncols=True,
-        disable=not is_terminal(),
+        disable=_is_silent or not is_terminal(),
         leave=False,
         file=sys.stderr,
     )

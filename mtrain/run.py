@@ -6,6 +6,7 @@
       model.safetensors        the winner
       checkpoints/             step-12000/, best-9000.safetensors: see training.state
       metrics.jsonl            one line for every logged step and validation
+      tensorboard/             the same numbers, where the config asks for them
       scores.json              test set -> metric -> score, low, high, signature
       translations/            what `eval` scored: <split>.<checkpoint>.txt
       data/                    manifest.json; raw text of valid and every test set
@@ -101,6 +102,7 @@ class RunDir:
         self.weights = self.path / "model.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
         self.scores = self.path / "scores.json"
         self.translations = self.path / "translations"
         self.data = self.path / "data"
@@ -134,11 +136,12 @@ class RunDir:
         """(step, file) of the best weights; more than one only where a kill came in between."""
         return _numbered(self.checkpoints.glob("best-*"), r"best-(\d+)\.safetensors")
 
-    def checkpoint_files(self, name: str | None) -> list[Path]:
-        """The weights that a name stands for, several where they are to be averaged.
+    def good_checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, file) of the next best weights, where the config keeps more than the best."""
+        return _numbered(self.checkpoints.glob("good-*"), r"good-(\d+)\.safetensors")
 
-        None is the winner: model.safetensors, and while training goes on `best`, then `last`.
-        """
+    def named_checkpoints(self) -> dict[str, list[Path]]:
+        """Name -> the weights that it stands for, several where they are to be averaged."""
         steps = {
             f"step-{step}": path / "weights.safetensors" for step, path in self.step_checkpoints()
         }
@@ -151,10 +154,20 @@ class RunDir:
                 named["ema"] = [newest / "ema.safetensors"]
         if best := self.best_checkpoints():
             named["best"] = [best[-1][1]]
+            if good := self.good_checkpoints():
+                named["avg-best"] = [best[-1][1], *(path for _, path in good)]
+        return named
+
+    def checkpoint_files(self, name: str | None) -> list[Path]:
+        """The weights that a name stands for, several where they are to be averaged.
+
+        None is the winner: model.safetensors, and while training goes on `best`, then `last`.
+        """
+        named = self.named_checkpoints()
         if name is None:
             if self.weights.exists():
                 return [self.weights]
-            name = "best" if best else "last"
+            name = "best" if "best" in named else "last"
         if name in named:
             return named[name]
         if not named:

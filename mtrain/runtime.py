@@ -15,7 +15,6 @@ import torch
 from mtrain.errors import DeviceError
 
 Precision = Literal["fp32", "bf16"]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -34,10 +34,11 @@ from mtrain.errors import (
     UsageError,
 )
 from mtrain.model.loss import Loss
-from mtrain.model.weights import load_model, load_tensors
+from mtrain.model.weights import average, load_model, load_tensors
 from mtrain.run import RunDir
-from mtrain.training import state
+from mtrain.training import learner, state
 from mtrain.training import train as training
+from mtrain.training.learner import Learner
 from mtrain.training.resume import alone_in
 from mtrain.training.train import train
 
@@ -133,7 +134,9 @@ def outcome(run: RunDir) -> Outcome:
         found.tensors |= {f"{name}: {key}": tensor for key, tensor in tensors.items()}
     newest = run.step_checkpoints()[-1][1]
     numbers = json.loads((newest / "state.json").read_text())
-    found.progress = {k: v for k, v in numbers.items() if k not in {"elapsed_s", "sha256"}}
+    found.progress = {
+        k: v for k, v in numbers.items() if k not in {"elapsed_s", "validating_s", "sha256"}
+    }
     return found
 
 
@@ -150,13 +153,15 @@ def assert_alike(run: RunDir, other: RunDir) -> None:
 
 def before_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
     """Have `action(step)` called at the beginning of each update."""
-    original = training._Loop.step
+    original = Learner.update
 
-    def step(loop: Any, update: Any, progress: Any, meter: Any) -> None:
+    def update(
+        learner: Any, plan: Any, number: int, rate: float, progress: Any, meter: Any
+    ) -> None:
         action(progress.step + 1)
-        original(loop, update, progress, meter)
+        original(learner, plan, number, rate, progress, meter)
 
-    monkeypatch.setattr(training._Loop, "step", step)
+    monkeypatch.setattr(Learner, "update", update)
 
 
 def raise_signal(number: int, at: int) -> Callable[[int], None]:
@@ -190,15 +195,19 @@ def test_a_run_leaves_what_it_should(straight):
     assert trained[-1]["epoch"] > 0  # so that the tests below pass the border of an epoch
 
 
-def test_the_winner_is_the_best_and_holds_the_average(straight):
-    scored = {r["step"]: r["chrf"] for r in straight.read_metrics() if r["kind"] == "valid"}
-    best = max(scored, key=lambda step: (scored[step], -step))
+def test_the_best_of_all_that_was_scored_wins(straight):
+    """And was written, with the weights that its name stands for."""
+    records = straight.read_metrics()
+    valid = {r["step"]: r["chrf"] for r in records if r["kind"] == "valid"}
+    best = max(valid, key=lambda step: (valid[step], -step))
     assert [step for step, _ in straight.best_checkpoints()] == [best]
+    rivals = {r["checkpoint"]: r["chrf"] for r in records if r["kind"] == "rival"}
+    assert rivals.keys() == {"last", "avg"} | (set() if best == 12 else {"ema"})
+    scores = {"best": valid[best]} | rivals
     weights, facts = load_tensors(straight.weights)
-    assert facts["step"] == best
-    if best == 12:
-        averages, _ = load_tensors(straight.checkpoint_files("ema")[0])
-        assert all(torch.equal(weights[name], averages[name]) for name in averages)
+    assert scores[facts["checkpoint"]] == max(scores.values()) == facts["valid"]["chrf"]
+    named = average(load_tensors(p)[0] for p in straight.checkpoint_files(facts["checkpoint"]))
+    assert all(torch.equal(weights[name], named[name]) for name in weights)
 
 
 def test_the_validation_loss_is_that_of_each_pair_alone(straight):
@@ -358,7 +367,7 @@ def test_killed_while_saving(workspace, straight, tmp_path, monkeypatch):
     assert_alike(workspace.train(run.path), straight)
 
 
-@pytest.mark.parametrize("moment", ["validate", "save_best", "_install_winner"])
+@pytest.mark.parametrize("moment", ["validate", "save_best", "install_winner"])
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_around_validation(workspace, straight, tmp_path, monkeypatch, moment, after):
     """In the last one, just before or just after what is named."""
@@ -558,13 +567,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
     """Make the loss of these steps undefined."""
     now = [0]
     before_step(monkeypatch, lambda step: now.__setitem__(0, step))
-    original = training.loss_of
+    original = learner.loss_of
 
     def loss_of(*arguments: Any) -> Loss:
         loss = original(*arguments)
         return Loss(loss.smoothed * (float("nan") if now[0] in bad_steps else 1.0), loss.nll)
 
-    monkeypatch.setattr(training, "loss_of", loss_of)
+    monkeypatch.setattr(learner, "loss_of", loss_of)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(
@@ -601,14 +610,14 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_update(
 ):
     settings = ("model.dropout=0.0", "train.max_steps=6")
     whole = workspace.train(tmp_path / "whole", *settings)
-    loss_of = training.loss_of
+    loss_of = learner.loss_of
 
     def full_above_40(model: Any, batch: Batch, optim: Any) -> Loss:
         if batch.tgt_out.numel() > 40:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return loss_of(model, batch, optim)
 
-    monkeypatch.setattr(training, "loss_of", full_above_40)
+    monkeypatch.setattr(learner, "loss_of", full_above_40)
     halved = workspace.train(tmp_path / "halved", *settings)
     assert "does not fit into the memory of cpu; going on with 40 tokens" in capsys.readouterr().err
     for key in ("loss", "grad_norm"):
@@ -620,7 +629,7 @@ def test_out_of_memory_with_one_pair_is_an_error(workspace, tmp_path, monkeypatc
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training, "loss_of", full)
+    monkeypatch.setattr(learner, "loss_of", full)
     with pytest.raises(OutOfMemoryError, match="a micro-batch of 1 pairs") as raised:
         workspace.train(tmp_path / "run")
     assert "data.max_length" in (raised.value.fix or "")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +30,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     atomic_write(path, save(on_cpu, {"mtrain": json.dumps(note, sort_keys=True)}))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, on the CPU, and the facts; a CheckpointError where the file is damaged."""
     try:
         with safe_open(path, "pt") as file:
@@ -53,6 +54,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     if digest(tensors, facts) != sha256:
         raise CheckpointError(f"{path} is damaged: its contents do not match its own sha256", FIX)
     return tensors, facts
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a file that `save_tensors` wrote, without its tensors."""
+    with safe_open(path, "pt") as file:
+        facts: dict[str, Any] = json.loads(file.metadata()["mtrain"])["facts"]
+    return facts
 
 
 def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = None) -> str:

@@ -11,22 +11,23 @@ from torch import Tensor
 
 from mtrain.data.batching import Batch
 from mtrain.model.loss import Loss
+from mtrain.processes import Processes
 from mtrain.training.state import Progress
 
 
 class Meter:
     """Sums since the last line of the log, kept on the device until they are read."""
 
-    def __init__(self, progress: Progress, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, progress: Progress, processes: Processes) -> None:
+        self.processes, device = processes, processes.device
         self.n_skipped = torch.tensor(float(progress.n_skipped), device=device)  # of all updates
         self.n_skipped_in_a_row = torch.tensor(float(progress.n_skipped_in_a_row), device=device)
         self.restart()
 
     def restart(self) -> None:
         """Begin a new stretch."""
-        self.smoothed = torch.zeros((), device=self.device)
-        self.nll = torch.zeros((), device=self.device)
+        self.smoothed = torch.zeros((), device=self.processes.device)
+        self.nll = torch.zeros((), device=self.processes.device)
         self.divergence: Tensor | None = None  # of two passes, where there are two
         self.n_source = self.n_target = self.n_positions = 0
         self.elapsed_s = 0.0
@@ -64,20 +65,24 @@ class Meter:
     def read(self, progress: Progress) -> dict[str, float]:
         """The means since the last reading; begins a new stretch."""
         self.end_lap(progress)
-        on_gpu = self.device.type == "cuda"
+        on_gpu = self.processes.device.type == "cuda"
+        losses = [self.smoothed, self.nll, *([] if self.divergence is None else [self.divergence])]
+        losses = self.processes.sum(torch.stack(losses)).tolist()
+        counts = torch.tensor([self.n_source, self.n_target, self.n_positions])
+        n_source, n_target, n_positions = self.processes.sum(counts).tolist()
         record = {
-            "loss": self.smoothed.item() / self.n_target,
-            "nll": self.nll.item() / self.n_target,
+            "loss": losses[0] / n_target,
+            "nll": losses[1] / n_target,
             "grad_norm": float(self.grad_norm),
             "learning_rate": self.rate,
-            "tokens_per_s": (self.n_source + self.n_target) / self.elapsed_s,
-            "real_token_share": (self.n_source + self.n_target) / self.n_positions,
+            "tokens_per_s": (n_source + n_target) / self.elapsed_s,
+            "real_token_share": (n_source + n_target) / n_positions,
             "n_skipped": progress.n_skipped,
             "memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_bytes(),
             "elapsed_s": round(progress.elapsed_s, 3),
         }
-        if self.divergence is not None:
-            record["divergence"] = self.divergence.item() / self.n_target
+        if len(losses) > 2:
+            record["divergence"] = losses[2] / n_target
         self.restart()
         return record
 

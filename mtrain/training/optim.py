@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,20 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_ROUNDS = 5
 
 
-def learning_rate(step: int, max_steps: int, config: OptimConfig) -> float:
+def learning_rate(
+    step: int,
+    max_steps: int,
+    config: OptimConfig,
+    corrections: Sequence[tuple[int, int]] = (),
+) -> float:
     """The rate of update `step` (1, 2, ...): linear warm-up to the peak, then the schedule.
 
     inverse_sqrt   peak * sqrt(warmup / step)        (paper, equation 3, with the peak named)
     linear         to zero, which comes just after max_steps
     cosine         the same, along half a cosine
     constant       the peak
+
+    `corrections` are (step, max_steps), see `share_left`.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if step <= warmup:
@@ -33,10 +40,35 @@ def learning_rate(step: int, max_steps: int, config: OptimConfig) -> float:
         return peak * math.sqrt(max(1, warmup) / step)
     if config.schedule == "constant":
         return peak
-    left, decay = max(0, max_steps + 1 - step), max_steps + 1 - warmup  # steps
     if config.schedule == "linear":
-        return peak * left / decay
-    return peak * (1 - math.cos(math.pi * left / decay)) / 2
+        return share_left(step, max_steps, warmup, corrections, of=peak)
+    left = share_left(step, max_steps, warmup, corrections)
+    return peak * (1 - math.cos(math.pi * left)) / 2
+
+
+def share_left(
+    step: int,
+    max_steps: int,
+    warmup_steps: int,
+    corrections: Sequence[tuple[int, int]] = (),
+    of: float = 1.0,
+) -> float:
+    """The share of the way from the end of warm-up to just after max_steps: 1 there, 0 here.
+
+    A correction (step, max_steps) sets another end. What is left of the way at that step is then
+    covered evenly up to there: nothing jumps.
+    """
+    share, start = of, warmup_steps
+    for corrected_at, corrected_end in corrections:
+        if corrected_at >= step:
+            break
+        if corrected_at > start:
+            share *= max(0, max_steps + 1 - corrected_at) / (max_steps + 1 - start)
+            start = corrected_at
+        max_steps = corrected_end
+    if step <= start:
+        return share
+    return share * max(0, max_steps + 1 - step) / max(1, max_steps + 1 - start)
 
 
 def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:

@@ -18,7 +18,7 @@ from mtrain.training.state import Progress
 
 # A change of these makes another model, another order or another optimum: refused on resume.
 FIXED = ("source", "target", "data", "tokenizer", "model")
-FIXED_IN_TRAIN = ("seed", "batch_tokens", "optim", "best_metric")
+FIXED_IN_TRAIN = ("seed", "batch_tokens", "optim", "best_metric", "budget", "init_from")
 
 
 def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
@@ -43,8 +43,14 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
 
 
 @contextmanager
-def alone_in(run: RunDir) -> Iterator[None]:
-    """Refuse a second process in the same run directory; a killed one holds no lock."""
+def alone_in(run: RunDir, is_first: bool = True) -> Iterator[None]:
+    """Refuse a second training in the same run directory; a killed one holds no lock.
+
+    Of several processes that train together, the first holds the lock.
+    """
+    if not is_first:
+        yield
+        return
     with storage_errors(run.path):
         run.lock.parent.mkdir(parents=True, exist_ok=True)
         file = open(run.lock, "w")  # noqa: SIM115 (held open, and so locked, until the end)

@@ -7,6 +7,7 @@
         optimizer.safetensors  the optimizer's moments
         state.json             progress, readable
       best-9000.safetensors    the weights that scored best on valid
+      good-8000.safetensors    the next best, as many as the config keeps
 
 Order is a function of (seed, epoch) and dropout of (seed, step, micro-batch), so no generator
 state is kept. A directory gets its name only when all of it is on the disk.
@@ -18,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,15 @@ import torch
 from torch import nn
 
 from mtrain import console
+from mtrain.config import TrainConfig
 from mtrain.errors import CheckpointError
-from mtrain.model.weights import load_tensors, save_tensors, set_weights, weights_of
+from mtrain.model.weights import (
+    load_tensors,
+    read_facts,
+    save_tensors,
+    set_weights,
+    weights_of,
+)
 from mtrain.run import RunDir, storage_errors, write_json
 from mtrain.training.optim import Ema, optimizer_state, set_optimizer_state
 
@@ -49,6 +57,8 @@ class Progress:
     n_skipped: int = 0  # updates with a gradient that was not finite
     n_skipped_in_a_row: int = 0  # up to the last update
     elapsed_s: float = 0.0  # spent training, over all resumes
+    validating_s: float = 0.0  # spent on validations
+    plan: list[list[int]] = field(default_factory=list)  # see training.budget
 
 
 def save_state(
@@ -144,10 +154,43 @@ def _digest(numbers: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
 
-def save_best(run: RunDir, weights: dict[str, torch.Tensor], facts: dict[str, object]) -> None:
-    """Write `best-N`, then drop the one it replaces."""
+def score_of(valid: dict[str, Any], metric: str) -> float:
+    """What a validation found by `metric`; higher is better."""
+    score: float = valid[metric]
+    return -score if metric == "loss" else score
+
+
+def save_best(
+    run: RunDir, weights: dict[str, torch.Tensor], facts: dict[str, Any], train: TrainConfig
+) -> None:
+    """Write `best-N`; the one it replaces is good, or goes."""
     step = facts["step"]
     save_tensors(run.checkpoints / f"best-{step}.safetensors", weights, facts)
     for old_step, old in run.best_checkpoints():
         if old_step != step:
-            old.unlink()
+            old.rename(old.with_name(f"good-{old_step}.safetensors"))
+    _drop_all_but_good(run, train)
+
+
+def save_good(
+    run: RunDir, weights: dict[str, torch.Tensor], facts: dict[str, Any], train: TrainConfig
+) -> None:
+    """Write `good-N`, weights that were not the best, where the config keeps such."""
+    if train.keep_best > 1:
+        save_tensors(run.checkpoints / f"good-{facts['step']}.safetensors", weights, facts)
+        _drop_all_but_good(run, train)
+
+
+def _drop_all_but_good(run: RunDir, train: TrainConfig) -> None:
+    """Keep the next best after the best, `keep_best` together; of equal ones the earlier."""
+    bests = {step for step, _ in run.best_checkpoints()}
+    good = [(step, path) for step, path in run.good_checkpoints() if step not in bests]
+
+    def rank(item: tuple[int, Path]) -> tuple[float, int]:
+        step, path = item
+        return -score_of(read_facts(path)["valid"], train.best_metric), step
+
+    kept = sorted(good, key=rank)[: train.keep_best - 1] if train.keep_best > 1 else []
+    for step, path in run.good_checkpoints():
+        if (step, path) not in kept:
+            path.unlink()

@@ -17,6 +17,7 @@ from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import Tokenizer, load_tokenizers
 from mtrain.decoding.translate import Translator
 from mtrain.evaluation.evaluate import evaluate_split
+from mtrain.evaluation.metrics import score_all
 from mtrain.model.loss import label_smoothed_loss
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import set_weights
@@ -39,6 +40,16 @@ class Validation:
         ratio = run.read_manifest()["length_ratio"]
         self.tokenizers, self.length_ratio = (source, target), ratio
         self.batches = valid_batches(self.split, source, target, config)
+        copies = score_all(
+            self.split.sources,
+            self.split.references,
+            config.target,
+            config.evaluate.tokenize,
+            config.evaluate.lowercase,
+            intervals=False,
+            metrics=("bleu",),
+        )
+        self.bleu_of_copying = copies["bleu"].score
 
     def translator(self) -> Translator:
         """For the weights that the model has now."""
@@ -50,13 +61,17 @@ def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> d
     started_at = time.perf_counter()
     set_weights(validation.model, weights, Path(f"step {step}"))
     loss = validation_loss(validation)
-    scores = evaluate_split(validation.translator(), validation.split, validation.config).scores
+    result = evaluate_split(validation.translator(), validation.split, validation.config)
+    scores = result.scores
     return {
         "loss": loss,
         "perplexity": float(np.exp(loss)),
         "bleu": scores["bleu"].score,
         "chrf": scores["chrf"].score,
         "signatures": {name: score.signature for name, score in scores.items()},
+        "n_distinct_outputs": len(set(result.hypotheses)),
+        "n_distinct_references": len(set(validation.split.references)),
+        "bleu_of_copying": validation.bleu_of_copying,
         "validation_s": round(time.perf_counter() - started_at, 3),
     }
 

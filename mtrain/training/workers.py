@@ -61,6 +61,11 @@ class Workers:
         self._add_up()
         return [results[i] for i in range(len(items))]
 
+    def set_training(self) -> None:
+        """Dropout is on from here."""
+        for model in self.models:
+            model.train()
+
     def drop_gradients(self) -> None:
         """Forget what was computed of an update that cannot be finished."""
         for model in self.models:

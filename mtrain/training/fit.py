@@ -1,0 +1,110 @@
+"""Fit before flight: does the largest micro-batch fit, and what will the run cost?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mtrain import console
+from mtrain.data.batching import BatchPlan, Indices, collate
+from mtrain.training.budget import Plan
+from mtrain.training.learner import Learner
+from mtrain.training.meter import peak_bytes
+from mtrain.training.state import Progress
+
+N_TIMED = 2  # updates
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found before the first step."""
+
+    update_s: float  # forward and backward of an update, on average
+    tokens_per_s: float  # source and target, of all processes
+    peak_bytes: int
+    n_micro_batches: float  # an update, on average
+
+
+def try_out(learner: Learner, plan: BatchPlan, progress: Progress) -> Trial:
+    """Run the largest micro-batch forward and backward, then time the first updates of a plan.
+
+    Where memory runs out the micro-batch is halved in `progress`. Weights stay as they are.
+    """
+    while not _fits(learner, plan, progress):
+        pass
+    numbers = range(min(N_TIMED, len(plan)))
+    n_micro_batches = sum(
+        len(plan.micro_batches(number, learner.micro_batch_tokens(progress))) for number in numbers
+    )
+    n_tokens = 0
+    began_at = time.perf_counter()
+    for number in numbers:
+        learner.gradients(plan, number, progress)
+        sentences = plan.updates[number]
+        n_tokens += int(plan.src_lengths[sentences].sum() + plan.tgt_lengths[sentences].sum())
+    learner.workers.drop_gradients()
+    if learner.device.type == "cuda":
+        torch.cuda.synchronize(learner.device)
+    elapsed_s = learner.processes.as_first(time.perf_counter() - began_at)
+    return Trial(
+        elapsed_s / len(numbers),
+        n_tokens / elapsed_s,
+        _peak_bytes(learner),
+        n_micro_batches / len(numbers),
+    )
+
+
+def show(learner: Learner, plan: Plan, epoch: BatchPlan, trial: Trial, progress: Progress) -> None:
+    """One table: parameters, memory, speed, updates and epochs planned, time left."""
+    steps, n_left = plan.max_steps, max(0, plan.max_steps - progress.step)
+    left = plan.left_s() if plan.train.budget else n_left * trial.update_s
+    rows = [
+        ("parameters", f"{learner.n_parameters:,}"),
+        ("memory at its peak", f"{trial.peak_bytes / 2**20:,.0f} MiB"),
+        ("tokens/s, source and target", f"{trial.tokens_per_s:,.0f}"),
+        ("target tokens an update", f"{plan.train.batch_tokens:,}"),
+        (
+            "micro-batches an update",
+            f"{trial.n_micro_batches:.1f} of at most {learner.micro_batch_tokens(progress):,}",
+        ),
+        ("updates an epoch", f"{len(epoch):,}"),
+        ("updates planned", f"{steps:,}"),
+        ("epochs planned", f"{steps / len(epoch):,.1f}"),
+        ("time left, without validations", console.duration(left)),
+    ]
+    if plan.train.budget:
+        rows[-1] = ("time left, with validations", console.duration(left))
+    console.table(("plan", ""), rows)
+
+
+def _fits(learner: Learner, plan: BatchPlan, progress: Progress) -> bool:
+    """Whether the largest micro-batch does; if not, the next try has half of it."""
+    largest = collate(
+        learner.store, largest_micro_batch(plan, learner.micro_batch_tokens(progress))
+    )
+    try:
+        learner.forward_backward({0: largest}, largest.n_target_tokens, step=0)
+    except torch.OutOfMemoryError as error:
+        learner.workers.drop_gradients()
+        learner.shrink([largest], progress, error)
+        return False
+    learner.workers.drop_gradients()
+    return True
+
+
+def largest_micro_batch(plan: BatchPlan, max_tokens: int) -> Indices:
+    """As many of the longest pairs as one micro-batch can hold."""
+    longest = np.maximum(plan.src_lengths, plan.tgt_lengths)
+    order = np.argsort(-longest, kind="stable")
+    return order[: max(1, max_tokens // int(longest[order[0]]))]
+
+
+def _peak_bytes(learner: Learner) -> int:
+    """Of this process; on a GPU with the moments that the optimizers will add."""
+    if learner.device.type != "cuda":
+        return peak_bytes()
+    moments = 2 * sum(p.numel() * p.element_size() for p in learner.model.parameters())
+    return torch.cuda.max_memory_allocated(learner.device) + moments

@@ -1,0 +1,162 @@
+"""One update of the weights: gradients of micro-batches, summed, clipped and applied.
+
+What an update is made of does not depend on how it is computed: the plan names its sentences, and
+its micro-batches are shared out among processes and threads. Dropout is a function of (seed, step,
+number of the micro-batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mtrain import console, runtime
+from mtrain.config import Config
+from mtrain.data.batching import Batch, BatchPlan, Indices, collate
+from mtrain.data.store import TokenStore
+from mtrain.errors import OutOfMemoryError
+from mtrain.model.loss import Loss
+from mtrain.model.transformer import Transformer, seed_dropout
+from mtrain.model.weights import weights_of
+from mtrain.processes import Processes
+from mtrain.training.meter import Meter
+from mtrain.training.objective import loss_of, n_passes
+from mtrain.training.optim import Ema, make_optimizers
+from mtrain.training.state import Progress
+from mtrain.training.workers import Workers, share_out
+
+
+class Learner:
+    """The model and all that changes its weights."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: TokenStore,
+        vocab_sizes: tuple[int, int],
+        processes: Processes,
+    ) -> None:
+        self.config, self.store, self.processes = config, store, processes
+        self.device = processes.device
+        self.precision = runtime.choose_precision(config.train.precision, self.device)
+        torch.manual_seed(config.train.seed)
+        self.model = Transformer(config.model, *vocab_sizes).to(self.device)
+        self.optimizers = make_optimizers(self.model, config.train.optim)
+        self.ema = self.make_ema()
+        n_workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        self.workers = Workers(self.model, n_workers)
+
+    def make_ema(self) -> Ema | None:
+        """The average of the weights, which begins with those of now."""
+        decay = self.config.train.optim.ema_decay
+        return Ema(weights_of(self.model), decay) if decay else None
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the model; tied ones count once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def update(
+        self, plan: BatchPlan, number: int, rate: float, progress: Progress, meter: Meter
+    ) -> None:
+        """The update of this number in an epoch's plan, with this learning rate."""
+        while (done := self.gradients(plan, number, progress)) is None:
+            pass  # out of memory: again, in smaller micro-batches
+        for batch, loss in done:
+            meter.add_batch(batch, loss)
+        progress.n_target_tokens += plan.n_target_tokens(number)
+        clip_norm = self.config.train.optim.clip_norm or float("inf")
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
+        is_bad = ~torch.isfinite(grad_norm)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # Where this is 1, weights and moments stay as they are: no wait for the device.
+            optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        if self.ema is not None:
+            self.ema.update(weights_of(self.model), progress.step)
+        meter.add_step(grad_norm, is_bad, rate)
+
+    def gradients(
+        self, plan: BatchPlan, number: int, progress: Progress
+    ) -> list[tuple[Batch, Loss]] | None:
+        """The gradients of an update, summed over micro-batches and processes; -> this process's
+
+        None where the memory does not suffice: the micro-batch is halved, and nothing was done.
+        """
+        parts = plan.micro_batches(number, self.micro_batch_tokens(progress))
+        parts = at_least(self.processes.n, parts)
+        sides = (plan.src_lengths, plan.tgt_lengths)
+        sizes = [len(part) * sum(int(side[part].max()) for side in sides) for part in parts]
+        own = share_out(sizes, self.processes.n)[self.processes.rank]
+        batches = {i: collate(self.store, parts[i]) for i in sorted(own)}
+        n_target_tokens = plan.n_target_tokens(number)
+        try:
+            losses = self.forward_backward(batches, n_target_tokens, progress.step + 1)
+        except torch.OutOfMemoryError as error:
+            self.workers.drop_gradients()
+            self.shrink([*batches.values()], progress, error)
+            return None
+        self.processes.add_up(self.model.parameters())
+        return [*zip(batches.values(), losses, strict=True)]
+
+    def forward_backward(
+        self, batches: dict[int, Batch], n_target_tokens: int, step: int
+    ) -> list[Loss]:
+        """The losses of micro-batches by their numbers in an update; gradients are added up."""
+        self.workers.set_training()
+        optim, seed = self.config.train.optim, self.config.train.seed
+
+        def work(model: Transformer, i: int) -> Loss:
+            seed_dropout(runtime.seed_of(seed, step, i))
+            with runtime.autocast(self.device, self.precision):
+                loss = loss_of(model, batches[i].to(self.device), optim)
+            (loss.smoothed / n_target_tokens).backward()  # type: ignore[no-untyped-call]
+            return loss._replace(smoothed=loss.smoothed.detach())
+
+        return self.workers.run(work, [*batches], [b.n_positions for b in batches.values()])
+
+    def micro_batch_tokens(self, progress: Progress) -> int:
+        """The micro-batch in force. `auto`: what stays in a CPU's caches, or keeps a GPU busy."""
+        train = self.config.train
+        busy = min(train.batch_tokens, 1024 if self.device.type == "cpu" else 32768)
+        wanted = train.micro_batch_tokens
+        whole = max(busy, self.config.data.max_length + 1) if wanted == "auto" else wanted
+        return max(1, (whole >> progress.n_halvings) // n_passes(train.optim))
+
+    def shrink(
+        self, batches: list[Batch], progress: Progress, error: torch.OutOfMemoryError
+    ) -> None:
+        """Halve the micro-batch, which changes no update; an error where that cannot help."""
+        batch = max(batches, key=lambda batch: batch.n_positions)
+        rows, source, target = *batch.src.shape, batch.tgt_in.shape[1]
+        problem = (
+            f"a micro-batch of {rows} pairs of {source} source and {target} target pieces does not "
+            f"fit into the memory of {self.device}"
+        )
+        if rows == 1:
+            raise OutOfMemoryError(
+                problem, "set data.max_length lower, or choose a smaller model"
+            ) from error
+        if self.processes.n > 1:  # the others are past this point, or wait for these gradients
+            tokens = self.micro_batch_tokens(progress) // 2
+            raise OutOfMemoryError(problem, f"set train.micro_batch_tokens to {tokens}") from error
+        progress.n_halvings += 1
+        console.warn(f"{problem}; going on with {self.micro_batch_tokens(progress):,} tokens")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def at_least(n: int, parts: Sequence[Indices]) -> list[Indices]:
+    """The same sentences in n micro-batches or more, the largest cut first; as far as they go."""
+    parts = list(parts)
+    while len(parts) < n and max(map(len, parts)) > 1:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        middle = len(parts[largest]) // 2
+        parts[largest : largest + 1] = [parts[largest][:middle], parts[largest][middle:]]
+    return parts
