@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtrain.config import ModelConfig, OptimConfig
+from mtrain.config import ModelConfig, OptimConfig, TrainConfig
 from mtrain.errors import CheckpointError
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_tensors, weights_of
 from mtrain.run import RunDir
 from mtrain.training.optim import Ema, make_optimizers, optimizer_state
-from mtrain.training.state import Progress, load_newest, save_best, save_state
+from mtrain.training.state import Progress, load_newest, save_best, save_good, save_state
 
 SIZES = {"d_model": 8, "d_ff": 8, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
 
@@ -156,8 +156,31 @@ def test_a_state_of_another_format_is_named(run):
 def test_the_best_replaces_the_one_before(run):
     weights = Trained().tensors()
     for step in (4, 9, 10):
-        save_best(run, weights, {"step": step, "valid": {"chrf": 1.5}})
+        save_best(run, weights, {"step": step, "valid": {"chrf": 1.5}}, TrainConfig())
     assert [path.name for path in run.checkpoints.iterdir()] == ["best-10.safetensors"]
     loaded, facts = load_tensors(run.best_checkpoints()[0][1])
     assert facts == {"step": 10, "valid": {"chrf": 1.5}}
     assert all(torch.equal(weights[name], loaded[name]) for name in loaded)
+
+
+def test_the_next_best_are_kept_by_their_scores(run):
+    """Of equal ones the earlier; by loss, lower is better."""
+    train = TrainConfig.model_validate({"keep_best": 3, "best_metric": "loss"})
+    weights = Trained().tensors()
+    for step, loss in enumerate([5.0, 3.0, 4.0, 2.0, 3.5, 3.5, 2.5]):
+        facts = {"step": step, "valid": {"loss": loss}}
+        is_best = loss in (5.0, 3.0, 2.0)
+        (save_best if is_best else save_good)(run, weights, facts, train)
+    names = sorted(path.name for path in run.checkpoints.iterdir())
+    assert names == ["best-3.safetensors", "good-1.safetensors", "good-6.safetensors"]
+    files = run.checkpoint_files("avg-best")
+    assert sorted(path.name for path in files) == names
+
+
+def test_without_wanting_more_only_the_best_is_kept(run):
+    weights = Trained().tensors()
+    save_best(run, weights, {"step": 1, "valid": {"chrf": 1.0}}, TrainConfig())
+    save_good(run, weights, {"step": 2, "valid": {"chrf": 0.5}}, TrainConfig())
+    assert [path.name for path in run.checkpoints.iterdir()] == ["best-1.safetensors"]
+    with pytest.raises(CheckpointError, match="no checkpoint named `avg-best`"):
+        run.checkpoint_files("avg-best")

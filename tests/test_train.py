@@ -8,9 +8,11 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import mtrain_command, mtrain_environment, write_lines
+from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 
 from mtrain.config import load_config
 from mtrain.data.batching import Batch
@@ -697,6 +699,152 @@ def test_without_an_average_the_weights_themselves_are_scored(workspace, tmp_pat
     assert all(torch.equal(weights[name], last[name]) for name in last)
     with pytest.raises(CheckpointError, match="no checkpoint named `ema`"):
         run.checkpoint_files("ema")
+
+
+def test_the_average_of_the_best_competes(workspace, tmp_path, monkeypatch):
+    scored(monkeypatch, {1: 3.0, 2: 1.0, 3: 5.0, 4: 4.0}, "chrf")
+    run = workspace.train(
+        tmp_path / "run", "train.validate_every=1", "train.keep_best=2", "train.max_steps=4"
+    )
+    assert [step for step, _ in run.best_checkpoints()] == [3]
+    assert [step for step, _ in run.good_checkpoints()] == [4]
+    rivals = [r["checkpoint"] for r in run.read_metrics() if r["kind"] == "rival"]
+    assert rivals == ["last", "ema", "avg", "avg-best"]
+
+
+def test_the_winner_is_said_in_one_line(workspace, tmp_path, monkeypatch, capsys):
+    """Validations of both steps; then of last, ema and their average."""
+    found = iter([4.0, 3.0, 2.0, 5.0, 6.0])
+
+    def validate(validation: Any, weights: Any, step: int) -> dict[str, Any]:
+        return {"loss": 1.0, "bleu": 1.0, "chrf": next(found)}
+
+    monkeypatch.setattr(training, "validate", validate)
+    run = workspace.train(tmp_path / "run", "train.max_steps=2", "train.validate_every=1")
+    said = capsys.readouterr().err.split("\n")[-2]
+    assert said.startswith(f"done: {run.path} holds `avg`, of step 2, with chrF 6.00 on valid ")
+    assert "against chrF 4.00 of `best`, chrF 2.00 of `last`, chrF 5.00 of `ema` (" in said
+    weights, facts = load_tensors(run.weights)
+    assert facts["checkpoint"] == "avg"
+    mean = average(load_tensors(path)[0] for path in run.checkpoint_files("avg"))
+    assert all(torch.equal(weights[name], mean[name]) for name in mean)
+
+
+# -- another run's weights -------------------------------------------------------------------
+
+
+def test_a_run_begins_with_anothers_weights(workspace, straight, tmp_path, capsys):
+    run = workspace.train(tmp_path / "run", f"train.init_from={straight.path}", "train.max_steps=1")
+    said = capsys.readouterr().err
+    assert re.search(rf"begins with (\d+) of \1 tensors of {straight.weights}\n", said)
+    assert losses(run)[0] < losses(straight)[-2]
+    workspace.train(run.path, f"train.init_from={straight.path}", "train.max_steps=2")
+    assert "begins with" not in capsys.readouterr().err  # resumed: not again
+
+
+def test_what_does_not_fit_is_named(workspace, straight, tmp_path, capsys):
+    workspace.train(
+        tmp_path / "run",
+        f"train.init_from={straight.path}",
+        "train.max_steps=1",
+        "model.d_ff=32",
+        "model.tied=output",
+        "model.activation=swiglu",
+        "model.norm_type=rmsnorm",
+    )
+    said = capsys.readouterr().err
+    where = straight.weights
+    assert (
+        f"encoder.0.feed_forward.inner.weight begins at random: it is 32x16, and 24x16 in {where}"
+        in said
+    )
+    assert f"encoder.0.feed_forward.factor.weight begins at random: {where} has none" in said
+    assert f"encoder_norm.bias of {where} is not taken: this model has none" in said
+    assert "tgt_embedding.weight" not in said  # the tied one's
+
+
+def test_another_tokenizer_is_refused(workspace, straight, tmp_path):
+    with pytest.raises(UsageError, match="prepared with another tokenizer") as raised:
+        workspace.train(tmp_path / "run", f"train.init_from={straight.path}", "tokenizer.type=bpe")
+    assert "tokenizer.model" in (raised.value.fix or "")
+
+
+# -- plans and budgets -----------------------------------------------------------------------
+
+
+def test_the_plan_says_what_a_run_would_take_and_makes_none(directory, tmp_path, capsys):
+    done = invoke("train", "copy.yaml", "--plan", "--set", f"run={tmp_path / 'run'}", cwd=directory)
+    assert done.returncode == 0
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in done.stderr.split("\n")[1:-1])
+    assert rows["updates planned"].strip() == "12"
+    assert rows["target tokens an update"].strip() == "160"
+    assert float(rows["tokens/s, source and target"].replace(",", "")) > 100
+    assert rows.keys() >= {"parameters", "memory at its peak", "epochs planned"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_trial_halves_what_does_not_fit(workspace, tmp_path, monkeypatch, capsys):
+    loss_of = learner.loss_of
+
+    def full_above_40(model: Any, batch: Batch, optim: Any) -> Loss:
+        if batch.tgt_out.numel() > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_of(model, batch, optim)
+
+    monkeypatch.setattr(learner, "loss_of", full_above_40)
+    run = workspace.train(tmp_path / "run", "train.max_steps=1")
+    said = capsys.readouterr().err
+    assert said.index("going on with 40 tokens") < said.index("updates planned")
+    assert said.count("does not fit into the memory") == 1
+    assert outcome(run).progress["n_halvings"] == 1
+
+
+def test_a_budget_ends_the_run_in_time_and_survives_a_stop(workspace, tmp_path, monkeypatch):
+    """Steps of 20 ms: about 50 fit into a second."""
+    before_step(monkeypatch, lambda step: time.sleep(0.02))
+    settings = [
+        "train.budget=1s",
+        "train.max_steps=",
+        "train.optim.schedule=linear",
+        "train.save_every=5",
+        "train.validate_every=1000",
+    ]
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(signal.SIGTERM, at=12))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(tmp_path / "run", *settings)
+    before = outcome(RunDir(tmp_path / "run")).progress["plan"]
+    run = workspace.train(tmp_path / "run", *settings)
+    progress = outcome(run).progress
+    assert progress["plan"][: len(before)] == before
+    assert progress["step"] == progress["plan"][-1][1]
+    last = [r for r in run.read_metrics() if r["kind"] == "train"][-1]
+    assert last["learning_rate"] < 0.01 * 0.2
+    state = json.loads((run.step_checkpoints()[-1][1] / "state.json").read_text())
+    assert 0.6 < state["elapsed_s"] + state["validating_s"] < 1.6
+
+
+# -- TensorBoard -----------------------------------------------------------------------------
+
+
+def test_tensorboard_gets_the_numbers_of_metrics_jsonl(workspace, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = workspace.train(tmp_path / "run", "train.tensorboard=true", "train.max_steps=4")
+    board = EventAccumulator(str(run.tensorboard))
+    board.Reload()
+    shown = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    records = [r for r in run.read_metrics() if r["kind"] == "train"]
+    assert shown == [(r["step"], pytest.approx(r["loss"], rel=1e-6)) for r in records]
+    assert [event.step for event in board.Scalars("valid/chrf")] == [4]
+
+
+def test_without_tensorboard_the_error_names_the_extra(workspace, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UsageError, match="needs TensorBoard") as raised:
+        workspace.train(tmp_path / "run", "train.tensorboard=true")
+    assert "mtrain[tensorboard]" in (raised.value.fix or "")
 
 
 # -- a full disk -----------------------------------------------------------------------------
