@@ -10,11 +10,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
 
 from mtrain.cli import app
+
+if TYPE_CHECKING:
+    from forking import Forker
 
 REPOSITORY = Path(__file__).parent.parent
 WORDS = [a + b for a, b in zip("bdfghjklmnprstvx", "aeouiaeiuoaiouae", strict=True)]
@@ -127,6 +131,15 @@ def _settings_of_the_process() -> Iterator[None]:
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
         torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Starts processes that run mtrain."""
+    from forking import Forker
+
+    with Forker() as forker:
+        yield forker
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import invoke, mtrain_command, mtrain_environment, write_lines
+from conftest import invoke, write_lines
 
 from mtrain.config import load_config
 from mtrain.data.batching import Batch
@@ -878,33 +877,28 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
 # -- real kills ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_killed_by_the_system_at_random_moments(workspace, directory, tmp_path):
-    """SIGKILL, three times, wherever it comes; then the same command goes on to the same end."""
-    settings = ["train.max_steps=300", "train.save_every=20", "train.validate_every=50"]
-    expected = workspace.train(tmp_path / "straight", *settings)
-    run = RunDir(tmp_path / "run")
-    arguments = [a for setting in (f"run={run.path}", *settings) for a in ("--set", setting)]
-    command = mtrain_command("train", "copy.yaml", *arguments)
-    generator = random.Random(0)
-    n_killed = 0
-    for _ in range(3):
-        process = subprocess.Popen(
-            command, cwd=directory, env=mtrain_environment(), stderr=subprocess.DEVNULL
-        )
-        began_with = newest_step(run)
-        while process.poll() is None and newest_step(run) == began_with:
-            time.sleep(0.02)
-        time.sleep(generator.uniform(0, 0.6))
-        process.kill()
-        n_killed += process.wait() == -signal.SIGKILL
-    assert n_killed >= 2
-    done = subprocess.run(
-        command, cwd=directory, env=mtrain_environment(), capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert_alike(run, expected)
+@pytest.mark.parametrize("n_kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_by_the_system_at_random_moments(forker, straight, directory, tmp_path, n_kills):
+    """SIGKILL wherever it comes; the same command goes on, and ends with the same bytes.
 
-
-def newest_step(run: RunDir) -> int:
-    return max((step for step, _ in run.step_checkpoints()), default=0)
+    Of the time, updates take a part, checkpoints and validations another.
+    """
+    generator = random.Random(n_kills)
+    log = tmp_path / "log"
+    duration_s, runs, n_killed = 0.0, [RunDir(tmp_path / "0")], 0
+    while n_killed < n_kills or not runs[-1].weights.exists():
+        if runs[-1].weights.exists():
+            assert_alike(runs[-1], straight)
+            runs.append(RunDir(tmp_path / str(len(runs))))
+        began_at = time.monotonic()
+        pid = forker.start(["train", "copy.yaml", "--set", f"run={runs[-1].path}"], directory, log)
+        if duration_s and n_killed < n_kills:
+            time.sleep(generator.uniform(0, duration_s))
+            os.kill(pid, signal.SIGKILL)
+        code = forker.wait(pid)
+        assert code in (0, -signal.SIGKILL), log.read_text()
+        n_killed += code != 0
+        duration_s = duration_s or time.monotonic() - began_at  # of the first, undisturbed
+    assert_alike(runs[-1], straight)
+    resumed = re.findall(r"resuming \S+ at step (\d+)", log.read_text())
+    assert len(resumed) >= n_kills // 3

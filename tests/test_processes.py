@@ -1,0 +1,208 @@
+"""Several processes train one model: the same mathematics as one, whatever their number."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import invoke, mtrain_environment, write_lines
+from forking import Forker
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtrain.model.weights import load_tensors
+from mtrain.run import RunDir
+from mtrain.training.learner import at_least
+
+CONFIG = """\
+name: words
+source: en
+target: de
+data:
+  train: {source: train.txt, target: train.txt}
+  valid: {source: valid.txt, target: valid.txt}
+  max_length: 40
+tokenizer: {vocab_size: 300}
+model: {d_model: 16, d_ff: 24, n_heads: 2, n_encoder_layers: 1, n_decoder_layers: 1, dropout: 0.1}
+train:
+  max_steps: 6
+  batch_tokens: 160
+  micro_batch_tokens: 60
+  validate_every: 3
+  save_every: 3
+  log_every: 1
+  threads: 1
+  device: cpu
+  precision: fp32
+  optim: {learning_rate: 0.01, warmup_steps: 2, ema_decay: 0.9, epsilon: 1e-4}  # see assert_near
+decode: {beam_size: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("words")
+    generator = random.Random(0)
+    lines = {" ".join(generator.choices("abcdef", k=generator.randint(2, 9))) for _ in range(90)}
+    write_lines(directory / "train.txt", sorted(lines)[5:])
+    write_lines(directory / "valid.txt", sorted(lines)[:5])
+    (directory / "words.yaml").write_text(CONFIG)
+    assert invoke("prepare", "words.yaml", cwd=directory).returncode == 0
+    return directory
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Together:
+    """`mtrain train` in n processes, with the environment that torchrun gives them."""
+
+    def __init__(self, forker: Forker, directory: Path, run: Path, n: int, *settings: str) -> None:
+        self.forker = forker
+        self.log = run.with_name(run.name + ".log")
+        arguments = ["train", "words.yaml"]
+        for setting in (f"run={run}", *settings):
+            arguments += ["--set", setting]
+        shared = {
+            "TORCHELASTIC_RUN_ID": "test",
+            "MASTER_ADDR": "127.0.0.1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(n),
+            "LOCAL_WORLD_SIZE": str(n),
+        }
+        self.pids = [
+            forker.start(
+                arguments, directory, self.log, shared | {"RANK": str(i), "LOCAL_RANK": str(i)}
+            )
+            for i in range(n)
+        ]
+
+    def wait(self) -> list[int]:
+        return [self.forker.wait(pid) for pid in self.pids]
+
+
+def train(forker: Forker, directory: Path, run: Path, n: int, *settings: str) -> RunDir:
+    together = Together(forker, directory, run, n, *settings)
+    assert together.wait() == [0] * n, together.log.read_text()
+    return RunDir(run)
+
+
+def assert_near(run: RunDir, other: RunDir) -> None:
+    """The same but for the order in which floats are added up.
+
+    The biases of keys change no attention: their gradient is rounding, whose sign Adam would take
+    for a direction if its epsilon were small.
+    """
+    for name in ("last", "ema"):
+        ours, theirs = (load_tensors(r.checkpoint_files(name)[0])[0] for r in (run, other))
+        for key in theirs:
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-5)
+    keys = ("step", "loss", "nll", "grad_norm", "learning_rate", "real_token_share")
+    ours, theirs = (
+        [[r[key] for key in keys] for r in x.read_metrics() if r["kind"] == "train"]
+        for x in (run, other)
+    )
+    assert len(ours) == len(theirs)
+    for one, two in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(forker: Forker, directory: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return train(forker, directory, tmp_path_factory.mktemp("alone") / "run", 1)
+
+
+def test_two_processes_do_what_one_does_with_accumulation(forker, directory, alone, tmp_path):
+    """Dropout included, as it goes by the number of the micro-batch."""
+    runs = [train(forker, directory, tmp_path / name, 2) for name in ("a", "b")]
+    assert_near(runs[0], alone)
+    for path in runs[0].path.rglob("*.safetensors"):
+        ours, theirs = (
+            load_tensors(p)[0] for p in (path, runs[1].path / path.relative_to(runs[0].path))
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    said = (tmp_path / "a.log").read_text()
+    assert said.count("done: ") == 1  # one of them speaks
+    assert "2 processes of cpu fp32" in said
+
+
+def test_a_run_goes_on_with_another_number_of_processes(forker, directory, alone, tmp_path):
+    run = train(forker, directory, tmp_path / "run", 2, "train.max_steps=3")
+    train(forker, directory, tmp_path / "run", 1)
+    assert_near(run, alone)
+    said = (tmp_path / "run.log").read_text()
+    assert "at step 3: " in said
+    assert "2 processes of cpu" in said
+
+
+def test_a_signal_to_one_process_saves_and_ends_all(forker, directory, tmp_path):
+    together = Together(forker, directory, tmp_path / "run", 2, "train.max_steps=100000")
+    while not RunDir(tmp_path / "run").step_checkpoints():
+        time.sleep(0.02)
+    os.kill(together.pids[1], signal.SIGTERM)
+    assert together.wait() == [143, 143], together.log.read_text()
+    assert "SIGTERM: saving after this step" in together.log.read_text()
+
+
+def test_nothing_is_prepared_by_several_processes(forker, directory, tmp_path):
+    (tmp_path / "words.yaml").write_text(CONFIG)
+    for name in ("train.txt", "valid.txt"):
+        (tmp_path / name).write_text((directory / name).read_text())
+    together = Together(forker, tmp_path, tmp_path / "run", 2)
+    assert together.wait() == [3, 3]
+    assert "run `mtrain prepare words.yaml` first" in together.log.read_text()
+    assert not (tmp_path / "run").exists()
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 8))
+def test_every_process_gets_a_micro_batch_where_there_are_sentences(sizes, n):
+    ends = np.cumsum([0, *sizes])
+    parts = [np.arange(a, b) for a, b in itertools.pairwise(ends)]
+    cut = at_least(n, parts)
+    assert len(cut) >= min(n, sum(sizes))
+    assert all(len(part) for part in cut)
+    assert np.concatenate(cut).tolist() == list(range(sum(sizes)))
+    if len(parts) >= n:
+        assert [part.tolist() for part in cut] == [part.tolist() for part in parts]
+
+
+@pytest.mark.slow
+def test_the_same_number_of_processes_gives_the_same_bytes(forker, directory, tmp_path):
+    one, other = (train(forker, directory, tmp_path / name, 2) for name in ("a", "b"))
+    for path in one.path.rglob("*.safetensors"):
+        ours, theirs = (
+            load_tensors(run.path / path.relative_to(one.path))[0] for run in (one, other)
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
+def test_torchrun_itself(directory, alone, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--master-port", str(free_port()), "-m", "mtrain", "train", "words.yaml"),
+            *("--set", f"run={tmp_path / 'run'}"),
+        ],
+        cwd=directory,
+        env=mtrain_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_near(RunDir(tmp_path / "run"), alone)
