@@ -10,15 +10,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from itertools import repeat
-from typing import Any
 from unicodedata import category
 
 from mtrain.clean_config import CleanConfig
 from mtrain.data.cleaning import UNSPACED, count_words
+from mtrain.data.languages import Identifier
 from mtrain.data.norms import Norms
 from mtrain.data.scripts import letters_outside, script_of_language
-from mtrain.errors import UsageError
 
 # Each filter in words, as tables and reports name it.
 REASONS = {
@@ -45,7 +43,6 @@ REASONS = {
 _MIN_COPIED_WORDS = 3  # fewer may be a name
 _MIN_REPEATING_WORDS = 10  # of a side that may be told to repeat itself
 _MIN_REPEATING_CHARACTERS = 20  # of a word
-_MIN_ODDS = 5.0  # logarithm of how much more probable the other side's language must be
 _HOURS = 12
 
 _ALL_BYTES = bytes(range(256))
@@ -108,7 +105,7 @@ class PairFilter:
             for side, language in enumerate((source_lang, target_lang))
         ]
         self._languages = (source_lang, target_lang)
-        self._identifier: Any = None  # loaded when first needed, in each process
+        self._identifier = Identifier()
         needs_norms = ("length_ratio", "wrong_side")
         self._checks: list[tuple[str, Check]] = [
             (key, getattr(self, key))
@@ -226,41 +223,16 @@ class PairFilter:
     def wrong_side(self, source: Side, target: Side) -> bool:
         """The words of a side are those that this corpus has on the other side."""
         assert self._norms is not None
-        odds = self._norms.words.get
-        return (
-            sum(map(odds, source.words, repeat(0.0))) > _MIN_ODDS
-            or sum(map(odds, target.words, repeat(0.0))) < -_MIN_ODDS
-        )
+        leaning = self._norms.leaning
+        return leaning(source.words) > 0 or leaning(target.words) < 0
 
     def language(self, source: Side, target: Side) -> bool:
         """A language identifier takes a side for another language."""
-        if self._identifier is None:
-            self._identifier = load_identifier()
+        least, identifier = self._limits["language"], self._identifier
         return any(
-            self._probability(side.text, language) < self._limits["language"]
+            identifier.knows(language) and identifier.probability(side.text, language) < least
             for side, language in zip((source, target), self._languages, strict=True)
         )
-
-    def _probability(self, text: str, language: str) -> float:
-        """Of a text to be in a language; 1 where the identifier does not know the language."""
-        ranked = dict(self._identifier.rank(text))
-        return float(ranked.get(re.split("[-_]", language)[0], 1.0))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the identifier, which each process loads itself."""
-        return self.__dict__ | {"_identifier": None}
-
-
-def load_identifier() -> Any:
-    """py3langid with probabilities; an error that names the extra where it is not installed."""
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise UsageError(
-            "`data.clean.language` needs the language identifier py3langid",
-            "install it with `pip install 'mtrain[langid]'`, or remove the key",
-        ) from error
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
 
 
 def numbers_differ(source: str, target: str) -> bool:

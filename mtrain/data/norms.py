@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ _MIN_DEVIATION = 0.1  # of the logarithm: copies and numbers, all of one ratio, 
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 _MIN_COUNT, _MAX_WORDS = 5, 100_000  # of the words whose side is learnt
 _MAX_ODDS = 2.0  # what one word may say of its side: it takes several to be sure
+_CLEAR_ODDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,11 @@ class Norms:
             (main_script(pair[0] for pair in few), main_script(pair[1] for pair in few)),
             _sides_of_words(sample),
         )
+
+    def leaning(self, words: Sequence[str]) -> float:
+        """Log-odds of words to be in the target's language; 0 where they do not clearly tell."""
+        odds = sum(map(self.words.get, words, repeat(0.0)))
+        return odds if abs(odds) > _CLEAR_ODDS else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """A tree of plain values."""

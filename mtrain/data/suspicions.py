@@ -1,0 +1,196 @@
+"""What an expert would notice in a sample of a corpus, said in sentences with a fix.
+
+Nothing is known of any language but what CLDR has (by way of Babel): names of languages, scripts,
+months and days, and its words for "and" and "or". The corpus itself tells the rest. Where the
+extra `mtrain[langid]` is installed, its identifier is asked as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from mtrain.data.languages import WORD, Identifier, name_of_language, primary, words_of_language
+from mtrain.data.norms import Norms
+from mtrain.data.scripts import letters_outside, main_script, name_of_script, script_of_language
+from mtrain.data.store import SIDES
+from mtrain.errors import DataError
+
+TextPair = tuple[str, str]  # source, target
+
+_WORTH_SAYING = 0.02  # of a side's lines
+_MOSTLY = 0.5
+_NEARLY_ALL = 0.95
+_MIN_OCCURRENCES = 3  # of a word, before it may tell the sides apart
+_MIN_TELLING_WORDS = 2  # of each language
+_MIN_CHARACTERS = 20  # of a line whose language can be identified
+_N_IDENTIFIED = 400  # lines of a side, at half a millisecond each
+
+_ENTITY = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{2,5});")
+_TOKENIZED = re.compile(r" [.?!。]$")
+_SUBWORDS = re.compile(r"@@ |(?:^| )\u2581")
+
+
+def check_sides(sample: Sequence[TextPair], languages: tuple[str, str], where: str) -> None:
+    """A DataError if the two sides of an entry stand in each other's place.
+
+    `sample` holds normalised pairs, `where` names their entry (`data.train.0`). Silent where the
+    text does not tell.
+    """
+    if not (
+        _scripts_are_swapped(sample, languages)
+        or _words_are_swapped(sample, languages)
+        or _languages_are_swapped(sample, languages)
+    ):
+        return
+    source, target = map(name_of_language, languages)
+    raise DataError(
+        f"{where}: the sides are swapped: its source text is {target}, its target text {source}",
+        f"exchange the two sides of {where}, or `source: {languages[0]}` and "
+        f"`target: {languages[1]}` of the config",
+    )
+
+
+def suspicions(
+    sample: Sequence[TextPair], languages: tuple[str, str], norms: Norms, where: str
+) -> list[str]:
+    """Sentences on what is odd about an entry, from normalised pairs drawn from all of it."""
+    if not sample:
+        return []
+    found = []
+    for side, name in enumerate(SIDES):
+        lines = [pair[side] for pair in sample]
+        what = f"the {name} side of {where}"
+        found += [
+            *_other_scripts(lines, languages[side], what),
+            *_other_languages(sample, side, languages, norms, what),
+            *_looks(lines, what),
+        ]
+    return found
+
+
+# -- the sides -------------------------------------------------------------------------------
+
+
+def _scripts_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str]) -> bool:
+    """Each side is in the script of the other language."""
+    source, target = map(script_of_language, languages)
+    if source is None or target is None or source == target:
+        return False
+    source_text, target_text = ([pair[side] for pair in sample] for side in (0, 1))
+    return (main_script(source_text), main_script(target_text)) == (target, source)
+
+
+def _words_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str]) -> bool:
+    """Most words that CLDR has of one language only are on the other language's side."""
+    source, target = map(words_of_language, languages)
+    source, target = source - target, target - source
+    telling = source | target
+    counts = [
+        Counter(
+            word for pair in sample for word in WORD.findall(pair[side].lower()) if word in telling
+        )
+        for side in (0, 1)
+    ]
+
+    def are_on_side(words: set[str], side: int) -> bool:
+        votes = [
+            counts[side][word] > counts[1 - side][word]
+            for word in words
+            if counts[0][word] + counts[1][word] >= _MIN_OCCURRENCES
+        ]
+        return len(votes) >= _MIN_TELLING_WORDS and sum(votes) >= 2 / 3 * len(votes)
+
+    return are_on_side(source, 1) and are_on_side(target, 0)
+
+
+def _languages_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str]) -> bool:
+    """The identifier, where installed, takes most of each side for the other language."""
+    if not Identifier.is_installed():
+        return False
+    return all(
+        _identified([pair[side] for pair in sample], languages[1 - side]).get(
+            primary(languages[1 - side]), 0.0
+        )
+        > _MOSTLY
+        for side in (0, 1)
+    )
+
+
+# -- the text --------------------------------------------------------------------------------
+
+
+def _other_scripts(lines: Sequence[str], language: str, what: str) -> list[str]:
+    script = script_of_language(language)
+    if script is None:
+        return []
+    foreign = letters_outside(script)
+    share = _share(
+        lines,
+        lambda line: 2 * sum(map(len, foreign.findall(line))) > sum(map(len, WORD.findall(line))),
+    )
+    if share < _WORTH_SAYING:
+        return []
+    name = name_of_language(language)
+    return [
+        f"{share:.0%} of {what} is not in the {name_of_script(script)} script of {name}: where "
+        "that is right, name the script in the language code, such as `sr_Latn`"
+    ]
+
+
+def _other_languages(
+    sample: Sequence[TextPair], side: int, languages: tuple[str, str], norms: Norms, what: str
+) -> list[str]:
+    """Languages that a side should not have: identified, or known from the other side's words."""
+    if Identifier.is_installed():
+        shares = _identified([pair[side] for pair in sample], languages[side])
+    else:
+        wrong = [norms.leaning(pair[side].split(" ")) for pair in sample]
+        sign = 1 if side == 0 else -1
+        n_wrong = sum(sign * leaning > 0 for leaning in wrong)
+        shares = {languages[1 - side]: n_wrong / max(1, sum(map(bool, wrong)))}
+    return [
+        f"{share:.0%} of {what} is {name_of_language(language)}: `data.clean.language` and "
+        "`data.clean.wrong_side` drop such pairs"
+        for language, share in shares.items()
+        if share >= _WORTH_SAYING and language != primary(languages[side])
+    ]
+
+
+def _identified(lines: Sequence[str], language: str) -> dict[str, float]:
+    """The share of each language in lines that are long enough, by py3langid."""
+    long = [line for line in lines if len(line) >= _MIN_CHARACTERS]
+    long = long[:: max(1, len(long) // _N_IDENTIFIED)]
+    identifier = Identifier()
+    if not long or not identifier.knows(language):
+        return {}  # unknown to it, its lines would be taken for anything
+    counts = Counter(map(identifier.identify, long))
+    return {found: n / len(long) for found, n in counts.most_common()}
+
+
+def _looks(lines: Sequence[str], what: str) -> list[str]:
+    """Traces of other tools' preprocessing."""
+    found = []
+    share = _share(lines, lambda line: _ENTITY.search(line) is not None)
+    if share >= _WORTH_SAYING:
+        found.append(
+            f"{share:.0%} of {what} holds HTML entities such as `&apos;` or `&amp;`, which the "
+            "model will write as well: replace them (Python's html.unescape)"
+        )
+    share = _share(lines, lambda line: _TOKENIZED.search(line) is not None)
+    if share >= _MOSTLY:
+        found.append(
+            f"{what} looks tokenised ({share:.0%} of it ends in a space and a mark): the model "
+            "will expect and write such text; raw text is better"
+        )
+    if _share(lines, lambda line: _SUBWORDS.search(line) is not None) >= _MOSTLY:
+        found.append(f"{what} looks split into subwords: undo that, mtrain learns its own")
+    has_case = _share(lines, lambda line: line.lower() != line.upper())
+    if has_case >= _MOSTLY and _share(lines, str.islower) >= _NEARLY_ALL * has_case:
+        found.append(f"{what} is in lower case: the model will expect and write such text")
+    return found
+
+
+def _share(lines: Sequence[str], is_so: Callable[[str], bool]) -> float:
+    return sum(map(is_so, lines)) / len(lines)
