@@ -1,7 +1,7 @@
 """The entries of a config's `data`: the forms in which sentence pairs may come.
 
-An entry's kind is told by its keys: `{source, target}`, `{tsv}`, `{jsonl}`, `{cldr}`. A new kind
-is one more class here, and one more reader in `data.sources`.
+An entry's kind is told by its keys: `{source, target}`, `{tsv}`, `{hub}` and so on. A new kind is
+one more class here, and one more reader in `data.sources`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pydantic_core import PydanticCustomError
 
 SHA256 = r"^[0-9a-f]{64}$"
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+OPUS = r"^[A-Za-z0-9._+-]+/[A-Za-z0-9._-]+$"
+HUB = r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$"
 Sha256 = Annotated[str, Field(pattern=SHA256)]
 
 
@@ -40,45 +42,146 @@ class Section(BaseModel):
         return {k: v for k, v in value.items() if v is not None or k not in cls.model_fields}
 
 
-class FilesEntry(Section):
-    """Two line-aligned text files (or URLs), plain or `.gz`: line n translates line n."""
+class NamedEntry(Section):
+    """What every entry may have."""
+
+    name: str | None = Field(
+        default=None, pattern=SLUG, description="what messages, lock and report call the entry"
+    )
+
+
+class FilesEntry(NamedEntry):
+    """Two line-aligned text files: line n of one translates line n of the other."""
 
     source: str = Field(description="path or URL of the source sentences, one a line")
     target: str = Field(description="path or URL of the target sentences, one a line")
     sha256: dict[Literal["source", "target"], Sha256] = Field(
-        default={}, description="expected sha256 of the files as stored, under the same keys"
+        default={},
+        description="expected sha256 of the files as stored (of an archive: the whole archive), "
+        "under the same keys",
     )
 
 
-class TsvEntry(Section):
-    """A tab-separated file (or URL), plain or `.gz`, without quoting."""
+class TsvEntry(NamedEntry):
+    """A tab-separated file without quoting: every tab parts two columns, quotes are text."""
 
     tsv: str = Field(description="path or URL")
     columns: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = Field(
         default=(0, 1), description="the source and the target column, counted from 0"
     )
-    sha256: dict[Literal["tsv"], Sha256] = {}
+    sha256: dict[Literal["tsv"], Sha256] = Field(
+        default={}, description="expected sha256 of the file as stored, under the key `tsv`"
+    )
 
 
-class JsonlEntry(Section):
-    """JSON lines (or a URL of them), plain or `.gz`: one object a pair."""
+class JsonlEntry(NamedEntry):
+    """JSON lines: one object a pair."""
 
     jsonl: str = Field(description="path or URL")
     source_field: str = Field(default="source", description="key of the source sentence")
     target_field: str = Field(default="target", description="key of the target sentence")
-    sha256: dict[Literal["jsonl"], Sha256] = {}
+    sha256: dict[Literal["jsonl"], Sha256] = Field(
+        default={}, description="expected sha256 of the file as stored, under the key `jsonl`"
+    )
 
 
-class CldrEntry(Section):
+class CodedEntry(NamedEntry):
+    """An entry that finds its two sides by their language codes."""
+
+    languages: tuple[str, str] | None = Field(
+        default=None,
+        description="the codes of source and target there, where they are not the config's own "
+        "`source` and `target`, such as [en, zh_CN]",
+    )
+
+
+class TableEntry(CodedEntry):
+    """An entry whose sides are columns."""
+
+    source_column: str | None = Field(
+        default=None,
+        description="column of the source sentence, such as `text` or `translation.en`; by "
+        "default `translation.<language>`, `<language>` or `source`, whichever there is",
+    )
+    target_column: str | None = Field(
+        default=None, description="column of the target sentence, found in the same way"
+    )
+
+
+class ParquetEntry(TableEntry):
+    """A parquet file: two columns of text, or one column `translation` with a text a language."""
+
+    parquet: str = Field(description="path or URL")
+    sha256: dict[Literal["parquet"], Sha256] = Field(
+        default={}, description="expected sha256 of the file as stored, under the key `parquet`"
+    )
+
+
+class HubEntry(TableEntry):
+    """A data set of the Hugging Face hub. The lock pins its revision and the sha256 of its files.
+
+    Another hub is chosen by the environment variable HF_ENDPOINT.
+    """
+
+    hub: str = Field(pattern=HUB, description="its name, such as `wmt/wmt14`")
+    config: str | None = Field(
+        default=None, min_length=1, description="its configuration, such as `de-en`"
+    )
+    split: str = Field(default="train", min_length=1, description="its split")
+    revision: str | None = Field(
+        default=None,
+        min_length=1,
+        description="commit, branch or tag; by default what its main branch is when first read",
+    )
+    stream_above_gib: float = Field(
+        default=10.0,
+        ge=0,
+        description="parquet files of more than so many GiB in all, and files of other formats, "
+        "are read from the network as they are needed, and not kept",
+    )
+
+
+class OpusEntry(CodedEntry):
+    """A corpus of OPUS (opus.nlpl.eu), downloaded in the Moses format, in either direction."""
+
+    opus: str = Field(pattern=OPUS, description="corpus and version, such as `Europarl/v8`")
+    sha256: dict[Literal["opus"], Sha256] = Field(
+        default={}, description="expected sha256 of the archive, under the key `opus`"
+    )
+
+
+class SacrebleuEntry(CodedEntry):
+    """A test set by its name in sacreBLEU, as `sacrebleu` itself reads it; the first reference."""
+
+    sacrebleu: str = Field(
+        min_length=1, description="its name, such as `wmt14/full`; `sacrebleu --list` shows all"
+    )
+
+
+class CldrEntry(NamedEntry):
     """Phrase pairs generated from Unicode CLDR for the config's two languages; no download."""
 
     cldr: int = Field(ge=1, description="how many pairs")
+
+
+class MonoEntry(NamedEntry):
+    """A text file in one language."""
+
+    mono: str = Field(description="path or URL of sentences, one a line")
+    side: Literal["source", "target"] = Field(description="the side whose language it is in")
+    sha256: dict[Literal["mono"], Sha256] = Field(
+        default={}, description="expected sha256 of the file as stored, under the key `mono`"
+    )
 
 
 ENTRIES: dict[str, type[Section]] = {  # pydantic's tag of each kind of entry
     "<files>": FilesEntry,
     "<tsv>": TsvEntry,
     "<jsonl>": JsonlEntry,
+    "<parquet>": ParquetEntry,
+    "<hub>": HubEntry,
+    "<opus>": OpusEntry,
+    "<sacrebleu>": SacrebleuEntry,
     "<cldr>": CldrEntry,
 }
 _KIND_OF_KEY = {  # the keys that make an entry one of a kind
@@ -88,7 +191,10 @@ _KIND_OF_KEY = {  # the keys that make an entry one of a kind
     if field.is_required()
 }
 _ENTRY_KEYS = {key for entry in ENTRIES.values() for key in entry.model_fields}
-_ENTRY_FORMS = "`{source, target}`, `{tsv}`, `{jsonl}` or `{cldr}`"
+_ENTRY_FORMS = (
+    "`{source, target}`, `{tsv}`, `{jsonl}`, `{parquet}`, `{hub}`, `{opus}`, `{sacrebleu}` "
+    "or `{cldr}`"
+)
 
 
 def _kind_of_entry(value: Any) -> str | None:
@@ -124,6 +230,10 @@ Entry = Annotated[
     Annotated[FilesEntry, Tag("<files>")]
     | Annotated[TsvEntry, Tag("<tsv>")]
     | Annotated[JsonlEntry, Tag("<jsonl>")]
+    | Annotated[ParquetEntry, Tag("<parquet>")]
+    | Annotated[HubEntry, Tag("<hub>")]
+    | Annotated[OpusEntry, Tag("<opus>")]
+    | Annotated[SacrebleuEntry, Tag("<sacrebleu>")]
     | Annotated[CldrEntry, Tag("<cldr>")],
     Discriminator(_kind_of_entry),
     BeforeValidator(_one_kind_of_entry),

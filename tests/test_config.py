@@ -342,24 +342,26 @@ def test_a_consequence_of_another_problem_is_not_reported() -> None:
 
 # -- entries ---------------------------------------------------------------------------------
 
+FORMS = (
+    "`{source, target}`, `{tsv}`, `{jsonl}`, `{parquet}`, `{hub}`, `{opus}`, `{sacrebleu}` "
+    "or `{cldr}`"
+)
+
 
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
         (
             "{source: a, tsv: b}",
-            "mixes two kinds of entry (it has `source` and `tsv`) | "
-            "an entry is one of `{source, target}`, `{tsv}`, `{jsonl}` or `{cldr}`",
+            f"mixes two kinds of entry (it has `source` and `tsv`) | an entry is one of {FORMS}",
         ),
         (
             "{sourc: a}",
-            "must be an entry (`{source, target}`, `{tsv}`, `{jsonl}` or `{cldr}`) | "
-            "did you mean `source`?",
+            f"must be an entry ({FORMS}) | did you mean `source`?",
         ),
         (
             "train.tsv",
-            "must be an entry (`{source, target}`, `{tsv}`, `{jsonl}` or `{cldr}`), "
-            "not `train.tsv`",
+            f"must be an entry ({FORMS}), not `train.tsv`",
         ),
     ],
 )

@@ -283,6 +283,8 @@ class TestLock:
         lock = Lock.open(tmp_path / "my.yaml")
         lock.record("https://z/x", SHA256, 3, 1)
         lock.record("a.txt", WRONG, 2)
+        lock.describe("opus:x/v1 en-de", licence="CC0", revision=None)
+        lock.describe("opus:x/v1 en-de", pairs=1)
         assert lock.save(tmp_path / "data") == tmp_path / "my.lock"
         content = json.loads((tmp_path / "my.lock").read_text())
         assert content == {
@@ -291,6 +293,7 @@ class TestLock:
                 "a.txt": {"sha256": WRONG, "size_bytes": 2},
                 "https://z/x": {"sha256": SHA256, "size_bytes": 3, "lines": 1},
             },
+            "sources": {"opus:x/v1 en-de": {"licence": "CC0", "pairs": 1}},
         }
         assert list(content["files"]) == ["a.txt", "https://z/x"]
         assert Lock.open(tmp_path / "my.yaml").expect("https://z/x") == SHA256

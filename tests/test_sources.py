@@ -237,7 +237,7 @@ class TestUnreadable:
 
     def test_a_wholly_wrong_file_is_not_read_to_its_end(self, lock: Lock) -> None:
         write(en=b"\xe4\n" * 200_000, de="1\n" * 200_000)
-        with pytest.raises(DataError, match=r"10,000 of the first 10,000 pairs are no UTF-8"):
+        with pytest.raises(DataError, match=r"20,000 of the first 20,000 pairs are no UTF-8"):
             list(read_entry(FILES, "data.train.0", lock, Unreadable(0.01)))
 
     def test_json_and_tsv_lines_are_dropped_too(self, lock: Lock) -> None:

@@ -35,12 +35,22 @@ LOCK_FORMAT = 1
 
 
 class Lock:
-    """What each file of a config was: URL or path -> sha256, size_bytes and lines."""
+    """What the data of a config was.
 
-    def __init__(self, path: Path, files: dict[str, dict[str, Any]]) -> None:
+    files    URL or path -> sha256, size_bytes and lines
+    sources  an entry's label -> its name, pairs and files; where there are such: revision, licence
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        files: dict[str, dict[str, Any]],
+        sources: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
         self.path = path
         self.files = files
-        self._as_stored = json.dumps(files, sort_keys=True)
+        self.sources = sources or {}
+        self._as_stored = self._text()
 
     @classmethod
     def open(cls, config_path: Path, fallback_dir: Path | None = None) -> Lock:
@@ -48,7 +58,7 @@ class Lock:
         path = config_path.with_suffix(".lock")
         places = [path] if fallback_dir is None else [path, fallback_dir / path.name]
         found = next((place for place in places if place.is_file()), None)
-        return cls(path, _read_lock(found) if found else {})
+        return cls(path, *_read_lock(found)) if found else cls(path, {})
 
     @property
     def config_dir(self) -> Path:
@@ -69,12 +79,20 @@ class Lock:
         entry: dict[str, Any] = {"sha256": sha256, "size_bytes": size_bytes}
         self.files[location] = entry if n_lines is None else entry | {"lines": n_lines}
 
+    def describe(self, label: str, **facts: Any) -> None:
+        """Note what is known of a source beside its files; None is unknown."""
+        known = {key: value for key, value in facts.items() if value is not None}
+        self.sources[label] = self.sources.get(label, {}) | known
+
+    def _text(self) -> str:
+        content = {"format": LOCK_FORMAT, "files": self.files, "sources": self.sources}
+        return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
     def save(self, fallback_dir: Path) -> Path:
         """Write the lock if it changed; returns where it is."""
-        if json.dumps(self.files, sort_keys=True) == self._as_stored:
+        text = self._text()
+        if text == self._as_stored:
             return self.path
-        content = {"format": LOCK_FORMAT, "files": self.files}
-        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         path = self.path
         try:
             atomic_write(path, text)
@@ -84,14 +102,15 @@ class Lock:
             path = fallback_dir / self.path.name
             atomic_write(path, text)
             console.message(f"note: {self.config_dir} cannot be written; the lock is {path}")
-        self._as_stored = json.dumps(self.files, sort_keys=True)
+        self._as_stored = text
         return path
 
 
-def _read_lock(path: Path) -> dict[str, dict[str, Any]]:
+def _read_lock(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Files and sources."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        files = content["files"]
+        files, sources = content["files"], content.get("sources", {})
         if content["format"] != LOCK_FORMAT or not all("sha256" in f for f in files.values()):
             raise ValueError(f"format is not {LOCK_FORMAT}, or a sha256 is missing")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -100,7 +119,8 @@ def _read_lock(path: Path) -> dict[str, dict[str, Any]]:
             "restore it, or delete it to record anew what the files are",
         ) from error
     assert isinstance(files, dict)
-    return files
+    assert isinstance(sources, dict)
+    return files, sources
 
 
 def is_url(location: str) -> bool:
@@ -135,7 +155,7 @@ def fetch(url: str, sha256: str | None, lock: Lock) -> Path:
         if expected in (None, actual):
             lock.record(url, actual, path.stat().st_size)
             return path
-    if expected and (mirrored := _find_in_mirror(base_name(url), expected)):
+    if expected and (mirrored := find_in_mirror(base_name(url), expected)):
         lock.record(url, expected, mirrored.stat().st_size)
         return mirrored
     with storage_errors(path):
@@ -157,7 +177,7 @@ def _cache_name(url: str) -> str:
     return f"{key}-{re.sub(r'[^A-Za-z0-9._+-]', '_', base_name(url))[-100:]}"
 
 
-def _find_in_mirror(name: str, sha256: str) -> Path | None:
+def find_in_mirror(name: str, sha256: str) -> Path | None:
     """The file of that base name anywhere below `$MTRAIN_MIRROR` that has the right bytes."""
     mirror = os.environ.get("MTRAIN_MIRROR")
     if not mirror:

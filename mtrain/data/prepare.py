@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from mtrain import console
-from mtrain.config import CldrEntry, Config, Entry, FilesEntry, JsonlEntry, TsvEntry
+from mtrain.config import CldrEntry, Config
 from mtrain.data.corpus import FILTERS, Corpus, TextPair, chunks
-from mtrain.data.downloads import Lock, fetch, is_url
-from mtrain.data.sources import Pair, read_entry
+from mtrain.data.downloads import Lock
+from mtrain.data.sources import Pair, entries_of, inputs_of, label_of, read_entry
 from mtrain.data.store import SIDES, StoreCounts, StoreWriter
 from mtrain.data.text_files import Unreadable
 from mtrain.data.tokenizer import Tokenizer, model_files, train_tokenizers
@@ -151,19 +151,13 @@ def _identify(config: Config, lock: Lock, download: bool) -> str:
     """16 hexadecimal digits that change with any key or file that the prepared data depends on."""
     known = _KnownFiles(Path("data", config.name, "inputs.json"))
     inputs = {}
-    for location, sha256 in chain.from_iterable(_inputs(entry) for _, entry in _entries(config)):
-        if is_url(location):
-            sha256 = sha256 or lock.expect(location)
-            if sha256 is None and download:
-                fetch(location, None, lock)
-                sha256 = lock.expect(location)
-        else:
-            sha256 = known.sha256_of(location)
-        inputs[location] = sha256
+    for key, entry in entries_of(config):
+        for location, sha256 in inputs_of(entry, key, lock, may_ask=download):
+            inputs[location] = sha256 or known.sha256_of(location)
     if download:
         known.save()
         lock.save(Path("data", config.name))
-    is_generated = any(isinstance(entry, CldrEntry) for _, entry in _entries(config))
+    is_generated = any(isinstance(entry, CldrEntry) for _, entry in entries_of(config))
     identity = {
         "format": FORMAT,
         "cldr": version("babel") if is_generated else None,  # its phrases change with CLDR
@@ -174,28 +168,6 @@ def _identify(config: Config, lock: Lock, download: bool) -> str:
         "tokenizer": config.tokenizer.model_dump(mode="json"),
     }
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-
-
-def _inputs(entry: Entry) -> list[tuple[str, str | None]]:
-    """(path or URL, sha256 in the config) of an entry's files."""
-    if isinstance(entry, FilesEntry):
-        sha256 = entry.sha256
-        return [(entry.source, sha256.get("source")), (entry.target, sha256.get("target"))]
-    if isinstance(entry, TsvEntry):
-        return [(entry.tsv, entry.sha256.get("tsv"))]
-    if isinstance(entry, JsonlEntry):
-        return [(entry.jsonl, entry.sha256.get("jsonl"))]
-    return []
-
-
-def _entries(config: Config) -> Iterator[tuple[str, Entry]]:
-    """(its key in the config, entry): test sets, valid, train."""
-    for name, entry in config.data.test.items():
-        yield f"data.test.{name}", entry
-    if config.data.valid is not None:
-        yield "data.valid", config.data.valid
-    for i, entry in enumerate(config.data.train):
-        yield f"data.train.{i}", entry
 
 
 class _KnownFiles:
@@ -287,7 +259,7 @@ def _readers(
 
     unreadable counts what is dropped of each training entry.
     """
-    entries = dict(_entries(config))
+    entries = dict(entries_of(config))
     generated = {key: entry.cldr for key, entry in entries.items() if isinstance(entry, CldrEntry)}
     readers: dict[str, Iterable[TextPair]] = {}
     if generated:
@@ -425,10 +397,11 @@ def _table(corpus: Corpus, splits: dict[str, list[TextPair]]) -> list[dict[str, 
 def _describe_sources(config: Config, lock: Lock) -> list[dict[str, Any]]:
     """Each entry of the config as it is there, with what the lock says of its files."""
     described = []
-    for key, entry in _entries(config):
-        locations = [location for location, _ in _inputs(entry)]
+    for key, entry in entries_of(config):
+        locations = [location for location, _ in inputs_of(entry, key, lock, may_ask=False)]
         files = {location: lock.files.get(location, {}) for location in locations}
-        described.append({"entry": key, **entry.model_dump(mode="json"), "files": files})
+        facts = lock.sources.get(label_of(entry), {})
+        described.append({"entry": key, **facts, **entry.model_dump(mode="json"), "files": files})
     return described
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from mtrain import console
 from mtrain.config import Config, DecodeConfig, read_run_config
-from mtrain.data.text_files import TextFile
+from mtrain.data.stored_files import StoredFile
+from mtrain.data.text_files import read_lines as read_stored_lines
 from mtrain.errors import DataError, UsageError
 from mtrain.evaluation.metrics import METRICS, Score, notices, score_all
 from mtrain.run import RunDir, Split, atomic_write, write_json
@@ -115,7 +116,7 @@ def read_lines(path: Path) -> list[str]:
             "correct the path; relative paths start at the current directory",
         )
     # No hash: it would read the file twice, which `<(zcat FILE)` does not allow.
-    return list(TextFile(str(path), path, sha256="").lines())
+    return list(read_stored_lines(StoredFile(str(path), path, sha256="")))
 
 
 def to_json(results: Mapping[str, Evaluation]) -> dict[str, Any]:
