@@ -21,7 +21,11 @@ from mtrain.entries import SLUG, TestName, as_entries, as_test_sets
 from mtrain.entries import CldrEntry as CldrEntry
 from mtrain.entries import Entry as Entry
 from mtrain.entries import FilesEntry as FilesEntry
+from mtrain.entries import HubEntry as HubEntry
 from mtrain.entries import JsonlEntry as JsonlEntry
+from mtrain.entries import OpusEntry as OpusEntry
+from mtrain.entries import ParquetEntry as ParquetEntry
+from mtrain.entries import SacrebleuEntry as SacrebleuEntry
 from mtrain.entries import Section as Section
 from mtrain.entries import TsvEntry as TsvEntry
 from mtrain.errors import ConfigError, UsageError

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mtrain.entries import ENTRIES, SHA256, SLUG, Section
+from mtrain.entries import ENTRIES, HUB, OPUS, SHA256, SLUG, Section
 from mtrain.yaml_reader import Node, Problem, shortened
 
 # What other YAML readers take for true or false, and people for a language (Norwegian: no).
@@ -39,6 +39,8 @@ _EXPECTED = {
 }
 _PATTERNS = {
     SLUG: "made of letters, digits, `.`, `_` and `-`, the first a letter or a digit",
+    HUB: "a name of the hub, such as `wmt/wmt14`",
+    OPUS: "a corpus and its version, such as `Europarl/v8`",
     SHA256: "64 hexadecimal digits in lower case",
 }
 

@@ -42,6 +42,14 @@ class Section(BaseModel):
         return {k: v for k, v in value.items() if v is not None or k not in cls.model_fields}
 
 
+PATHS = (
+    "A path may be a URL. Files may be compressed (gzip, xz, bzip2, zstandard; known by their "
+    "first bytes). `corpus.tgz!train/a.en` is the file `train/a.en` in the archive `corpus.tgz` "
+    "(zip, or tar with any compression), which is read without being extracted. Lines end at the "
+    "line feed alone; a carriage return before it and a byte order mark at the start are dropped."
+)
+
+
 class NamedEntry(Section):
     """What every entry may have."""
 
@@ -101,7 +109,7 @@ class TableEntry(CodedEntry):
     source_column: str | None = Field(
         default=None,
         description="column of the source sentence, such as `text` or `translation.en`; by "
-        "default `translation.<language>`, `<language>` or `source`, whichever there is",
+        "default what there is of (for English) `translation.en`, `en`, `source`",
     )
     target_column: str | None = Field(
         default=None, description="column of the target sentence, found in the same way"

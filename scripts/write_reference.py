@@ -38,6 +38,7 @@ def commands_reference() -> str:
 def config_reference() -> str:
     """A table of keys for each part of the config, from its JSON schema."""
     from mtrain.config import json_schema
+    from mtrain.entries import ENTRIES, PATHS
 
     schema = json_schema()
     parts = []
@@ -51,10 +52,20 @@ def config_reference() -> str:
         title = prefix.rstrip(".") or "top level"
         parts.append(f"**{title}** {section['description']}\n")
         parts.append(_table(("key", "values", "default", "meaning"), rows))
-    entries = [definition for name, definition in schema["$defs"].items() if _is_entry(name)]
-    rows = [(f"`{_entry_form(entry)}`", entry["description"]) for entry in entries]
-    parts.append("**Entries** of `data.train`, `data.valid` and `data.test`.\n")
-    parts.append(_table(("entry", "meaning"), rows))
+    parts.append(f"**Entries** of `data.train`, `data.valid` and `data.test`. {PATHS}\n")
+    for entry in (schema["$defs"][kind.__name__] for kind in ENTRIES.values()):
+        parts.append(f"**`{_entry_form(entry)}`** {entry['description']}\n")
+        rows = [
+            (f"`{key}`", _values(field), _default(field, key in entry["required"]), _meaning(field))
+            for key, field in sorted(
+                entry["properties"].items(),
+                key=lambda item, needed=entry["required"]: (
+                    item[0] not in needed,
+                    item[0] == "name",
+                ),
+            )
+        ]
+        parts.append(_table(("key", "values", "default", "meaning"), rows))
     return "\n".join(parts)
 
 
@@ -115,14 +126,9 @@ def _meaning(field: dict[str, Any]) -> str:
     return str(field.get("description", ""))
 
 
-def _is_entry(name: str) -> bool:
-    return name.endswith("Entry")
-
-
 def _entry_form(entry: dict[str, Any]) -> str:
-    required = entry["required"]
-    keys = [key if key in required else f"[{key}]" for key in entry["properties"]]
-    return "{" + ", ".join(keys) + "}"
+    """The keys that make it an entry of its kind."""
+    return "{" + ", ".join(entry["required"]) + "}"
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -32,9 +32,8 @@ def read_parquet(
         with _seekable(file) as stream:
             table = parquet.ParquetFile(stream)
             columns = find_columns(table.schema_arrow, entry, file.location, where)
-            top = list(dict.fromkeys(path.split(".")[0] for path in columns))
             n_rows = 0
-            for batch in table.iter_batches(ROWS_PER_BATCH, columns=top):
+            for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
                 yield texts_of(batch, columns, file.location, n_rows, unreadable)
                 n_rows += batch.num_rows
     except pyarrow.ArrowInvalid as error:

@@ -1,0 +1,102 @@
+"""Pairs in the columns of a parquet file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+from test_stored_files import make_tar, zstd
+
+from mtrain.config import ParquetEntry
+from mtrain.data import tables
+from mtrain.data.downloads import Lock
+from mtrain.data.sources import Pair, read_entry
+from mtrain.data.text_files import Unreadable
+from mtrain.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Lock:
+    return Lock.open(tmp_path / "my.yaml")
+
+
+def write(path: str = "x.parquet", **columns: Any) -> None:
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+def read(lock: Lock, unreadable: Unreadable | None = None, **keys: Any) -> list[Pair]:
+    entry = ParquetEntry(**{"parquet": "x.parquet", "languages": ("en", "de")} | keys)
+    return list(read_entry(entry, "data.train.0", lock, unreadable))
+
+
+ROWS = [{"de": "Hund\u2028", "en": "dog"}, {"de": None, "en": "cat"}, None]
+
+
+def test_a_translation_column(lock: Lock) -> None:
+    write(translation=ROWS, id=[1, 2, 3])
+    assert read(lock) == [Pair("dog", "Hund\u2028"), Pair("cat", ""), Pair("", "")]
+    assert lock.sources["x.parquet"] == {"pairs": 3}
+
+
+def test_columns_by_language_and_by_name(lock: Lock) -> None:
+    write(de=["Hund"], en=["dog"], text=["dog!"])
+    assert read(lock) == [Pair("dog", "Hund")]
+    assert read(lock, source_column="text") == [Pair("dog!", "Hund")]
+    write(source=pyarrow.array(["a", "a"]).dictionary_encode(), target=["b", "c"])
+    assert read(lock) == [Pair("a", "b"), Pair("a", "c")]
+
+
+def test_a_dot_may_be_part_of_a_name(lock: Lock) -> None:
+    write(**{"a.en": ["dog"], "a": [{"de": "Hund"}]})
+    assert read(lock, source_column="a.en", target_column="a.de") == [Pair("dog", "Hund")]
+
+
+def test_many_batches(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "ROWS_PER_BATCH", 7)
+    write(en=[f"a{i}" for i in range(50)], de=[f"b{i}" for i in range(50)])
+    assert read(lock) == [Pair(f"a{i}", f"b{i}") for i in range(50)]
+
+
+def test_in_an_archive_and_compressed(lock: Lock) -> None:
+    write(en=["dog"], de=["Hund"])
+    make_tar("c.tgz", {"deep/x.parquet": Path("x.parquet").read_bytes()})
+    assert read(lock, parquet="c.tgz!deep/x.parquet") == [Pair("dog", "Hund")]
+    Path("x.zst").write_bytes(zstd(Path("x.parquet").read_bytes()))
+    assert read(lock, parquet="x.zst") == [Pair("dog", "Hund")]
+
+
+def test_what_is_no_text_is_dropped_or_located(lock: Lock) -> None:
+    bad = pyarrow.array([b"a", b"\xff", b"c"]).view(pyarrow.string())
+    write(en=bad, de=["1", "2", "3\0"])
+    unreadable = Unreadable(1)
+    assert read(lock, unreadable) == [Pair("a", "1")]
+    assert unreadable.n_pairs == 2
+    with pytest.raises(DataError, match=r"x\.parquet: row 2: not UTF-8"):
+        read(lock)
+
+
+def test_missing_columns_are_listed(lock: Lock) -> None:
+    write(translation=ROWS, id=[1, 2, 3])
+    message = r"no column of text `translation.fr` or `fr` or `target` \(found: translation.de, tr"
+    with pytest.raises(DataError, match=message):
+        read(lock, languages=("en", "fr"))
+    with pytest.raises(DataError, match="no column of text `id`"):
+        read(lock, source_column="id")
+
+
+def test_no_parquet_and_a_cut_one(lock: Lock) -> None:
+    Path("x.parquet").write_text("a\tb\n")
+    with pytest.raises(DataError, match=r"x\.parquet is no whole parquet file"):
+        read(lock)
+    write(en=["dog"] * 999, de=["Hund"] * 999)
+    Path("x.parquet").write_bytes(Path("x.parquet").read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"x\.parquet is no whole parquet file"):
+        read(lock)
