@@ -1,0 +1,384 @@
+"""Pictures as SVG or PNG, by matplotlib: attention maps, and speed against quality.
+
+Figures are built as objects and never shown; nothing here keeps any state in matplotlib. Sizes are
+in inches, and laid out from the labels, so that no label is cut off or printed over another.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from mtrain import console
+from mtrain.decoding.alignment import SPACE
+from mtrain.decoding.attention import AttentionMaps, Weights
+from mtrain.errors import UsageError
+from mtrain.run import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Kind = Literal["encoder", "decoder", "cross"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+TITLES = {
+    "encoder": "encoder self-attention",
+    "decoder": "masked decoder self-attention",
+    "cross": "encoder-decoder attention",
+}
+ROW_LABELS = {"encoder": "at this piece ...", "decoder": "to write ...", "cross": "to write ..."}
+COLUMN_LABELS = {
+    "encoder": "... it looks at",
+    "decoder": "... it looks back at",
+    "cross": "... it looks at",
+}
+
+INK, CAPTIONS, FAINT, PAPER = "#1f2933", "#616e7c", "#9aa5b1", "#f1f3f5"
+COLOURS = "Blues"
+CELL, MOST_CELLS = 0.21, 40_000  # a cell's side; beyond so many cells, pixels instead of shapes
+FONT_SIZE, CHARACTER = 8.5, 0.078  # points; the width of a character at that size
+GAP, MARGIN, CAPTION = 0.22, 0.25, 0.24
+HEADING, TITLE, NAME = 0.36, 0.3, 0.3  # heights: of the sentence, of a block's title, of a head's
+HEADS_A_ROW = 4
+RESOLUTION = 200  # pixels an inch, of a PNG
+MISSING = "\u25a1"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which of a model's heat maps are drawn; layers and heads are counted from 1."""
+
+    kinds: tuple[Kind, ...] = KINDS
+    layer: int | None = None  # None: the last one of each kind
+    heads: tuple[int, ...] | Literal["all", "mean"] = "all"
+
+    def panels(self, maps: AttentionMaps, kind: Kind) -> tuple[int, list[tuple[str, Weights]]]:
+        """The layer's number, and the name and the weights (rows, columns) of each head."""
+        weights: Weights = getattr(maps, kind)
+        n_layers, n_heads = weights.shape[:2]
+        layer = n_layers if self.layer is None else self.layer
+        if not 1 <= layer <= n_layers:
+            raise UsageError(
+                f"there is no layer {layer}: the {'encoder' if kind == 'encoder' else 'decoder'} "
+                f"has layers 1 to {n_layers}",
+                "choose one of them with --attention-layer",
+            )
+        shown = weights[layer - 1]
+        if self.heads == "mean":
+            return layer, [(f"mean of {n_heads} heads", shown.mean(0))]
+        heads = range(1, n_heads + 1) if self.heads == "all" else self.heads
+        if wrong := [head for head in heads if not 1 <= head <= n_heads]:
+            raise UsageError(
+                f"there is no head {wrong[0]}: every layer has heads 1 to {n_heads}",
+                "choose among them with --attention-head, or `mean`",
+            )
+        return layer, [(f"head {head}", shown[head - 1]) for head in heads]
+
+
+def save_attention(sentences: Sequence[AttentionMaps], path: Path, selection: Selection) -> None:
+    """Draw the heat maps of one or a few sentences into a .png or an .svg file."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in ("png", "svg"):
+        raise UsageError(
+            f"{path} is neither .html, .png nor .svg", "choose the kind of picture by its ending"
+        )
+    atomic_write(path, attention_picture(sentences, selection, "png" if suffix == "png" else "svg"))
+
+
+def attention_picture(
+    sentences: Sequence[AttentionMaps],
+    selection: Selection | None = None,
+    format: Literal["png", "svg"] = "svg",
+) -> bytes:
+    """The heat maps of one or a few sentences, one below the other, as the bytes of a picture."""
+    selection = selection or Selection()
+    blocks = [[_Block.of(maps, kind, selection) for kind in selection.kinds] for maps in sentences]
+    left = max(block.left for part in blocks for block in part)
+    width = max(left + block.width for part in blocks for block in part)
+    height = sum(HEADING + sum(block.height for block in part) for part in blocks) + MARGIN
+    figure = _figure(width, height)
+    top = height - MARGIN / 2
+    for maps, part in zip(sentences, blocks, strict=True):
+        _write_heading(figure, top, maps)
+        top -= HEADING
+        for block in part:
+            block.draw(figure, left, top)
+            top -= block.height
+    return _bytes(figure, format)
+
+
+def _write_heading(figure: Figure, top: float, maps: AttentionMaps) -> None:
+    """The sentence and its translation, cut to what fits."""
+    width, height = figure.get_size_inches()
+    source, written = (
+        "".join(pieces[:-1]).replace(SPACE, " ").strip() for pieces in (maps.source, maps.written)
+    )
+    room = int((width - 2 * MARGIN) / (1.25 * CHARACTER) - 3)
+    (text,) = printable([f"{source}  \u2192  {written}"])
+    figure.text(
+        MARGIN / width,
+        (top - 0.12) / height,
+        text if len(text) <= room else text[: room - 1] + "\u2026",
+        fontsize=FONT_SIZE + 2,
+        fontfamily=font_families(text),
+        color=INK,
+        va="center",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Heads of one kind and layer side by side, under one title."""
+
+    kind: Kind
+    title: str
+    rows: list[str]
+    columns: list[str]
+    panels: list[tuple[str, Weights]]
+
+    @classmethod
+    def of(cls, maps: AttentionMaps, kind: Kind, selection: Selection) -> _Block:
+        layer, panels = selection.panels(maps, kind)
+        rows = maps.source if kind == "encoder" else maps.written
+        columns = maps.read if kind == "decoder" else maps.source
+        title = f"{TITLES[kind]}, layer {layer} of {getattr(maps, kind).shape[0]}"
+        return cls(kind, title, _labels(rows), _labels(columns), panels)
+
+    @property
+    def left(self) -> float:
+        """What stands before the first panel: the labels of the rows, and what they are."""
+        return MARGIN + CAPTION + _label_width(self.rows)
+
+    @property
+    def panel_size(self) -> tuple[float, float]:
+        return CELL * len(self.columns), CELL * len(self.rows)
+
+    @property
+    def pitch(self) -> tuple[float, float]:
+        """From one panel to the next: to the right, and down."""
+        width, height = self.panel_size
+        return width + GAP, NAME + height + _label_width(self.columns) + CAPTION + GAP
+
+    @property
+    def width(self) -> float:
+        """From the left edge of the first panel to the right edge of the scale's numbers."""
+        n_across = min(len(self.panels), HEADS_A_ROW)
+        return max(n_across * self.pitch[0] + 0.6, 0.1 * len(self.title))
+
+    @property
+    def height(self) -> float:
+        return TITLE + -(-len(self.panels) // HEADS_A_ROW) * self.pitch[1] + GAP
+
+    def draw(self, figure: Figure, left: float, top: float) -> None:
+        """Onto a figure: panels from `left`, all from `top` (inches above its lower edge) down."""
+        width, height = figure.get_size_inches()
+        figure.text(
+            MARGIN / width,
+            (top - TITLE / 2) / height,
+            self.title,
+            fontsize=FONT_SIZE + 4,
+            fontweight="bold",
+            color=INK,
+            va="center",
+        )
+        top -= TITLE + NAME
+        for number, (name, weights) in enumerate(self.panels):
+            across, down = number % HEADS_A_ROW, number // HEADS_A_ROW
+            bottom = top - down * self.pitch[1] - self.panel_size[1]
+            axes = _axes(figure, left + across * self.pitch[0], bottom, *self.panel_size)
+            image = self._draw_panel(axes, name, weights, with_rows=across == 0)
+        right = left + min(len(self.panels), HEADS_A_ROW) * self.pitch[0] - GAP / 2
+        length = min(self.panel_size[1], 1.5)
+        bar = _axes(figure, right, top - length, 0.1, length)
+        figure.colorbar(image, cax=bar, ticks=[0, 0.5, 1])
+        bar.spines[:].set_visible(False)
+        bar.tick_params(labelsize=FONT_SIZE - 1, length=0, colors=INK)
+
+    def _draw_panel(self, axes: Axes, name: str, weights: Weights, with_rows: bool) -> Any:
+        n_rows, n_columns = weights.shape
+        is_masked = self.kind == "decoder"
+        hidden = np.triu(np.ones_like(weights), 1) > 0
+        image = axes.pcolormesh(
+            np.ma.masked_where(hidden, weights) if is_masked else weights,
+            cmap=COLOURS,
+            vmin=0,
+            vmax=1,
+            edgecolors="white",
+            linewidth=0.6,
+            rasterized=weights.size * len(self.panels) > MOST_CELLS,
+        )
+        if is_masked:
+            _hatch_above_diagonal(axes, n_rows)
+        axes.set_xlim(0, n_columns)
+        axes.set_ylim(n_rows, 0)
+        axes.set_title(name, fontsize=FONT_SIZE + 1, color=INK, pad=5)
+        label = {
+            "fontsize": FONT_SIZE,
+            "fontfamily": font_families("".join(self.rows + self.columns)),
+            "color": INK,
+        }
+        upright = {"rotation": 90, "rotation_mode": "anchor", "ha": "right"}
+        axes.set_xticks(
+            np.arange(n_columns) + 0.5, self.columns, va="center_baseline", **upright, **label
+        )
+        axes.set_yticks(
+            np.arange(n_rows) + 0.5,
+            self.rows if with_rows else [""] * n_rows,
+            va="center_baseline",
+            **label,
+        )
+        axes.tick_params(length=0, pad=4)
+        self._caption(axes, with_rows)
+        for spine in axes.spines.values():
+            spine.set_color(FAINT)
+            spine.set_linewidth(0.6)
+        return image
+
+    def _caption(self, axes: Axes, with_rows: bool) -> None:
+        """What rows and columns stand for, beyond their labels."""
+        width, height = self.panel_size
+        style = {"fontsize": FONT_SIZE, "color": CAPTIONS, "style": "italic"}
+        below = -(_label_width(self.columns) + CAPTION / 2) / height
+        axes.text(
+            0.5,
+            below,
+            COLUMN_LABELS[self.kind],
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            **style,
+        )
+        if with_rows:
+            before = -(_label_width(self.rows) + CAPTION / 2) / width
+            axes.text(
+                before,
+                0.5,
+                ROW_LABELS[self.kind],
+                transform=axes.transAxes,
+                ha="center",
+                va="center",
+                rotation=90,
+                **style,
+            )
+
+
+def _labels(pieces: Sequence[str]) -> list[str]:
+    """Pieces as they are, but with a space as a line of the height of letters."""
+    return printable([piece.replace(SPACE, "_") for piece in pieces])
+
+
+def _hatch_above_diagonal(axes: Axes, n: int) -> None:
+    """The mask: a staircase of what is not written yet, hatched."""
+    from matplotlib.patches import Polygon
+
+    corners = [(1.0, 0.0)]
+    for i in range(1, n):
+        corners += [(float(i), float(i)), (float(i + 1), float(i))]
+    corners += [(float(n), 0.0)]
+    axes.add_patch(
+        Polygon(corners, closed=True, facecolor=PAPER, edgecolor="#c5ccd3", hatch="////", lw=0)
+    )
+    if n >= 8:
+        axes.text(
+            n - 0.4,
+            0.6,
+            "masked",
+            ha="right",
+            va="top",
+            fontsize=FONT_SIZE - 0.5,
+            color="#616e7c",
+            style="italic",
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
+        )
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor="white")
+
+
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """A part of the figure, all in inches."""
+    across, up = figure.get_size_inches()
+    axes: Axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
+    return axes
+
+
+def _bytes(figure: Figure, format: Literal["png", "svg"]) -> bytes:
+    """The same figure gives the same bytes, and text of an SVG needs no fonts to be seen."""
+    from matplotlib import rc_context
+
+    picture = io.BytesIO()
+    settings = {"svg.fonttype": "path", "svg.hashsalt": "mtrain", "hatch.linewidth": 0.5}
+    metadata = {"Date": None} if format == "svg" else {"Software": None}
+    with rc_context(settings):
+        figure.savefig(picture, format=format, dpi=RESOLUTION, metadata=metadata)
+    return picture.getvalue()
+
+
+def _label_width(labels: Iterable[str]) -> float:
+    return max((_width(label) for label in labels), default=0.0) + 0.08
+
+
+def _width(text: str) -> float:
+    """Of a label, in inches: ideographs are twice as wide."""
+    import unicodedata
+
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return CHARACTER * (len(text) + 0.8 * wide)
+
+
+# -- letters of all scripts ------------------------------------------------------------------
+
+
+def printable(labels: Sequence[str]) -> list[str]:
+    """The labels, with an empty box for what no installed font can show (and one warning)."""
+    lacking = {character for character in set("".join(labels)) if not _families_with(character)}
+    if lacking:
+        console.warn(
+            f"no installed font shows {', '.join(sorted(lacking)[:5])}: the picture has "
+            f"{MISSING} there; draw an .html, or install a font such as Noto"
+        )
+    table = {ord(character): MISSING for character in lacking}
+    return [label.translate(table) for label in labels]
+
+
+def font_families(text: str) -> list[str]:
+    """Installed families that together show a text; matplotlib takes the first that can."""
+    families = ["DejaVu Sans"]
+    for character in sorted(set(text)):
+        able = _families_with(character)
+        if able and not set(able) & set(families):
+            families.append(able[0])
+    return families
+
+
+@cache
+def _families_with(character: str) -> list[str]:
+    """Families that have a letter, DejaVu Sans alone where it has it, else Noto's first."""
+    found = [name for name, font in _fonts() if font.get_char_index(ord(character))]
+    return found[:1] if found[:1] == ["DejaVu Sans"] else found
+
+
+@cache
+def _fonts() -> list[tuple[str, Any]]:
+    """The regular faces that are installed: DejaVu Sans, Noto's sans, other sans, the rest."""
+    from matplotlib.font_manager import fontManager, get_font
+
+    def rank(name: str) -> tuple[bool, bool, bool, str]:
+        return name != "DejaVu Sans", not name.startswith("Noto Sans"), "Sans" not in name, name
+
+    files = {
+        entry.name: entry.fname
+        for entry in fontManager.ttflist
+        if entry.style == "normal" and entry.weight in (400, "normal", "regular")
+    }
+    return [(name, get_font(files[name])) for name in sorted(files, key=rank)]
