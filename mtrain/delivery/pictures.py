@@ -7,6 +7,7 @@ in inches, and laid out from the labels, so that no label is cut off or printed 
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,9 +44,10 @@ COLUMN_LABELS = {
 INK, CAPTIONS, FAINT, PAPER = "#1f2933", "#616e7c", "#9aa5b1", "#f1f3f5"
 COLOURS = "Blues"
 CELL, MOST_CELLS = 0.21, 40_000  # a cell's side; beyond so many cells, pixels instead of shapes
-FONT_SIZE, CHARACTER = 8.5, 0.078  # points; the width of a character at that size
+FONT_SIZE, CHARACTER = 8.5, 0.07  # points; the width of a character at that size
 GAP, MARGIN, CAPTION = 0.22, 0.25, 0.24
-HEADING, TITLE, NAME = 0.36, 0.3, 0.3  # heights: of the sentence, of a block's title, of a head's
+LINE, TITLE, NAME = 0.24, 0.3, 0.3  # heights: of a sentence, of a block's title, of a head's
+HEADING = 2 * LINE + 0.16
 HEADS_A_ROW = 4
 RESOLUTION = 200  # pixels an inch, of a PNG
 MISSING = "\u25a1"
@@ -83,13 +85,38 @@ class Selection:
 
 
 def save_attention(sentences: Sequence[AttentionMaps], path: Path, selection: Selection) -> None:
-    """Draw the heat maps of one or a few sentences into a .png or an .svg file."""
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in ("png", "svg"):
+    """Draw one or a few sentences into a file: .png, .svg, or .html with all layers and heads."""
+    for kind in selection.kinds:  # whether it is there, before anything is written
+        selection.panels(sentences[0], kind)
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        atomic_write(path, attention_page(sentences, selection))
+    elif suffix == ".png":
+        atomic_write(path, attention_picture(sentences, selection, "png"))
+    elif suffix == ".svg":
+        atomic_write(path, attention_picture(sentences, selection, "svg"))
+    else:
         raise UsageError(
             f"{path} is neither .html, .png nor .svg", "choose the kind of picture by its ending"
         )
-    atomic_write(path, attention_picture(sentences, selection, "png" if suffix == "png" else "svg"))
+
+
+def attention_page(sentences: Sequence[AttentionMaps], selection: Selection | None = None) -> str:
+    """One self-contained page to look through all layers and heads; the selection comes first."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    selection = selection or Selection()
+    n_layers = max(getattr(sentences[0], kind).shape[0] for kind in selection.kinds)
+    data = {
+        "sentences": [maps.to_json() for maps in sentences],
+        "kinds": selection.kinds,
+        "layer": selection.layer or n_layers,
+        "heads": selection.heads,
+    }
+    pages = Environment(
+        loader=PackageLoader("mtrain.delivery"), autoescape=select_autoescape(), auto_reload=False
+    )
+    return pages.get_template("attention.html").render(title="What it pays attention to", data=data)
 
 
 def attention_picture(
@@ -115,22 +142,22 @@ def attention_picture(
 
 
 def _write_heading(figure: Figure, top: float, maps: AttentionMaps) -> None:
-    """The sentence and its translation, cut to what fits."""
+    """The sentence and, below it, its translation, each cut to what fits."""
     width, height = figure.get_size_inches()
-    source, written = (
-        "".join(pieces[:-1]).replace(SPACE, " ").strip() for pieces in (maps.source, maps.written)
-    )
-    room = int((width - 2 * MARGIN) / (1.25 * CHARACTER) - 3)
-    (text,) = printable([f"{source}  \u2192  {written}"])
-    figure.text(
-        MARGIN / width,
-        (top - 0.12) / height,
-        text if len(text) <= room else text[: room - 1] + "\u2026",
-        fontsize=FONT_SIZE + 2,
-        fontfamily=font_families(text),
-        color=INK,
-        va="center",
-    )
+    for line, pieces in enumerate((maps.source, maps.written)):
+        (text,) = printable(["".join(pieces[:-1]).replace(SPACE, " ").strip()])
+        text = text if line == 0 else f"\u2192 {text}"
+        while _width(text) * 1.3 > width - 2 * MARGIN:
+            text = text[: int(len(text) * 0.95) - 1].removesuffix("\u2026") + "\u2026"
+        figure.text(
+            MARGIN / width,
+            (top - (line + 0.5) * LINE) / height,
+            text,
+            fontsize=FONT_SIZE + 2,
+            fontfamily=font_families(text),
+            color=INK,
+            va="center",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,11 +356,10 @@ def _label_width(labels: Iterable[str]) -> float:
 
 
 def _width(text: str) -> float:
-    """Of a label, in inches: ideographs are twice as wide."""
-    import unicodedata
-
+    """Of a label, in inches, roughly: ideographs are wide, marks stand above or below letters."""
+    marks = sum(unicodedata.category(character) == "Mn" for character in text)
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return CHARACTER * (len(text) + 0.8 * wide)
+    return CHARACTER * (len(text) - marks + 0.8 * wide)
 
 
 # -- letters of all scripts ------------------------------------------------------------------
@@ -379,6 +405,8 @@ def _fonts() -> list[tuple[str, Any]]:
     files = {
         entry.name: entry.fname
         for entry in fontManager.ttflist
-        if entry.style == "normal" and entry.weight in (400, "normal", "regular")
+        if entry.style == "normal"
+        and entry.weight in (400, "normal", "regular")
+        and not entry.name.startswith("Last Resort")  # has a box for everything
     }
     return [(name, get_font(files[name])) for name in sorted(files, key=rank)]
