@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TextIO
@@ -26,11 +27,13 @@ from typer.core import TyperGroup
 
 from mtrain import __version__, console
 from mtrain.errors import DataError, MtrainError, OutOfMemoryError, UsageError
-from mtrain.run import atomic_write, storage_errors
+from mtrain.run import RunDir, atomic_write, storage_errors
 
 if TYPE_CHECKING:
     from mtrain.config import Config
+    from mtrain.delivery.pictures import AttentionPicture
 
+MOST_DRAWN = 10  # sentences in a picture
 CLOSED_OUTPUT = 141  # what a shell shows for a program that wrote into a closed pipe
 
 
@@ -94,6 +97,15 @@ class Engine(StrEnum):
 
     mtrain = "mtrain"
     ctranslate2 = "ctranslate2"
+
+
+class AttentionKind(StrEnum):
+    """Which of the Transformer's three attentions is drawn."""
+
+    all = "all"
+    encoder = "encoder"
+    decoder = "decoder"
+    cross = "cross"
 
 
 class Quantization(StrEnum):
@@ -253,6 +265,9 @@ def train(
         "mtrain translate runs/my-model input.txt --prefix beginnings.txt",
         "mtrain translate runs/my-model input.txt --with runs/other --with runs/third",
         "mtrain translate runs/my-model --score source.txt target.txt",
+        "mtrain translate runs/my-model input.txt --alignment",
+        "echo 'A dog.' | mtrain translate runs/my-model --attention heads.html",
+        "echo 'A dog.' | mtrain translate runs/my-model --attention heads.png --attention-layer 2",
     )
 )
 def translate(
@@ -343,8 +358,40 @@ def translate(
     ] = None,
     engine: OnEngine = Engine.mtrain,
     quantization: InQuantization = None,
+    alignment: Annotated[
+        bool,
+        typer.Option(
+            "--alignment",
+            help="Add, behind a tab, which source word each word comes from, as 0-0 1-2: read off "
+            "the attention head that, on valid, agrees best with IBM Model 1.",
+        ),
+    ] = False,
+    attention: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"Draw what the model looks at, for up to {MOST_DRAWN} sentences: .html with all "
+            "layers and heads, or a .png or .svg.",
+        ),
+    ] = None,
+    attention_kind: Annotated[
+        AttentionKind,
+        typer.Option(
+            metavar="KIND",
+            help="all, encoder (self-attention), decoder (masked self-attention), or cross "
+            "(encoder-decoder).",
+        ),
+    ] = AttentionKind.all,
+    attention_layer: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Counted from 1; the last by default.")
+    ] = None,
+    attention_head: Annotated[
+        str, typer.Option(metavar="HEADS", help="all, mean, or numbers from 1, such as 1,3.")
+    ] = "all",
 ) -> None:
     """Translate a file or standard input, line by line."""
+    from mtrain.decoding.alignment import head_of_run
+    from mtrain.decoding.attention import maps_of_lines
     from mtrain.decoding.stream import Beside, translate_file, translate_stream
     from mtrain.decoding.translate import Options, Translator
 
@@ -366,8 +413,13 @@ def translate(
     )
     _check_engine(engine, quantization)
     _check_what_to_translate(source, prefix, tab_prefix, score)
+    picture = _picture(attention, attention_kind, attention_layer, attention_head)
     source, beside = score or (source, prefix)
-    with _open_input(source) as lines, _open_input(beside) if beside else nullcontext() as others:
+    with (
+        _open_input(source) as given,
+        _open_input(beside) if beside else nullcontext() as others,
+    ):
+        lines = _few_lines(given) if picture else given
         translator = Translator.from_run(
             run,
             checkpoint,
@@ -378,10 +430,14 @@ def translate(
         if engine is Engine.ctranslate2:
             translator = translator.with_ctranslate2(quantization)
         second = Beside(others, "target" if score else "prefix") if others else None
+        head = head_of_run(RunDir.open(run), translator) if alignment else None
         if output is None:
-            translate_stream(translator, lines, _stdout(), options, second)
+            translate_stream(translator, lines, _stdout(), options, second, head)
         else:
-            translate_file(translator, lines, output, options, second)
+            translate_file(translator, lines, output, options, second, head)
+    if picture and isinstance(lines, io.BytesIO):
+        texts = lines.getvalue().decode(errors="replace").split("\n")
+        picture.draw(maps_of_lines(translator, texts, options))
 
 
 @app.command(
@@ -530,6 +586,34 @@ def _check_engine(engine: Engine, quantization: Quantization | None) -> None:
             f"--quantization {quantization} was given, but mtrain's own engine computes in floats",
             "add --engine ctranslate2",
         )
+
+
+def _picture(
+    path: Path | None, kind: AttentionKind, layer: int | None, heads: str
+) -> AttentionPicture | None:
+    """What --attention asks for; None without it."""
+    if path is None:
+        if kind is not AttentionKind.all or layer is not None or heads != "all":
+            raise UsageError(
+                "--attention-kind, --attention-layer and --attention-head choose what is drawn, "
+                "but nothing is",
+                "add --attention FILE.html, .png or .svg",
+            )
+        return None
+    from mtrain.delivery.pictures import AttentionPicture, Selection, read_heads, read_kinds
+
+    return AttentionPicture(path, Selection(read_kinds(kind.value), layer, read_heads(heads)))
+
+
+def _few_lines(given: BinaryIO) -> io.BytesIO:
+    """All lines of an input that is to be drawn; a UsageError where they are too many."""
+    lines = list(islice(given, MOST_DRAWN + 1))
+    if len(lines) > MOST_DRAWN:
+        raise UsageError(
+            f"--attention draws at most {MOST_DRAWN} sentences, and the input has more",
+            f"give fewer: head -n {MOST_DRAWN}",
+        )
+    return io.BytesIO(b"".join(lines))
 
 
 def _shipped_configs() -> dict[str, Path]:

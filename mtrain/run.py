@@ -7,6 +7,8 @@
       checkpoints/             step-12000/, best-9000.safetensors: see training.state
       metrics.jsonl            one line for every logged step and validation
       tensorboard/             the same numbers, where the config asks for them
+      alignment.json           the attention head that shows word links, once they were asked for
+      sweep.json, sweep.svg    quality against speed, once `eval --sweep` measured it
       scores.json              test set -> metric -> score, low, high, signature
       translations/            what `eval` scored: <split>.<checkpoint>.txt
       data/                    manifest.json; raw text of valid and every test set
@@ -22,6 +24,9 @@ import json
 import math
 import os
 import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrain.errors import CheckpointError, DataError, StorageError, UsageError
+from mtrain.portable import unpack
 
 # What is wrong with a place, rather than with the program.
 REFUSALS = {
@@ -96,16 +102,20 @@ class Split:
 class RunDir:
     """The paths inside a run directory, and what is read from and written to them."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, files: Path | None = None) -> None:
+        """`files` is where the files are, if not in `path`: that of an exported one is a file."""
         self.path = Path(path)
-        self.config = self.path / "config.yaml"
-        self.weights = self.path / "model.safetensors"
-        self.checkpoints = self.path / "checkpoints"
-        self.metrics = self.path / "metrics.jsonl"
-        self.tensorboard = self.path / "tensorboard"
-        self.scores = self.path / "scores.json"
-        self.translations = self.path / "translations"
-        self.data = self.path / "data"
+        self.files = files or self.path
+        self.config = self.files / "config.yaml"
+        self.weights = self.path if files else self.path / "model.safetensors"
+        self.checkpoints = self.files / "checkpoints"
+        self.metrics = self.files / "metrics.jsonl"
+        self.tensorboard = self.files / "tensorboard"
+        self.scores = self.files / "scores.json"
+        self.alignment = self.files / "alignment.json"  # see decoding.alignment
+        self.sweep = self.files / "sweep.json"  # see evaluation.sweep
+        self.translations = self.files / "translations"
+        self.data = self.files / "data"
         self.manifest = self.data / "manifest.json"
         self.word_counts = self.data / "word_counts.json"
         self.data_report = self.data / "report.json"  # see data.data_report
@@ -115,8 +125,14 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
-        """An existing run, or a UsageError that says why this is none."""
+        """An existing run, or a UsageError that says why this is none.
+
+        An exported file is unpacked into a directory that lives as long as the object; a
+        CheckpointError says what is wrong with the file.
+        """
         run = cls(path)
+        if run.path.suffix == ".safetensors" and run.path.is_file():
+            return cls._unpacked(run.path)
         if not run.path.exists():
             raise UsageError(
                 f"{path} does not exist", "name a run directory, such as runs/quickstart"
@@ -127,6 +143,19 @@ class RunDir:
                 "name the directory that `mtrain train` wrote, such as runs/quickstart",
             )
         return run
+
+    @classmethod
+    def _unpacked(cls, path: Path) -> RunDir:
+        files = Path(tempfile.mkdtemp(prefix="mtrain-"))
+        run = cls(path, files)
+        weakref.finalize(run, shutil.rmtree, files, ignore_errors=True)
+        unpack(path, files)
+        return run
+
+    @property
+    def is_exported(self) -> bool:
+        """One file, without checkpoints, history and the text of its test sets."""
+        return self.files != self.path
 
     def step_checkpoints(self) -> list[tuple[int, Path]]:
         """(step, directory) of every whole training state, oldest first."""
@@ -164,6 +193,11 @@ class RunDir:
         None is the winner: model.safetensors, and while training goes on `best`, then `last`.
         """
         named = self.named_checkpoints()
+        if self.is_exported and name is not None:
+            raise CheckpointError(
+                f"{self.path} is an exported model, whose weights have no name",
+                "leave out --checkpoint",
+            )
         if name is None:
             if self.weights.exists():
                 return [self.weights]
@@ -211,6 +245,11 @@ class RunDir:
                 f"{self.path} has no split named `{name}` (found: {', '.join(self.splits())})",
                 "choose one of these with --split",
             )
+        if self.is_exported:
+            raise UsageError(
+                f"{self.path} is an exported model, which holds no test sets",
+                "give files: --source FILE --reference FILE",
+            )
         sides = [self.data / f"{name}.{side}" for side in ("source", "target")]
         try:
             texts = [side.read_bytes() for side in sides]
@@ -224,6 +263,10 @@ class RunDir:
             )
         sources, references = (text.decode().split("\n")[:-1] for text in texts)
         return Split(name, sources, references, digest)
+
+    def read_alignment(self) -> dict[str, Any]:
+        """sha256 of weights -> the fields of a decoding.alignment.AlignmentHead."""
+        return _read_json(self.alignment) if self.alignment.exists() else {}
 
     def read_scores(self) -> dict[str, Any]:
         """All recorded scores; empty before the first."""

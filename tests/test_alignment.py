@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
-from conftest import TrainedRun
+from conftest import TrainedRun, invoke
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,3 +106,31 @@ def test_lines_without_links_stay_in_their_place(trained_run: TrainedRun) -> Non
     long = "ba " * 3000
     found = align(translator, head, ["", "ba", long], [[], ["▁ba"], ["▁ba"]])
     assert [alignment.links for alignment in found] == [[], [(0, 0)], []]
+
+
+def test_links_on_the_command_line(trained_run: TrainedRun, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run.path, run)
+    lines = [*trained_run.test_sources[:3], ""]
+    stdin = "".join(f"{line}\n" for line in lines)
+    done = invoke("translate", run, "--alignment", cwd=tmp_path, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    assert "IBM Model 1" in done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert rows[3] == ["", ""]
+    for line, (text, links) in zip(lines[:3], rows[:3], strict=True):
+        pairs = [tuple(map(int, link.split("-"))) for link in links.split()]
+        assert sorted(j for _, j in pairs) == list(range(len(text.split())))
+        assert all(i < len(line.split()) for i, _ in pairs)
+
+    again = invoke("translate", run, "--alignment", "--format", "jsonl", cwd=tmp_path, stdin=stdin)
+    assert "IBM Model 1" not in again.stderr  # the run remembers
+    first = json.loads(again.stdout.splitlines()[0])
+    alignment = first["hypotheses"][0]["alignment"]
+    assert " ".join(f"{i}-{j}" for i, j in alignment["links"]) == rows[0][1]
+    assert alignment["source_words"] == lines[0].split()
+
+
+def test_without_them_the_output_is_as_before(trained_run: TrainedRun, tmp_path: Path) -> None:
+    done = invoke("translate", trained_run.path, "--format", "jsonl", cwd=tmp_path, stdin="ba\n")
+    assert set(json.loads(done.stdout)["hypotheses"][0]) == {"text", "score", "tokens"}

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrain import console
 from mtrain.data.cleaning import normalize
 from mtrain.decoding.attention import Weights, forced_attention
-from mtrain.errors import UsageError
+from mtrain.errors import StorageError, UsageError
+from mtrain.run import RunDir, write_json
 
 if TYPE_CHECKING:
     from mtrain.decoding.translate import Translator
@@ -47,9 +49,6 @@ class AlignmentHead:
         head = "the mean of its heads" if self.head is None else f"head {self.head + 1}"
         row = "after reading" if self.is_next_row else "while writing"
         return f"layer {self.layer + 1}, {head}, {row} each piece"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,27 @@ def align(
     return [
         Alignment(s.words, t.words, links[i]) for i, (s, t) in enumerate(zip(*sides, strict=True))
     ]
+
+
+def head_of_run(run: RunDir, translator: Translator) -> AlignmentHead:
+    """The head chosen on a run's valid set; the run remembers it for each set of weights."""
+    from mtrain.model.weights import digest, weights_of
+
+    key = digest({name: tensor.cpu() for name, tensor in weights_of(translator.model).items()})
+    known = run.read_alignment()
+    if key in known:
+        return AlignmentHead(**known[key])
+    valid = run.read_split("valid")
+    head = choose_head(translator, valid.sources, valid.references)
+    console.message(
+        f"word links are read off {head.describe()}: it agrees with IBM Model 1 on "
+        f"{head.agreement:.0%} of the words of valid"
+    )
+    try:
+        write_json(run.alignment, {key: asdict(head)})
+    except StorageError as error:
+        console.message(f"this will be found out again the next time: {error.message}")
+    return head
 
 
 def choose_head(

@@ -19,7 +19,7 @@ from mtrain.data.tokenizer import BOS, EOS, PAD
 from mtrain.errors import UsageError
 
 if TYPE_CHECKING:
-    from mtrain.decoding.translate import Translator
+    from mtrain.decoding.translate import Options, Translator
     from mtrain.model.transformer import AttentionWeights, Transformer
 
 Weights = NDArray[np.floating[Any]]
@@ -84,6 +84,22 @@ def attention_maps(translator: Translator, source: str, target: str | None = Non
     else:
         (tgt_ids,) = translator.tgt_tokenizer.encode([normalize(target)])
     return maps_of_ids(translator, src_ids, tgt_ids)
+
+
+def maps_of_lines(
+    translator: Translator, lines: Sequence[str], options: Options
+) -> list[AttentionMaps]:
+    """Of the best translation of each line that is not blank; a UsageError where all are."""
+    maps = []
+    for translation in translator.translate_lines(
+        [line for line in lines if line.strip()], options
+    ):
+        (src_ids,) = translator.src_tokenizer.encode([normalize(translation.source)])
+        tgt_ids = translator.tgt_tokenizer.ids(translation.hypotheses[0].tokens)
+        maps.append(maps_of_ids(translator, src_ids, tgt_ids))
+    if not maps:
+        raise UsageError("the input is blank: there is nothing to draw", "give a sentence")
+    return maps
 
 
 def maps_of_ids(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
 from mtrain import console
+from mtrain.decoding.alignment import Alignment, AlignmentHead, align
 from mtrain.decoding.translate import Options, Progress, ScoredPair, Translation, Translator
 from mtrain.errors import DataError, StorageError
 from mtrain.model.weights import digest, weights_of
@@ -66,19 +67,20 @@ def translate_stream(
     out: TextIO,
     options: Options | None = None,
     beside: Beside | None = None,
+    head: AlignmentHead | None = None,
 ) -> int:
     """Translate a stream as it comes, and return how many lines it had.
 
     What waits is translated together and flushed; nothing waits for more. See `_format` for what
     is written. A reader that goes away raises BrokenPipeError. With targets beside it, they are
-    scored instead.
+    scored instead; with a `head`, translations come with the word links that it shows.
     """
     options = translator.resolve(options or Options())
     if beside is not None:
         beside.check(source)
     n_lines = 0
     with _progress(source, 0, is_shown=not out.isatty()) as progress:
-        for texts in _answers(translator, source, options, beside, 0, progress):
+        for texts in _answers(translator, source, options, beside, 0, progress, head):
             out.write("".join(texts))
             out.flush()
             n_lines += len(texts)
@@ -91,6 +93,7 @@ def translate_file(
     output: Path,
     options: Options | None = None,
     beside: Beside | None = None,
+    head: AlignmentHead | None = None,
 ) -> int:
     """Translate a stream into a file, and return how many lines it had; see `translate_stream`.
 
@@ -102,7 +105,7 @@ def translate_file(
     options = translator.resolve(options or Options())
     if output.exists() and not output.is_file() and not output.is_dir():  # such as /dev/null
         with storage_errors(output), open(output, "w", encoding="utf-8", newline="\n") as out:
-            return translate_stream(translator, source, out, options, beside)
+            return translate_stream(translator, source, out, options, beside, head)
     if output.is_dir() or not output.absolute().parent.is_dir():
         problem = "it is a directory" if output.is_dir() else "its directory does not exist"
         raise StorageError(f"cannot write {output}: {problem}", "choose another place with -o")
@@ -110,7 +113,7 @@ def translate_file(
         beside.check(source)
     part = output.with_name(output.name + ".part")
     note_path = part.with_name(part.name + ".json")
-    note = _note(translator, source, options, beside)
+    note = _note(translator, source, options, beside, head)
     with storage_errors(part):
         lines_an_answer = _lines_an_answer(options, beside)
         n_done = _lines_done(part, note_path, note, lines_an_answer)
@@ -121,7 +124,7 @@ def translate_file(
             write_json(note_path, note)
         n_lines = n_done
         with open(part, "ab") as file, _progress(source, n_done, is_shown=True) as progress:
-            for texts in _answers(translator, source, options, beside, n_done, progress):
+            for texts in _answers(translator, source, options, beside, n_done, progress, head):
                 file.write("".join(texts).encode())
                 file.flush()
                 n_lines += len(texts)
@@ -166,6 +169,7 @@ def _answers(
     beside: Beside | None,
     n_done: int,
     progress: Progress | None,
+    head: AlignmentHead | None,
 ) -> Iterator[list[str]]:
     """What to write for each line after the first `n_done`, as many at a time as were waiting."""
     number = n_warnings = 0
@@ -189,15 +193,17 @@ def _answers(
         if options.tab_prefix:
             lines, others = _split_at_tab(lines)
         translations = translator.translate_lines(lines, options, progress, others, number)
+        links = _links(translator, head, translations)
         texts = []
-        for bytes_, translation in zip(raw, translations, strict=True):
+        for bytes_, translation, alignments in zip(raw, translations, links, strict=True):
             number += 1
             warnings = [*_encoding_warnings(bytes_), *translation.warnings]
             for warning in warnings:
                 n_warnings += 1
                 if n_warnings <= WARNINGS_SHOWN:
                     console.warn(f"line {number:,}: {warning}")
-            texts.append(_format(number, replace(translation, warnings=warnings), options))
+            answer = replace(translation, warnings=warnings)
+            texts.append(_format(number, answer, options, alignments))
         yield texts
     if beside is not None:
         beside.close()
@@ -205,6 +211,17 @@ def _answers(
         console.warn(
             f"{n_warnings - WARNINGS_SHOWN:,} more such warnings; --format jsonl shows them all"
         )
+
+
+def _links(
+    translator: Translator, head: AlignmentHead | None, translations: list[Translation]
+) -> list[list[Alignment]]:
+    """Of every hypothesis of every line; none where there is no head that shows them."""
+    if head is None:
+        return [[] for _ in translations]
+    pairs = [(t.source, h.tokens) for t in translations for h in t.hypotheses]
+    found = iter(align(translator, head, [s for s, _ in pairs], [pieces for _, pieces in pairs]))
+    return [[next(found) for _ in translation.hypotheses] for translation in translations]
 
 
 def _split_at_tab(lines: list[str]) -> tuple[list[str], list[str]]:
@@ -224,27 +241,36 @@ def _encoding_warnings(line: bytes) -> list[str]:
     return []
 
 
-def _format(number: int, translation: Translation, options: Options) -> str:
+def _format(
+    number: int, translation: Translation, options: Options, alignments: list[Alignment]
+) -> str:
     """What is written for an input line; `number` counts input lines from 1.
 
     Text: the translation; with n_best above 1, that many lines `number<TAB>score<TAB>text`, the
-    last repeated where the search found fewer. jsonl: one object.
+    last repeated where the search found fewer; then `<TAB>links` where there are alignments, one a
+    hypothesis. jsonl: one object.
     """
+    hypotheses = translation.hypotheses
     if options.format == "jsonl":
+        shown = [asdict(hypothesis) for hypothesis in hypotheses]
+        for value, alignment in zip(shown, alignments, strict=False):
+            value["alignment"] = asdict(alignment)
         value = {
             "line": number,
             "source": translation.source,
             "translation": translation.text,
             "score": translation.score,
-            "hypotheses": [asdict(hypothesis) for hypothesis in translation.hypotheses],
+            "hypotheses": shown,
             "warnings": translation.warnings,
         }
         return json.dumps(value, ensure_ascii=False) + "\n"
+    texts = [hypothesis.text for hypothesis in hypotheses]
+    if alignments:
+        texts = [f"{text}\t{links}" for text, links in zip(texts, alignments, strict=True)]
     if options.n_best == 1:
-        return translation.text + "\n"
-    found = translation.hypotheses
-    found = found + [found[-1]] * (options.n_best - len(found))
-    return "".join(f"{number}\t{h.score:.4f}\t{h.text}\n" for h in found)
+        return texts[0] + "\n"
+    lines = [f"{number}\t{h.score:.4f}\t{t}\n" for h, t in zip(hypotheses, texts, strict=True)]
+    return "".join(lines + lines[-1:] * (options.n_best - len(lines)))
 
 
 def _format_score(number: int, scored: ScoredPair, options: Options) -> str:
@@ -291,7 +317,11 @@ def _regular_file(stream: BinaryIO) -> os.stat_result | None:
 
 
 def _note(
-    translator: Translator, source: BinaryIO, options: Options, beside: Beside | None
+    translator: Translator,
+    source: BinaryIO,
+    options: Options,
+    beside: Beside | None,
+    head: AlignmentHead | None,
 ) -> dict[str, Any]:
     """All that decides what OUT.part holds."""
     identity = _identity(source)
@@ -310,6 +340,7 @@ def _note(
         "model": digest(weights),
         "engine": description,
         "options": asdict(options),
+        "alignment": None if head is None else asdict(head),
     }
 
 

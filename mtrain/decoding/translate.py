@@ -169,7 +169,7 @@ class Translator:
         others = [RunDir.open(other) for other in companions]
         chosen = runtime.choose_device(device)
         runtime.set_up(chosen, "auto")
-        tokenizers = load_tokenizers(run.path)
+        tokenizers = load_tokenizers(run.files)
         for other in others:
             _check_same_vocabulary(run, tokenizers, other)
         return cls(
@@ -562,7 +562,7 @@ def _check_same_vocabulary(
     run: RunDir, tokenizers: tuple[Tokenizer, Tokenizer], other: RunDir
 ) -> None:
     """A UsageError where the pieces of two runs differ."""
-    for own, others in zip(tokenizers, load_tokenizers(other.path), strict=True):
+    for own, others in zip(tokenizers, load_tokenizers(other.files), strict=True):
         if own.pieces(range(own.vocab_size)) != others.pieces(range(others.vocab_size)):
             raise UsageError(
                 f"{run.path} and {other.path} have different vocabularies, so their probabilities "

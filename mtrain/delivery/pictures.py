@@ -7,6 +7,7 @@ in inches, and laid out from the labels, so that no label is cut off or printed 
 from __future__ import annotations
 
 import io
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -84,21 +85,45 @@ class Selection:
         return layer, [(f"head {head}", shown[head - 1]) for head in heads]
 
 
-def save_attention(sentences: Sequence[AttentionMaps], path: Path, selection: Selection) -> None:
-    """Draw one or a few sentences into a file: .png, .svg, or .html with all layers and heads."""
-    for kind in selection.kinds:  # whether it is there, before anything is written
-        selection.panels(sentences[0], kind)
-    suffix = path.suffix.lower()
-    if suffix == ".html":
-        atomic_write(path, attention_page(sentences, selection))
-    elif suffix == ".png":
-        atomic_write(path, attention_picture(sentences, selection, "png"))
-    elif suffix == ".svg":
-        atomic_write(path, attention_picture(sentences, selection, "svg"))
-    else:
-        raise UsageError(
-            f"{path} is neither .html, .png nor .svg", "choose the kind of picture by its ending"
-        )
+def read_kinds(name: str) -> tuple[Kind, ...]:
+    """`all`, or one of the three by its name."""
+    return KINDS if name == "all" else tuple(kind for kind in KINDS if kind == name)
+
+
+def read_heads(text: str) -> tuple[int, ...] | Literal["all", "mean"]:
+    """`all`, `mean`, or numbers from 1 between commas."""
+    if text == "all":
+        return "all"
+    if text == "mean":
+        return "mean"
+    if re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        return tuple(map(int, text.split(",")))
+    raise UsageError(
+        f"`{text}` names no attention heads", "say all, mean, or numbers from 1, such as 1,3"
+    )
+
+
+class AttentionPicture:
+    """A file to draw one or a few sentences into: .png, .svg, or .html with all layers and heads"""
+
+    def __init__(self, path: Path, selection: Selection) -> None:
+        self.path, self.selection = path, selection
+        if path.suffix.lower() not in (".html", ".png", ".svg"):
+            raise UsageError(
+                f"{path} is neither .html, .png nor .svg",
+                "choose the kind of picture by its ending",
+            )
+
+    def draw(self, sentences: Sequence[AttentionMaps]) -> None:
+        """A UsageError where the selected layer or head is not there; nothing is written then."""
+        for kind in self.selection.kinds:
+            self.selection.panels(sentences[0], kind)
+        suffix = self.path.suffix.lower()
+        if suffix == ".html":
+            atomic_write(self.path, attention_page(sentences, self.selection))
+        else:
+            format: Literal["png", "svg"] = "png" if suffix == ".png" else "svg"
+            atomic_write(self.path, attention_picture(sentences, self.selection, format))
 
 
 def attention_page(sentences: Sequence[AttentionMaps], selection: Selection | None = None) -> str:
@@ -155,6 +180,7 @@ def _write_heading(figure: Figure, top: float, maps: AttentionMaps) -> None:
             text,
             fontsize=FONT_SIZE + 2,
             fontfamily=font_families(text),
+            parse_math=False,
             color=INK,
             va="center",
         )
@@ -246,12 +272,13 @@ class _Block:
         axes.set_xlim(0, n_columns)
         axes.set_ylim(n_rows, 0)
         axes.set_title(name, fontsize=FONT_SIZE + 1, color=INK, pad=5)
-        label = {
+        label: dict[str, Any] = {
+            "parse_math": False,  # a dollar is a dollar
             "fontsize": FONT_SIZE,
             "fontfamily": font_families("".join(self.rows + self.columns)),
             "color": INK,
         }
-        upright = {"rotation": 90, "rotation_mode": "anchor", "ha": "right"}
+        upright: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "ha": "right"}
         axes.set_xticks(
             np.arange(n_columns) + 0.5, self.columns, va="center_baseline", **upright, **label
         )
@@ -271,7 +298,7 @@ class _Block:
     def _caption(self, axes: Axes, with_rows: bool) -> None:
         """What rows and columns stand for, beyond their labels."""
         width, height = self.panel_size
-        style = {"fontsize": FONT_SIZE, "color": CAPTIONS, "style": "italic"}
+        style: dict[str, Any] = {"fontsize": FONT_SIZE, "color": CAPTIONS, "style": "italic"}
         below = -(_label_width(self.columns) + CAPTION / 2) / height
         axes.text(
             0.5,
@@ -344,7 +371,11 @@ def _bytes(figure: Figure, format: Literal["png", "svg"]) -> bytes:
     from matplotlib import rc_context
 
     picture = io.BytesIO()
-    settings = {"svg.fonttype": "path", "svg.hashsalt": "mtrain", "hatch.linewidth": 0.5}
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "path",
+        "svg.hashsalt": "mtrain",
+        "hatch.linewidth": 0.5,
+    }
     metadata = {"Date": None} if format == "svg" else {"Software": None}
     with rc_context(settings):
         figure.savefig(picture, format=format, dpi=RESOLUTION, metadata=metadata)
@@ -366,15 +397,22 @@ def _width(text: str) -> float:
 
 
 def printable(labels: Sequence[str]) -> list[str]:
-    """The labels, with an empty box for what no installed font can show (and one warning)."""
+    """The labels, with an empty box for whatever no installed font can show, and a warning."""
     lacking = {character for character in set("".join(labels)) if not _families_with(character)}
-    if lacking:
-        console.warn(
-            f"no installed font shows {', '.join(sorted(lacking)[:5])}: the picture has "
-            f"{MISSING} there; draw an .html, or install a font such as Noto"
-        )
-    table = {ord(character): MISSING for character in lacking}
-    return [label.translate(table) for label in labels]
+    if not lacking:
+        return list(labels)
+    _warn_of(" ".join(sorted(lacking)[:5]))
+    unseen = re.compile(f"[{re.escape(''.join(sorted(lacking)))}]+")
+    return [unseen.sub(MISSING, label) for label in labels]
+
+
+@cache
+def _warn_of(characters: str) -> None:
+    """Once for the same ones, however many labels they are in."""
+    console.warn(
+        f"no installed font shows {characters}: the picture has {MISSING} there; draw an .html, or "
+        "install a font that does, such as Noto"
+    )
 
 
 def font_families(text: str) -> list[str]:

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from mtrain.config import read_run_config
 from mtrain.errors import CheckpointError
 from mtrain.model.transformer import Transformer
+from mtrain.portable import FILE, FIX, FORMAT, read_note
 from mtrain.run import RunDir, atomic_write
-
-FORMAT = 1
-FIX = "use another checkpoint, or train again"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
@@ -34,24 +32,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, on the CPU, and the facts; a CheckpointError where the file is damaged."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or cut short ({error})", FIX) from error
-    if "mtrain" not in metadata:
-        raise CheckpointError(f"{path} was not written by mtrain")
-    try:
-        note = json.loads(metadata["mtrain"])
-        version, sha256, facts = note["format"], note["sha256"], note["facts"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: its header cannot be read", FIX) from error
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version}; this mtrain reads format {FORMAT}", "upgrade mtrain"
-        )
-    if digest(tensors, facts) != sha256:
+    note = read_note(path, metadata)
+    facts: dict[str, Any] = note["facts"]
+    if digest(tensors, facts) != note["sha256"]:
         raise CheckpointError(f"{path} is damaged: its contents do not match its own sha256", FIX)
     return tensors, facts
 
@@ -101,10 +90,16 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -
 def load_model(run: RunDir, checkpoint: str | None, device: torch.device) -> Transformer:
     """A run's model with the weights of a named checkpoint (None: the winner), ready to use."""
     files = run.checkpoint_files(checkpoint)
-    weights = average(load_tensors(path)[0] for path in files)
+    weights = average(_weights_in(path) for path in files)
     model = Transformer(read_run_config(run).model, *vocab_sizes(weights, files[0]))
     set_weights(model, weights, files[0])
     return model.eval().to(device)
+
+
+def _weights_in(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without the files that an exported one holds as well."""
+    tensors, _ = load_tensors(path)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(FILE)}
 
 
 def vocab_sizes(weights: Mapping[str, Tensor], origin: Path) -> tuple[int, int]:

@@ -58,7 +58,7 @@ def _find(weights: Mapping[str, Tensor], name: str) -> Tensor | None:
 def _check_tokenizer(run: RunDir, prepared: Prepared) -> None:
     """The ids of the data must mean the pieces of the run."""
     own, theirs = (
-        [path.read_bytes() for path in model_files(p)] for p in (prepared.path, run.path)
+        [path.read_bytes() for path in model_files(p)] for p in (prepared.path, run.files)
     )
     if own != theirs:
         raise UsageError(

@@ -34,7 +34,7 @@ class Validation:
     ) -> None:
         self.config, self.device, self.precision = config, device, precision
         self.split = run.read_split("valid")
-        source, target = load_tokenizers(run.path)
+        source, target = load_tokenizers(run.files)
         self.model = Transformer(config.model, source.vocab_size, target.vocab_size)
         self.model.eval().to(device)
         ratio = run.read_manifest()["length_ratio"]
