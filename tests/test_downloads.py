@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from web_server import Server, running_server
 
 from mtrain.data import downloads
 from mtrain.data.downloads import Lock, base_name, cache_dir, fetch
@@ -21,74 +19,11 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 WRONG = "0" * 64
 
 
-@dataclass
-class Server:
-    """A web server on loopback that misbehaves as told, and remembers what it was asked."""
-
-    address: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    etag: str | None = '"v1"'
-    cut_after: int | None = None  # bytes of an answer before the connection closes
-    knows_range: bool = True
-    status: int = 200
-    n_busy: int = 0  # so many requests are answered 503 first
-    ranges: list[str | None] = field(default_factory=list)
-
-    def url(self, path: str) -> str:
-        return self.address + path
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        server: Server = self.server.told  # type: ignore[attr-defined]
-        wanted = self.headers["Range"]
-        server.ranges.append(wanted)
-        if server.n_busy:
-            server.n_busy -= 1
-            self._head(503, 0)
-            return
-        content = server.files.get(self.path)
-        if content is None or server.status != 200:
-            self._head(404 if content is None else server.status, 0)
-            return
-        first = 0
-        if wanted and server.knows_range and self.headers["If-Range"] in (None, server.etag):
-            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if first >= len(content):
-                self._head(416, 0, {"Content-Range": f"bytes */{len(content)}"})
-                return
-            span = f"bytes {first}-{len(content) - 1}/{len(content)}"
-            self._head(206, len(content) - first, {"Content-Range": span})
-        else:
-            self._head(200, len(content))
-        end = len(content) if server.cut_after is None else first + server.cut_after
-        self.wfile.write(content[first:end])
-
-    def _head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(length))
-        if self.server.told.etag:  # type: ignore[attr-defined]
-            self.send_header("ETag", self.server.told.etag)  # type: ignore[attr-defined]
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        """Keep the tests quiet."""
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    told = Server(files={"/a/corpus.txt": CONTENT})
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    http.told = told  # type: ignore[attr-defined]
-    told.address = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-    thread.start()
-    yield told
-    http.shutdown()
-    thread.join()
-    http.server_close()
+    with running_server() as running:
+        running.files = {"/a/corpus.txt": CONTENT}
+        yield running
 
 
 @pytest.fixture(autouse=True)

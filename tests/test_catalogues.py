@@ -1,0 +1,237 @@
+"""Corpora by name: archives of OPUS, and sacreBLEU's test sets as sacreBLEU reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sacrebleu.dataset import DATASETS
+from test_stored_files import make_zip
+from web_server import Server, running_server
+
+from mtrain.config import OpusEntry, SacrebleuEntry
+from mtrain.data import catalogues
+from mtrain.data.downloads import Lock
+from mtrain.data.sources import Pair, inputs_of, read_entry
+from mtrain.errors import DataError, DownloadError
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with running_server() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MTRAIN_MIRROR", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lock:
+    monkeypatch.chdir(tmp_path)
+    return Lock.open(tmp_path / "my.yaml")
+
+
+class TestOpus:
+    """`opus: Corpus/version`"""
+
+    @pytest.fixture(autouse=True)
+    def _opus(self, server: Server, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_zip(
+            "de-en.txt.zip",
+            {
+                "README": b"about",
+                "LICENSE": b"CC-BY 4.0:\n  do as you like\n",
+                "Toy.de-en.de": b"Hund\nKatze\n",
+                "Toy.de-en.en": b"dog\ncat\n",
+                "Toy.de-en.xml": b"<links/>",
+            },
+        )
+        server.files = {"/OPUS-Toy/v1/moses/de-en.txt.zip": Path("de-en.txt.zip").read_bytes()}
+        monkeypatch.setattr(
+            catalogues,
+            "OPUS_URL",
+            server.address + "/OPUS-{corpus}/{version}/moses/{languages}.txt.zip",
+        )
+
+    @pytest.mark.parametrize("languages", [("en", "de"), ("de", "en")])
+    def test_either_direction_comes_from_one_archive(
+        self, lock: Lock, languages: tuple[str, str]
+    ) -> None:
+        entry = OpusEntry(opus="Toy/v1", languages=languages)
+        pairs = list(read_entry(entry, "data.train.0", lock))
+        expected = [Pair("dog", "Hund"), Pair("cat", "Katze")]
+        assert pairs == (
+            expected if languages[0] == "en" else [Pair(p.tgt, p.src) for p in expected]
+        )
+        facts = lock.sources[f"opus:Toy/v1 {languages[0]}-{languages[1]}"]
+        assert facts["licence"] == "CC-BY 4.0: do as you like"
+        assert facts["pairs"] == 2
+
+    def test_its_own_codes_and_the_lock(self, lock: Lock, server: Server) -> None:
+        entry = OpusEntry(opus="Toy/v1", languages=("en", "de"), name="toy")
+        ((url, sha256),) = inputs_of(entry, "data.train.0", lock, may_ask=True)
+        assert url.endswith("/OPUS-Toy/v1/moses/de-en.txt.zip")
+        assert sha256 == hashlib.sha256(Path("de-en.txt.zip").read_bytes()).hexdigest()
+
+    def test_a_changed_archive_is_an_error(
+        self,
+        lock: Lock,
+        server: Server,
+        cache: Path,
+    ) -> None:
+        entry = OpusEntry(opus="Toy/v1", languages=("en", "de"))
+        list(read_entry(entry, "data.train.0", lock))
+        for path in cache.iterdir():
+            path.unlink()
+        server.files = {path: content + b"\0" for path, content in server.files.items()}
+        with pytest.raises(DownloadError, match=r"data.train.0: .*de-en\.txt\.zip has changed"):
+            list(read_entry(entry, "data.train.0", lock))
+
+    def test_the_lock_and_the_mirror_need_no_network(
+        self,
+        lock: Lock,
+        server: Server,
+        cache: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        entry = OpusEntry(opus="Toy/v1", languages=("en", "de"))
+        dict(inputs_of(entry, "data.train.0", lock, may_ask=True))
+        for path in cache.iterdir():
+            path.unlink()
+        server.files.clear()
+        monkeypatch.setenv("MTRAIN_MIRROR", ".")
+        assert len(list(read_entry(entry, "data.train.0", lock))) == 2
+
+    def test_what_opus_does_not_have(self, lock: Lock) -> None:
+        for keys in ({"opus": "Toy/v2"}, {"opus": "Toy/v1", "languages": ("en", "fr")}):
+            entry = OpusEntry(**{"languages": ("en", "de")} | keys)
+            with pytest.raises(DownloadError, match=r"data.train.0: .* answered 404") as error:
+                list(read_entry(entry, "data.train.0", lock))
+            assert "opus.nlpl.eu" in str(error.value)
+
+    def test_an_archive_without_a_side(self, lock: Lock, server: Server) -> None:
+        make_zip("x.zip", {"Toy.de-en.de": b"Hund\n"})
+        server.files["/OPUS-Toy/v1/moses/de-en.txt.zip"] = Path("x.zip").read_bytes()
+        entry = OpusEntry(opus="Toy/v1", languages=("en", "de"))
+        with pytest.raises(DataError, match=r"has 0 files in `en` \(files: Toy\.de-en\.de\)"):
+            list(read_entry(entry, "data.train.0", lock))
+
+
+def test_the_address_of_opus() -> None:
+    url = catalogues.opus_url(OpusEntry(opus="Europarl/v8", languages=("fr", "en")))
+    assert url == "https://object.pouta.csc.fi/OPUS-Europarl/v8/moses/en-fr.txt.zip"
+
+
+SGM = """<srcset setid="newstest2014" srclang="any">
+<doc docid="1" genre="news" origlang="de">
+<seg id="1">{first}</seg>
+<seg id="2">  Two   &amp; words </seg>
+</doc>
+</srcset>
+"""
+
+
+def archive_of_newstest(first: str = "One.") -> bytes:
+    """What `wmt14/full` downloads, with two lines."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for side, text in (
+            ("src.en", first),
+            ("ref.de", "Eins."),
+            ("src.de", "x"),
+            ("ref.en", "y"),
+        ):
+            content = SGM.format(first=text).encode()
+            info = tarfile.TarInfo(f"test-full/newstest2014-deen-{side}.sgm")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+class TestSacrebleu:
+    """`sacrebleu: wmt14/full`"""
+
+    @pytest.fixture
+    def test_set(self, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+        content = archive_of_newstest()
+        known = DATASETS["wmt14/full"]
+        monkeypatch.setattr(known, "data", [server.url("/wmt14/test-full.tgz")])
+        monkeypatch.setattr(known, "md5", [hashlib.md5(content).hexdigest()])
+        monkeypatch.setattr(known, "_rawdir", str(tmp_path / "sacrebleu" / "raw"))
+        server.files = {"/wmt14/test-full.tgz": content}
+        return known
+
+    def test_source_and_reference(self, lock: Lock, test_set: Any, server: Server) -> None:
+        entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("en", "de"))
+        ((_, sha256),) = inputs_of(entry, "data.test.new", lock, may_ask=True)
+        assert sha256 == hashlib.sha256(archive_of_newstest()).hexdigest()
+        pairs = list(read_entry(entry, "data.test.new", lock))
+        assert pairs == [Pair("One.", "Eins."), Pair("Two &amp; words", "Two &amp; words")]
+        assert lock.sources["sacrebleu:wmt14/full en-de"]["pairs"] == 2
+        assert list(read_entry(entry, "data.test.new", lock)) == pairs
+        assert len(server.ranges) == 1
+
+    def test_what_sacrebleu_has_itself_needs_no_network(
+        self,
+        lock: Lock,
+        test_set: Any,
+        server: Server,
+    ) -> None:
+        raw = Path(test_set._rawdir, "wmt14_full.test-full.tgz")
+        raw.parent.mkdir(parents=True)
+        raw.write_bytes(archive_of_newstest())
+        entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("de", "en"))
+        assert len(list(read_entry(entry, "data.test.new", lock))) == 2
+        assert server.ranges == []
+
+    def test_the_lock_and_the_mirror_need_no_network(
+        self,
+        lock: Lock,
+        test_set: Any,
+        server: Server,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        Path("test-full.tgz").write_bytes(archive_of_newstest())
+        lock.record(test_set.data[0], hashlib.sha256(archive_of_newstest()).hexdigest(), 1)
+        monkeypatch.setenv("MTRAIN_MIRROR", ".")
+        entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("en", "de"))
+        assert len(list(read_entry(entry, "data.test.new", lock))) == 2
+        assert server.ranges == []
+
+    def test_bytes_that_sacrebleu_does_not_know(
+        self,
+        lock: Lock,
+        test_set: Any,
+        server: Server,
+    ) -> None:
+        server.files = {"/wmt14/test-full.tgz": archive_of_newstest("Other.")}
+        entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("en", "de"))
+        with pytest.raises(DownloadError, match=r"test-full\.tgz has the wrong md5: sacreBLEU ex"):
+            list(read_entry(entry, "data.test.new", lock))
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ({"sacrebleu": "wmt14/ful"}, "sacreBLEU has no test set `wmt14/ful`"),
+            (
+                {"languages": ("en", "xx")},
+                r"`wmt14/full` has no en-xx \(found: cs-en, en-cs",
+            ),
+        ],
+    )
+    def test_what_sacrebleu_does_not_have(
+        self, lock: Lock, keys: dict[str, Any], message: str
+    ) -> None:
+        entry = SacrebleuEntry(**{"sacrebleu": "wmt14/full", "languages": ("en", "de")} | keys)
+        with pytest.raises(DataError, match=message):
+            list(read_entry(entry, "data.test.new", lock))

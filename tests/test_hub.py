@@ -1,0 +1,204 @@
+"""Hub data sets, read by the real libraries from a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import run_mtrain
+from hub_server import Hub, Repository, card, running_hub, translations
+
+from mtrain.config import HubEntry
+from mtrain.data.downloads import Lock
+from mtrain.data.sources import inputs_of, read_entry
+from mtrain.errors import DataError, DownloadError
+
+REVISION = "a" * 40
+TRAIN = [(f"a dog {i}", f"ein Hund {i}") for i in range(10)]
+VALID = [("one cat", "eine Katze")]
+FIRST, SECOND = "de-en/train-00000-of-00002.parquet", "de-en/train-00001-of-00002.parquet"
+
+
+def toy_repository() -> Repository:
+    return Repository(
+        {
+            "README.md": card(
+                {
+                    "de-en": {"train": "de-en/train-*", "validation": "de-en/validation-*"},
+                    "fr-en": {"train": "fr-en/train-*"},
+                }
+            ),
+            FIRST: translations(TRAIN[:6], ("en", "de")),
+            SECOND: translations(TRAIN[6:], ("en", "de")),
+            "de-en/validation-00000-of-00001.parquet": translations(VALID, ("en", "de")),
+            "fr-en/train-00000-of-00001.parquet": translations([("dog", "chien")], ("en", "fr")),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with running_hub() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does when the libraries are imported, done after it."""
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment(hub, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MTRAIN_MIRROR", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    hub.repositories = {"wmt/toy": toy_repository()}
+    hub.requests.clear()
+
+
+def environment(hub: Hub, directory: Path) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(directory / "hf"),
+        "MTRAIN_CACHE": str(directory / "cache"),
+        "no_proxy": "*",
+    }
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Lock:
+    return Lock.open(tmp_path / "my.yaml")
+
+
+def entry(**keys: Any) -> HubEntry:
+    return HubEntry(**{"hub": "wmt/toy", "config": "de-en", "languages": ("en", "de")} | keys)
+
+
+def read(lock: Lock, **keys: Any) -> list[tuple[str, str]]:
+    return [(pair.src, pair.tgt) for pair in read_entry(entry(**keys), "data.train.0", lock)]
+
+
+def test_a_split_is_read_and_locked(lock: Lock, hub: Hub) -> None:
+    assert read(lock, name="toy") == TRAIN
+    facts = lock.sources["hub:wmt/toy de-en train"]
+    assert facts["name"] == "toy"
+    assert facts["revision"] == REVISION
+    assert facts["licence"] == "cc-by-4.0"
+    assert facts["pairs"] == 10
+    assert list(facts["files"]) == [FIRST, SECOND]
+    inputs = dict(inputs_of(entry(), "data.train.0", lock, may_ask=False))
+    assert list(inputs) == [f"hub:wmt/toy@{REVISION}/{path}" for path in (FIRST, SECOND)]
+    assert all(sha256 and len(sha256) == 64 for sha256 in inputs.values())
+    assert read(lock, split="validation", languages=("de", "en")) == [("eine Katze", "one cat")]
+
+
+def test_what_is_locked_and_cached_needs_no_network(lock: Lock, hub: Hub) -> None:
+    read(lock)
+    hub.requests.clear()
+    assert read(lock) == TRAIN
+    assert hub.requests == []
+
+
+def test_the_lock_and_the_mirror_need_no_hub(
+    lock: Lock, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dict(inputs_of(entry(), "data.train.0", lock, may_ask=True))
+    for path in (FIRST, SECOND):
+        mirrored = tmp_path / "mirror" / "any" / "folder" / Path(path).name
+        mirrored.parent.mkdir(parents=True, exist_ok=True)
+        mirrored.write_bytes(hub.repositories["wmt/toy"].files[path])
+    monkeypatch.setenv("MTRAIN_MIRROR", str(tmp_path / "mirror"))
+    hub.requests.clear()
+    assert read(lock) == TRAIN
+    assert hub.requests == []
+
+
+def test_a_newer_commit_does_not_change_what_is_locked(lock: Lock, hub: Hub) -> None:
+    read(lock)
+    hub.repositories["wmt/toy"].revision = "b" * 40
+    hub.repositories["wmt/toy"].files[FIRST] = translations(VALID, ("en", "de"))
+    assert read(lock) == TRAIN
+    assert lock.sources["hub:wmt/toy de-en train"]["revision"] == REVISION
+
+
+def test_a_file_that_changed_under_its_commit_is_an_error(lock: Lock, hub: Hub) -> None:
+    dict(inputs_of(entry(), "data.train.0", lock, may_ask=True))
+    hub.repositories["wmt/toy"].files[FIRST] = translations(VALID, ("en", "de"))
+    with pytest.raises(DownloadError, match=r"train-00000-of-00002\.parquet of wmt/toy has the wr"):
+        read(lock)
+
+
+def test_large_sets_are_streamed(lock: Lock, hub: Hub, tmp_path: Path) -> None:
+    assert read(lock, stream_above_gib=0.0) == TRAIN
+    assert lock.sources["hub:wmt/toy de-en train"]["pairs"] == 10
+    assert not list((tmp_path / "cache").rglob("*.parquet"))
+
+
+def test_other_formats_are_streamed(lock: Lock, hub: Hub) -> None:
+    lines = "".join(json.dumps({"text": s, "gold": t}) + "\n" for s, t in TRAIN)
+    hub.repositories["wmt/json"] = Repository({"train.jsonl": lines.encode()})
+    keys = {"hub": "wmt/json", "config": None, "source_column": "text", "target_column": "gold"}
+    assert read(lock, **keys) == TRAIN
+    assert lock.sources["hub:wmt/json train"]["format"] == "json"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"hub": "no/body"}, "the hub data set no/body does not exist, or needs a login"),
+        ({"hub": "wmt/closed"}, "the hub data set wmt/closed needs a login"),
+        ({"revision": "v9"}, "the hub data set wmt/toy has no revision `v9`"),
+        ({"config": "xx"}, r"wmt/toy has no configuration `xx` \(found: de-en, fr-en\)"),
+        ({"config": None}, r"has no configuration `default` \(found: de-en, fr-en\)"),
+        ({"split": "test"}, r"wmt/toy has no split `test` \(found: train, validation\)"),
+        ({"languages": ("en", "cs")}, "no column of text `translation.cs` or `cs` or `target`"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    lock: Lock, hub: Hub, keys: dict[str, Any], message: str
+) -> None:
+    hub.repositories["wmt/closed"] = Repository({}, is_gated=True)
+    with pytest.raises(DataError, match=message) as error:
+        read(lock, **keys)
+    assert error.value.fix
+
+
+def test_no_hub_at_all(lock: Lock, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="the hub data set wmt/toy cannot be read") as error:
+        read(lock)
+    assert "MTRAIN_MIRROR" in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_command_obeys_hf_endpoint(hub: Hub, tmp_path: Path) -> None:
+    """The round trip of a user: a process of its own that knows the hub by its environment."""
+    (tmp_path / "toy.yaml").write_text(
+        """\
+name: toy
+source: en
+target: de
+data:
+  train: {hub: wmt/toy, config: de-en, name: animals}
+  valid: {hub: wmt/toy, config: de-en, split: validation}
+tokenizer: {vocab_size: 300}
+"""
+    )
+    done = run_mtrain("prepare", "toy.yaml", cwd=tmp_path, env=environment(hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "10 training pairs" in done.stderr
+    locked = json.loads((tmp_path / "toy.lock").read_text())["sources"]
+    assert locked["hub:wmt/toy de-en train"]["name"] == "animals"
+    hub.requests.clear()
+    away = environment(hub, tmp_path) | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    again = run_mtrain("prepare", "toy.yaml", "--force", cwd=tmp_path, env=away)
+    assert again.returncode == 0, again.stderr
+    assert hub.requests == []
