@@ -217,11 +217,20 @@ def prepare(
     force: Annotated[
         bool, typer.Option("--force", help="Prepare again, even if nothing has changed.")
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="At work at a time; default: the cores. Changes no byte."
+        ),
+    ] = None,
 ) -> None:
-    """Fetch, clean and tokenize the data, unless it is done already."""
+    """Fetch, clean and tokenize the data, unless it is done already.
+
+    What was stopped goes on after the last whole step.
+    """
     from mtrain.data.prepare import prepare as prepare_data
 
-    prepare_data(_load(config, overrides), config, force=force)
+    prepare_data(_load(config, overrides), config, force=force, n_processes=processes)
 
 
 @app.command(

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mtrain.data import cleaning
 from mtrain.data.cleaning import (
     EvaluationText,
-    HashedPair,
     choose_valid,
     count_words,
+    digest,
+    find_excess,
     find_repeats,
     hash_text,
+    loosen,
     normalize,
 )
 
@@ -87,9 +90,17 @@ LONG_SRC, LONG_TGT = "one two three four five", "eins zwei drei vier fünf"
     ],
 )
 def test_a_leak_is_one_long_side_or_two_short_ones(source: str, target: str, leaks: bool) -> None:
-    known = EvaluationText()
-    known.add([(f" {LONG_SRC}\u00a0", LONG_TGT), ("Yes.", "Ja."), ("", "")])
-    assert known.gives_away(HashedPair.of(source, target)) is leaks
+    known = EvaluationText(
+        {"a": [(f" {LONG_SRC}\u00a0", LONG_TGT), ("", "")], "b": [("Yes.", "Ja.")]}
+    )
+    sets = known.find(source, target, (digest(source), digest(target)))
+    assert bool(sets) is leaks
+
+
+def test_a_leak_names_the_sets_it_is_in() -> None:
+    known = EvaluationText({"a": [("Yes.", "x")], "b": [("y", "Ja.")], "c": [("Yes.", "Ja.")]})
+    assert known.find("Yes.", "Ja.", (digest("Yes."), digest("Ja."))) == ["a", "b", "c"]
+    assert known.find("Yes.", "x", (digest("Yes."), digest("x"))) == ["a", "c"]
 
 
 def hashes(*values: int) -> np.ndarray:
@@ -100,6 +111,20 @@ def test_the_first_of_equal_pairs_stays() -> None:
     is_repeat = find_repeats(hashes(1, 2, 1, 1, 2), hashes(5, 6, 5, 6, 1))
     assert is_repeat.tolist() == [False, False, True, False, False]
     assert find_repeats(hashes(), hashes()).tolist() == []
+
+
+@given(st.lists(st.integers(0, 5)), st.integers(1, 3), st.booleans())
+def test_so_many_of_one_hash_stay(values: list[int], limit: int, in_parts: bool) -> None:
+    spread = [value << 61 for value in values]  # parts are told by the highest bits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cleaning, "_SORTED_AT_ONCE", 2 if in_parts else 1000)
+        is_excess = find_excess(hashes(*spread), limit).tolist()
+    assert is_excess == [values[:i].count(value) >= limit for i, value in enumerate(values)]
+
+
+def test_loosened_text_has_neither_case_nor_digits_nor_punctuation() -> None:
+    assert loosen("A Dog, 3 straßen!") == "a dog strassen"
+    assert loosen("12:30") == "12:30"
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1), st.data())

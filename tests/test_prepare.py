@@ -1,12 +1,20 @@
 """Corpora in, prepared data out: what is kept, what is dropped, and what a failure leaves."""
 
+import fcntl
 import json
 import os
+import random
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from conftest import mtrain_command, mtrain_environment
 
+from mtrain import pool
 from mtrain.config import (
     CldrEntry,
     Config,
@@ -15,11 +23,13 @@ from mtrain.config import (
     FilesEntry,
     JsonlEntry,
     TokenizerConfig,
+    dump_config,
 )
+from mtrain.data import corpus, inputs, store
 from mtrain.data import prepare as prepare_module
-from mtrain.data.cleaning import normalize
+from mtrain.data.cleaning import hash_text, normalize
 from mtrain.data.prepare import Prepared, copy_into_run, find_prepared, prepare
-from mtrain.data.store import SIDES, TokenStore
+from mtrain.data.store import SIDES, TokenStore, read_target_hashes
 from mtrain.data.tokenizer import load_tokenizers
 from mtrain.errors import DataError, StorageError
 from mtrain.run import RunDir, sha256_of
@@ -51,7 +61,11 @@ def make_config(
     **data: object,
 ) -> Config:
     """A config whose files are written anew."""
-    settings = {"train": (files("train", pairs),), "test": {"toy": files("test", TEST)}} | data
+    settings = {
+        "train": (files("train", pairs),),
+        "test": {"toy": files("test", TEST)},
+        "clean": False,
+    } | data
     if has_valid:
         settings["valid"] = valid or files("valid", VALID)
     return Config(
@@ -119,7 +133,48 @@ def test_every_dropped_pair_is_counted(capsys: pytest.CaptureFixture[str]) -> No
 def test_filters_can_be_switched_off() -> None:
     pairs = [*PAIRS, PAIRS[0], *TEST]
     config = make_config(pairs, deduplicate=False, decontaminate=False)
-    assert stored_text(prepare(config, CONFIG)) == pairs
+    prepared = prepare(config, CONFIG)
+    assert stored_text(prepared) == pairs
+    assert prepared.manifest["n_leaked"] == {"valid": 0, "toy": 1}  # counted all the same
+    assert prepared.manifest["decontaminated"] is False
+
+
+def test_the_filters_of_clean_count_what_they_drop() -> None:
+    bad = [("www.a.de/x www.b.de/y", "https://a.com https://b.com"), ("a 5 b", "a 6 b")]
+    frequent = [(f"which {animal} is it", "ja gut") for animal in ANIMALS]
+    loose = [(source.upper(), f"{target}!") for source, target in PAIRS[:3]]
+    clean = {"max_target_repeats": 4, "normalized_duplicates": True, "length_ratio": False}
+    prepared = prepare(make_config([*PAIRS, *bad, *frequent, *loose], clean=clean), CONFIG)
+    counts = table(prepared)
+    assert counts["mostly addresses"] == 1
+    assert counts["other numbers"] == 1
+    assert counts["a target seen too often"] == 6
+    assert counts["repeated but for case and punctuation"] == 3
+    assert stored_text(prepared) == [*PAIRS, *frequent[:4]]
+    [entry] = json.loads((prepared.path / "report.json").read_text())["entries"]
+    assert (entry["n_read"], entry["n_kept"]) == (115, 104)
+    dropped = {row["reason"]: row for row in entry["dropped"]}
+    assert dropped["max_target_repeats"]["n_pairs"] == 6
+    assert len(dropped["max_target_repeats"]["examples"]) == 5
+    assert dropped["numbers"]["examples"] == [list(bad[1])]
+
+
+def test_words_of_valid_and_test_are_counted_in_training() -> None:
+    valid = [("The DOG, the bear!", "Hund gesehn?")]
+    prepared = prepare(make_config(valid=files("words", valid)), CONFIG)
+    counts = json.loads((prepared.path / "word_counts.json").read_text())
+    assert counts["source"] == {"bear": 20, "dog": 20, "the": 100}
+    assert counts["target"] == {"gesehn": 100}
+
+
+def test_each_pair_keeps_its_entry_and_the_hash_of_its_target() -> None:
+    train = (files("a", PAIRS[:30]), files("b", [("", "x"), *PAIRS[20:60]]))
+    prepared = prepare(make_config(train=train), CONFIG)
+    stored = TokenStore.open(prepared.path)
+    assert stored.entries.tolist() == [0] * 30 + [1] * 30
+    target_hashes = read_target_hashes(prepared.path)
+    assert target_hashes is not None
+    assert target_hashes.tolist() == [hash_text(target) for _, target in PAIRS[:60]]
 
 
 def test_several_entries_are_read_in_order() -> None:
@@ -347,18 +402,26 @@ def test_a_directory_that_cannot_be_written() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("name", ["corpus.tmp", "train.target.ids"])
-def test_a_full_disk_is_named_and_nothing_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "name", "is_first_step"),
+    [(corpus, "corpus.text", True), (store, "train.target.ids", False)],
+)
+def test_a_full_disk_is_named_and_only_whole_steps_stay(
+    module: ModuleType, name: str, is_first_step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_config()
-    real_build = prepare_module._build
 
-    def build_on_a_full_disk(*arguments: object) -> object:
-        (arguments[-1] / name).symlink_to("/dev/full")
-        return real_build(*arguments)
+    def open_on_a_full_disk(path: Path, *mode: str, **options: object) -> object:
+        return open("/dev/full" if Path(path).name == name else path, *mode, **options)
 
-    monkeypatch.setattr(prepare_module, "_build", build_on_a_full_disk)
-    with pytest.raises(StorageError, match=f"no space left .*{name}"):
-        prepare(config, CONFIG)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open", open_on_a_full_disk, raising=False)
+        with pytest.raises(StorageError, match=f"no space left .*{name}"):
+            prepare(config, CONFIG)
+    left = {path.name for path in Path("data").rglob("*") if path.is_file()}
+    assert name not in left
+    assert ("tokenizer.model" in left) is not is_first_step
+    prepare(config, CONFIG)
     assert leftovers() == []
 
 
@@ -366,29 +429,118 @@ def test_an_interrupted_run_leaves_what_was_there(monkeypatch: pytest.MonkeyPatc
     config = make_config()
     first = prepare(config, CONFIG)
     before = hashes(first.path)
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prepare_module, "_encode", interrupt)
+    interrupt_at(monkeypatch, "encode_corpus")
     with pytest.raises(KeyboardInterrupt):
         prepare(config, CONFIG, force=True)
-    assert leftovers() == []
     assert hashes(first.path) == before
 
 
-def test_what_killed_runs_left_is_removed() -> None:
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, name, interrupt)
+
+
+def test_whole_steps_are_not_done_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(has_valid=False, clean={})
+    whole = prepare(config, CONFIG)
+    expected = hashes(whole.path)
+    shutil.rmtree("data")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "train_tokenizers")
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, CONFIG)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "encode_corpus")
+        patch.setattr(prepare_module, "Norms", None)  # for cleaning: would fail
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, CONFIG)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "train_tokenizers", None)
+        assert hashes(prepare(config, CONFIG).path) == expected
+    assert "after: cleaning the text, learning the pieces" in capsys.readouterr().err
+    assert leftovers() == []
+
+
+def test_a_step_whose_files_were_damaged_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config()
-    gone, alive = Path("data/toy/0.tmp-99999999"), Path(f"data/toy/0.tmp-{os.getppid()}")
+    expected = hashes(prepare(config, CONFIG).path)
+    shutil.rmtree("data")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "encode_corpus")
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, CONFIG)
+    [text] = Path("data").rglob("corpus.text")
+    text.write_bytes(text.read_bytes()[:-5])
+    assert hashes(prepare(config, CONFIG).path) == expected
+
+
+def test_what_killed_runs_of_other_data_left_is_removed() -> None:
+    gone, alive = Path("data/toy/0.partial"), Path("data/toy/1.partial")
     for path in (gone, alive):
         path.mkdir(parents=True)
-    prepare(config, CONFIG)
+    with open("data/toy/.1.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        prepare(make_config(), CONFIG)
     assert not gone.exists()
     assert alive.exists()
 
 
+def test_two_processes_make_the_same_data_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "N_HERE", 1)
+    for module in (corpus, inputs):
+        monkeypatch.setattr(module, "CHUNK_PAIRS", 30)
+    config = make_config([*PAIRS, *PAIRS[:7], ("", "x")], clean={})
+    one = hashes(prepare(config, CONFIG, n_processes=1).path)
+    shutil.rmtree("data")
+    assert hashes(prepare(config, CONFIG, n_processes=2).path) == one
+    assert leftovers() == []
+
+
+@pytest.mark.slow
+def test_a_killed_prepare_leaves_no_process_and_is_gone_on_with(tmp_path: Path) -> None:
+    words = [f"{a}{b}" for a in "bcdfghjklmnpqrstvwxz" for b in ("ato", "uni", "elos", "imar")]
+    generator = random.Random(1)
+    pairs = [
+        (" ".join(generator.choices(words, k=12)), " ".join(generator.choices(words, k=12)))
+        for _ in range(120_000)
+    ]
+    config = make_config(pairs)
+    Path("toy.yaml").write_text(dump_config(config))
+    command = mtrain_command("prepare", "toy.yaml", "--processes", "2")
+    process = subprocess.Popen(
+        command, env=mtrain_environment(), stderr=subprocess.PIPE, start_new_session=True
+    )
+    while not (found := list(Path("data").rglob("train.source.ids"))) or (
+        found[0].stat().st_size < 1_000_000
+    ):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(1)
+    with pytest.raises(ProcessLookupError):  # nobody of its group is left
+        os.killpg(process.pid, 0)
+    done = subprocess.run(
+        command, env=mtrain_environment(), capture_output=True, text=True, check=True
+    )
+    assert "going on in" in done.stderr
+    assert leftovers() == []
+    prepared = find_prepared(config, CONFIG)
+    assert prepared is not None
+    after_kill = hashes(prepared.path)
+    assert hashes(prepare(config, CONFIG, force=True, n_processes=1).path) == after_kill
+
+
 def leftovers() -> list[Path]:
-    return list(Path().rglob("*.tmp*"))
+    return [
+        path
+        for pattern in ("*.tmp*", "*.partial", "*.old", ".*.lock")
+        for path in Path("data").rglob(pattern)
+    ]
 
 
 # -- warnings --------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def test_pairs_come_back_in_order(tmp_path: Path) -> None:
     assert [(store.src(i).tolist(), store.tgt(i).tolist()) for i in range(3)] == PAIRS
     assert store.src_lengths.tolist() == [3, 1, 0]
     assert store.tgt_lengths.tolist() == [1, 2, 3]
-    assert store.src_lengths.dtype == np.int32
+    assert store.src_lengths.dtype == np.uint16
     assert store.src_ids.tolist() == [5, 6, 7, 9]
     assert store.tgt_offsets.tolist() == [0, 1, 3, 6]
 

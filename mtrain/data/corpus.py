@@ -1,15 +1,26 @@
 """The training text on its way through the filters: what is kept, and what was dropped why.
 
-Text waits in a temporary file, so that memory holds no more than two hashes and a flag a pair.
+First every pair by itself, in many processes: normalised and judged, what stays goes to a file.
+Then pairs against each other, by their hashes: repeats, targets seen too often, a held-out valid
+set. All that grows with the corpus lies in files, which are mapped and read in order:
+
+    corpus.text             normalised pairs, `source TAB target` a line
+    corpus.source.hashes    64 bits a pair, and the same of targets
+    corpus.loose.hashes     of both sides without case, digits and punctuation, where asked for
+    corpus.kept             a byte a pair: 1 as long as no filter has dropped it
+    corpus.counts           how many pairs left for which reason, with examples
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator
-from itertools import chain, compress, islice
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import compress, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,160 +29,373 @@ from mtrain import console
 from mtrain.config import DataConfig
 from mtrain.data.cleaning import (
     EvaluationText,
-    HashedPair,
+    Hashes,
     choose_valid,
+    digest,
+    find_excess,
     find_repeats,
+    hashes_of,
+    loosen,
     normalize,
 )
+from mtrain.data.data_report import N_EXAMPLES, DataReport
+from mtrain.data.filters import REASONS, PairFilter
+from mtrain.data.overlap import NearMatches
 from mtrain.data.tokenizer import MAX_PIECE_CHARACTERS
 from mtrain.errors import DataError
+from mtrain.pool import map_in_order
 from mtrain.run import storage_errors
 
-T = TypeVar("T")
 TextPair = tuple[str, str]  # source, target
 
-# Why pairs leave, in the order in which the filters look at them, as the user reads it.
+# Why pairs leave: in words, as the user reads them, or a key of data.filters.REASONS.
 UNREADABLE = "not UTF-8 text"
 EMPTY = "with an empty side"
+OVER_LONG = "over-long"
 LEAKED = "in valid or test"
 REPEATED = "repeated"
 HELD_OUT = "held out as valid"
 BESIDE_HELD_OUT = "sharing a sentence with valid"
-OVER_LONG = "over-long"
-FILTERS = (EMPTY, LEAKED, REPEATED, OVER_LONG)
+ORDER = (
+    *(UNREADABLE, EMPTY, LEAKED, *REASONS),
+    *(REPEATED, HELD_OUT, BESIDE_HELD_OUT, OVER_LONG),
+)
+ALWAYS_TOLD = (EMPTY, LEAKED, REPEATED, OVER_LONG)  # also where none was dropped
 
-_CHUNK_PAIRS = 20_000
+CHUNK_PAIRS = 5000
 _MAX_VALID_PAIRS, _PAIRS_PER_VALID_PAIR = 2000, 50  # held out: the smaller of 2,000 and 2 %
 
 
-class Corpus:
-    """Normalised training pairs: text in a file, `source TAB target` a line; hashes in memory.
+@dataclass(frozen=True, slots=True)
+class RawChunk:
+    """Some neighbouring pairs of one training entry, as they were read."""
 
-    n_read   pairs that came in
-    dropped  reason -> pairs that went for it
-    """
+    entry: int  # its number in data.train
+    sources: list[str]
+    targets: list[str]
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.n_read = 0
-        self.dropped = dict.fromkeys(
-            (UNREADABLE, EMPTY, LEAKED, REPEATED, HELD_OUT, BESIDE_HELD_OUT, OVER_LONG), 0
-        )
-        # Of each pair in the file:
-        self._sources = self._targets = np.empty(0, np.uint64)
-        self._is_kept: NDArray[np.bool_] = np.empty(0, np.bool_)
+
+@dataclass(slots=True)
+class CleanChunk:
+    """What is left of a RawChunk, and why the rest is not."""
+
+    entry: int
+    n_read: int
+    lines: bytes  # `source TAB target LF`, as many as there are hashes of each kind
+    hashes: dict[str, Hashes]
+    report: DataReport
+    dropped: Counter[str] = field(default_factory=Counter)
+    leaked: Counter[str] = field(default_factory=Counter)  # set -> pairs that give it away
+
+
+class Cleaner:
+    """The filters that look at one pair alone, as a function of chunks for other processes."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        pair_filter: PairFilter,
+        splits: Mapping[str, Sequence[TextPair]],
+        entries: Sequence[str],
+    ) -> None:
+        """splits: the valid and test sets; entries: the names of `data.train`."""
+        self._pair_filter = pair_filter
+        self._evaluation = EvaluationText(splits)
+        self._near_matches = NearMatches(splits)
+        self.entries = entries
+        self._decontaminate = config.decontaminate
+        self._with_loose_hashes = config.clean.normalized_duplicates
+        # No piece has more characters, so what is longer than this is over-long in pieces too.
+        self._max_characters = config.max_length * MAX_PIECE_CHARACTERS
+
+    def __call__(self, chunk: RawChunk) -> CleanChunk:
+        """Normalise and judge each pair."""
+        lines: list[str] = []
+        digests: dict[str, list[bytes]] = {kind: [] for kind in self.hash_kinds()}
+        report = DataReport(self.entries)
+        cleaned = CleanChunk(chunk.entry, len(chunk.sources), b"", {}, report)
+        for pair in zip(chunk.sources, chunk.targets, strict=True):
+            source, target = map(normalize, pair)
+            pair_digests = digest(source), digest(target)
+            reason = self._reason(source, target, pair_digests, cleaned.leaked)
+            if reason is not None:
+                cleaned.dropped[reason] += 1
+                report.add_dropped(chunk.entry, reason, (source, target))
+                continue
+            if (match := self._near_matches.find(source, target)) is not None:
+                report.add_near_match(match, (source, target))
+            lines.append(f"{source}\t{target}\n")
+            digests["source"].append(pair_digests[0])
+            digests["target"].append(pair_digests[1])
+            if self._with_loose_hashes:
+                digests["loose"].append(digest(f"{loosen(source)}\t{loosen(target)}"))
+        cleaned.lines = "".join(lines).encode()
+        cleaned.hashes = {kind: hashes_of(found) for kind, found in digests.items()}
+        return cleaned
+
+    def hash_kinds(self) -> list[str]:
+        """What pairs are compared by."""
+        return ["source", "target", *(["loose"] if self._with_loose_hashes else [])]
+
+    def _reason(
+        self, source: str, target: str, digests: tuple[bytes, bytes], leaked: Counter[str]
+    ) -> str | None:
+        """Why a normalised pair is dropped, None if it stays; counts what it gives away."""
+        if not (source and target):
+            return EMPTY
+        if max(len(source), len(target)) > self._max_characters:
+            return OVER_LONG
+        if sets := self._evaluation.find(source, target, digests):
+            leaked.update(sets)
+            if self._decontaminate:
+                return LEAKED
+        return self._pair_filter.reason(source, target)
+
+
+@dataclass
+class CorpusCounts:
+    """What came in, what went, and which pairs of the files belong to which entry."""
+
+    n_read: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> pairs
+    n_leaked: dict[str, int] = field(default_factory=dict)  # set -> training pairs found in it
+    n_lines: list[int] = field(default_factory=list)  # of each entry, in the files
+
+    def add(self, chunk: CleanChunk) -> None:
+        """Take in what became of a chunk."""
+        self.n_read += chunk.n_read
+        _add(self.dropped, chunk.dropped)
+        _add(self.n_leaked, chunk.leaked)
+        self.n_lines += [0] * (chunk.entry + 1 - len(self.n_lines))
+        self.n_lines[chunk.entry] += len(chunk.hashes["source"])
+
+    def count(self, reason: str, n_pairs: int) -> None:
+        """Note that pairs went for a reason."""
+        _add(self.dropped, {reason: n_pairs})
 
     @property
     def n_kept(self) -> int:
         """Pairs that no filter has dropped."""
         return self.n_read - sum(self.dropped.values())
 
-    def fill(
-        self, pairs: Iterable[TextPair], config: DataConfig, splits: Iterable[list[TextPair]]
-    ) -> None:
-        """Read the raw pairs and apply the filters; splits are the valid and test sets."""
-        evaluation = EvaluationText()
-        if config.decontaminate:
-            evaluation.add(chain.from_iterable(splits))
-        # No piece has more characters, so what is longer than this is over-long in pieces too.
-        self._write(self._clean(pairs, evaluation, config.max_length * MAX_PIECE_CHARACTERS))
-        if config.deduplicate:
-            is_repeat = find_repeats(self._sources, self._targets)
-            self.dropped[REPEATED] = int(is_repeat.sum())
-            self._is_kept &= ~is_repeat
-        self._check_not_empty()
+    def rows(self) -> dict[str, int]:
+        """Read, dropped by each filter in their order, kept: as a table shows it."""
+        dropped = {
+            REASONS.get(reason, reason): self.dropped.get(reason, 0)
+            for reason in ORDER
+            if self.dropped.get(reason) or reason in ALWAYS_TOLD
+        }
+        return {"read": self.n_read, **dropped, "kept": self.n_kept}
 
-    def hold_out_valid(self, seed: int) -> list[TextPair]:
-        """Take a validation set out of the pairs that are left; it shares no sentence with them."""
-        n_before = self.n_kept
-        candidates = np.flatnonzero(self._is_kept)
-        chosen, leaving = choose_valid(
-            self._sources[candidates],
-            self._targets[candidates],
-            min(_MAX_VALID_PAIRS, max(1, n_before // _PAIRS_PER_VALID_PAIR)),
-            seed,
-        )
-        is_valid = np.zeros(len(self._is_kept), dtype=bool)
-        is_valid[candidates[chosen]] = True
-        self._is_kept[candidates[leaving]] = False
-        self.dropped[HELD_OUT] = len(chosen)
-        self.dropped[BESIDE_HELD_OUT] = int(leaving.sum()) - len(chosen)
-        self._check_not_empty()
-        console.message(
-            f"no `data.valid` is given: {len(chosen):,} of {n_before:,} training pairs are held "
-            f"out for it (seed {seed}); they share no sentence with the rest"
-        )
-        return list(self._select(is_valid))
-
-    def count_unreadable(self, n_pairs: int) -> None:
-        """Note that so many pairs were no text, and never came in."""
-        self.n_read += n_pairs
-        self.dropped[UNREADABLE] += n_pairs
-
-    def count_over_long(self, n_pairs: int) -> None:
-        """Note that so many kept pairs turned out to be over-long in pieces."""
-        self.dropped[OVER_LONG] += n_pairs
-        self._check_not_empty()
-
-    def kept(self) -> Iterator[TextPair]:
-        """The pairs that are left, in order."""
-        return self._select(self._is_kept)
-
-    def _clean(
-        self, pairs: Iterable[TextPair], evaluation: EvaluationText, max_characters: int
-    ) -> Iterator[HashedPair]:
-        """The pairs that pass the filters that look at one pair alone."""
-        for texts in pairs:
-            self.n_read += 1
-            source, target = map(normalize, texts)
-            if not (source and target):
-                self.dropped[EMPTY] += 1
-            elif max(len(source), len(target)) > max_characters:
-                self.dropped[OVER_LONG] += 1
-            elif evaluation.gives_away(pair := HashedPair.of(source, target)):
-                self.dropped[LEAKED] += 1
-            else:
-                yield pair
-
-    def _write(self, pairs: Iterable[HashedPair]) -> None:
-        sources, targets = array("Q"), array("Q")  # 64 bits each
-        with storage_errors(self.path):
-            file = open(self.path, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
-        with file, console.bar(None, "reading", "pairs") as bar:
-            for chunk in chunks(pairs):
-                sources.extend(pair.source_hash for pair in chunk)
-                targets.extend(pair.target_hash for pair in chunk)
-                with storage_errors(self.path):
-                    file.writelines(f"{pair.source}\t{pair.target}\n" for pair in chunk)
-                    file.flush()
-                bar.update(len(chunk))
-        self._sources = np.array(sources, np.uint64)
-        self._targets = np.array(targets, np.uint64)
-        self._is_kept = np.ones(len(self._sources), dtype=bool)
-
-    def _select(self, flags: NDArray[np.bool_]) -> Iterator[TextPair]:
-        """The flagged pairs, in order; normalised text holds no tab and no line break."""
-        with open(self.path, encoding="utf-8", newline="\n") as file:
-            for line in compress(file, flags):
-                source, target = line[:-1].split("\t")
-                yield source, target
-
-    def _check_not_empty(self) -> None:
+    def check_not_empty(self) -> None:
         """An error that names the filters, when they left nothing to train on."""
         if self.n_read == 0:
             raise DataError(
                 "data.train holds no sentence pairs", "correct the paths in `data.train`"
             )
         if self.n_kept == 0:
-            dropped = ", ".join(f"{n:,} {reason}" for reason, n in self.dropped.items() if n)
+            dropped = ", ".join(f"{n:,} {reason}" for reason, n in self.rows().items() if n)
+            dropped = dropped.removeprefix(f"{self.n_read:,} read, ")
             raise DataError(
                 f"no training pair is left of {self.n_read:,}: {dropped}",
-                "look at the text, or at `data.max_length`, `data.decontaminate`, `data.valid`",
+                "look at the text, or at `data.max_length`, `data.clean`, `data.decontaminate`, "
+                "`data.valid`",
             )
 
 
-def chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    """Lists of many items, the last one shorter."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, _CHUNK_PAIRS)):
-        yield chunk
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for key, n in more.items():
+        counts[key] = counts.get(key, 0) + n
+
+
+class Corpus:
+    """The files of a cleaned corpus in a directory, their counts and examples."""
+
+    def __init__(self, directory: Path, counts: CorpusCounts, report: DataReport) -> None:
+        self.counts, self.report = counts, report
+        self.valid: list[TextPair] = []  # held out, where no valid set is given
+        self._directory = directory
+        self.text = directory / "corpus.text"
+
+    @classmethod
+    def clean(
+        cls,
+        directory: Path,
+        chunks: Iterable[RawChunk],
+        cleaner: Cleaner,
+        n_pairs: int | None,
+        n_processes: int | None,
+    ) -> Corpus:
+        """Judge each pair by itself and write those that stay; n_pairs (if known) are expected."""
+        corpus = cls(directory, CorpusCounts(), DataReport(cleaner.entries))
+        paths = [corpus.text, *map(corpus._hash_file, cleaner.hash_kinds())]
+        with (
+            ExitStack() as files,
+            console.bar(n_pairs, "cleaning", "pairs") as bar,
+            closing(map_in_order(cleaner, chunks, n_processes)) as cleaned,
+        ):
+            text, *hashes = [files.enter_context(_OutputFile(path)) for path in paths]
+            for chunk in cleaned:
+                text.write(chunk.lines)
+                for file, values in zip(hashes, chunk.hashes.values(), strict=True):
+                    file.write(values.tobytes())
+                corpus.counts.add(chunk)
+                corpus.report.merge(chunk.report)
+                bar.update(chunk.n_read)
+        return corpus
+
+    @classmethod
+    def load(cls, directory: Path) -> Corpus:
+        """The corpus that `save` left in a directory."""
+        with open(directory / "corpus.counts", "rb") as file:
+            counts, report, valid = pickle.load(file)
+        corpus = cls(directory, counts, report)
+        corpus.valid = valid
+        return corpus
+
+    def save(self) -> None:
+        """Keep all the rest beside the files, for an interrupted run to go on from."""
+        with _OutputFile(self._directory / "corpus.counts") as file:
+            file.write(pickle.dumps((self.counts, self.report, self.valid)))
+
+    def drop_unread(self, entry: int, reason: str, n_pairs: int) -> None:
+        """Note that pairs of an entry never came in."""
+        self.counts.n_read += n_pairs
+        self.counts.count(reason, n_pairs)
+        if n_pairs:
+            self.report.add_dropped(entry, reason, n_pairs=n_pairs)
+
+    def select(self, config: DataConfig) -> None:
+        """Drop pairs for what other pairs are, and hold out a valid set if none is given."""
+        targets = self._hashes("target")
+        is_kept = np.ones(len(targets), dtype=bool)
+        if config.deduplicate:
+            self._drop(REPEATED, find_repeats(self._hashes("source"), targets), is_kept)
+        if config.clean.normalized_duplicates:
+            repeats = find_excess(self._hashes("loose"), 1)
+            self._drop("normalized_duplicates", repeats, is_kept)
+        if config.clean.max_target_repeats:
+            positions = np.flatnonzero(is_kept)
+            is_excess = np.zeros(len(targets), dtype=bool)
+            is_excess[positions] = find_excess(targets[positions], config.clean.max_target_repeats)
+            self._drop("max_target_repeats", is_excess, is_kept)
+        self.counts.check_not_empty()
+        if config.valid is None:
+            self.valid = self._hold_out_valid(is_kept, config.seed)
+        with _OutputFile(self._directory / "corpus.kept") as file:
+            file.write(is_kept.tobytes())
+
+    def _drop(self, reason: str, is_bad: NDArray[np.bool_], is_kept: NDArray[np.bool_]) -> None:
+        """Drop the bad pairs of those that are kept so far, with examples of each entry."""
+        is_bad &= is_kept
+        is_kept &= ~is_bad
+        self.counts.count(reason, int(is_bad.sum()))
+        is_example = np.zeros(len(is_bad), dtype=bool)
+        for entry, part in enumerate(self._parts()):
+            bad = np.flatnonzero(is_bad[part])
+            is_example[part.start + bad[:N_EXAMPLES]] = True
+            if n_without := len(bad) - len(bad[:N_EXAMPLES]):
+                self.report.add_dropped(entry, reason, n_pairs=n_without)
+        for entry, pair in self._select(is_example):
+            self.report.add_dropped(entry, reason, pair)
+
+    def _parts(self) -> Iterator[slice]:
+        """Which pairs of the files each entry has."""
+        ends = np.cumsum([0, *self.counts.n_lines]).tolist()
+        yield from map(slice, ends[:-1], ends[1:])
+
+    def _select(self, flags: NDArray[np.bool_]) -> Iterator[tuple[int, TextPair]]:
+        """(entry, pair) of the flagged pairs, in order; reads no further than the last one."""
+        chosen = np.flatnonzero(flags)
+        ends = np.cumsum(self.counts.n_lines)
+        with open(self.text, "rb") as file:
+            lines = compress(file, flags[: chosen.max(initial=-1) + 1].tolist())
+            for position, line in zip(chosen, lines, strict=True):
+                [pair] = read_lines(line)
+                yield int(np.searchsorted(ends, position, side="right")), pair
+
+    def _hold_out_valid(self, is_kept: NDArray[np.bool_], seed: int) -> list[TextPair]:
+        """Take a validation set out of the pairs that are left; it shares no sentence with them."""
+        n_before = self.counts.n_kept
+        candidates = np.flatnonzero(is_kept)
+        chosen, leaving = choose_valid(
+            self._hashes("source")[candidates],
+            self._hashes("target")[candidates],
+            min(_MAX_VALID_PAIRS, max(1, n_before // _PAIRS_PER_VALID_PAIR)),
+            seed,
+        )
+        is_held_out = np.zeros(len(is_kept), dtype=bool)
+        is_held_out[candidates[chosen]] = True
+        is_beside = np.zeros(len(is_kept), dtype=bool)
+        is_beside[candidates[leaving]] = True
+        is_beside &= ~is_held_out
+        self._drop(HELD_OUT, is_held_out, is_kept)
+        self._drop(BESIDE_HELD_OUT, is_beside, is_kept)
+        self.counts.check_not_empty()
+        console.message(
+            f"no `data.valid` is given: {len(chosen):,} of {n_before:,} training pairs are held "
+            f"out for it (seed {seed}); they share no sentence with the rest"
+        )
+        return [pair for _, pair in self._select(is_held_out)]
+
+    @property
+    def is_kept(self) -> NDArray[np.bool_]:
+        """(n,) which pairs of the files are left."""
+        return self._map("corpus.kept", np.dtype(bool))
+
+    def kept_lines(self) -> Iterator[tuple[int, list[bytes], Hashes]]:
+        """(entry, lines, hashes of their targets) of the pairs that are left, some at a time."""
+        targets, is_kept = self._hashes("target"), self.is_kept
+        with open(self.text, "rb") as file:
+            for entry, part in enumerate(self._parts()):
+                for first in range(part.start, part.stop, CHUNK_PAIRS):
+                    chunk = slice(first, min(first + CHUNK_PAIRS, part.stop))
+                    flags = is_kept[chunk]
+                    lines = list(compress(islice(file, len(flags)), flags.tolist()))
+                    if lines:
+                        yield entry, lines, targets[chunk][flags]
+
+    def kept(self) -> Iterator[TextPair]:
+        """The pairs that are left, in order."""
+        for _, lines, _ in self.kept_lines():
+            yield from read_lines(b"".join(lines))
+
+    def _hash_file(self, kind: str) -> Path:
+        return self._directory / f"corpus.{kind}.hashes"
+
+    def _hashes(self, kind: str) -> Hashes:
+        return self._map(self._hash_file(kind).name, np.dtype("<u8"))
+
+    def _map(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        path = self._directory / name
+        if path.stat().st_size == 0:  # an empty file cannot be mapped
+            return np.empty(0, dtype)
+        return np.memmap(path, dtype, mode="r").view(np.ndarray)
+
+
+def read_lines(lines: bytes) -> list[TextPair]:
+    """The pairs of whole lines; normalised text holds no tab and no line break."""
+    pairs = [line.split("\t") for line in lines.decode().split("\n")[:-1]]
+    return [(source, target) for source, target in pairs]
+
+
+class _OutputFile:
+    """A file written in order, whose troubles are told in our words."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _OutputFile:
+        with storage_errors(self._path):
+            self._file = open(self._path, "wb")
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Append; on the disk before the next one, so that a full disk is told at once."""
+        with storage_errors(self._path):
+            self._file.write(data)
+            self._file.flush()
+
+    def __exit__(self, *exception: object) -> None:
+        with storage_errors(self._path):
+            self._file.close()

@@ -1,46 +1,47 @@
 """Corpora in; tokenizer, token store, test sets and a manifest out; nothing when nothing changed.
 
-    data/<name>/<hash>/            hash of what determines the content: config keys, input files
+    data/<name>/<hash>/            hash of what determines the content: see data.inputs
       manifest.json                counts, hashes of all files, what was dropped and why
+      report.json                  the same at length, with examples: see data.data_report
+      word_counts.json             how often each word of valid and test occurs in training
       tokenizer*.model             see data.tokenizer
       train.*                      see data.store
       valid.source, valid.target   raw text, one sentence a line; the same for each test set
 
-The directory is built as `<hash>.tmp-<process>` and renamed when complete. Training text passes
-through a temporary file there (see data.corpus).
+The work is done in steps (`_Steps`) in `<hash>.partial`, which is renamed when all is there. What
+a killed or interrupted process leaves is gone on from after the last whole step; one process at a
+time works there.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import chain, compress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mtrain import console
-from mtrain.config import CldrEntry, Config
-from mtrain.data.corpus import FILTERS, Corpus, TextPair, chunks
+from mtrain.config import Config
+from mtrain.data.corpus import UNREADABLE, Cleaner, Corpus, TextPair
 from mtrain.data.downloads import Lock
-from mtrain.data.sources import Pair, entries_of, inputs_of, label_of, read_entry
-from mtrain.data.store import SIDES, StoreCounts, StoreWriter
-from mtrain.data.text_files import Unreadable
-from mtrain.data.tokenizer import Tokenizer, model_files, train_tokenizers
-from mtrain.errors import DataError
+from mtrain.data.encoding import Encoder, PairStatistics, encode_corpus
+from mtrain.data.filters import PairFilter
+from mtrain.data.inputs import FORMAT, Inputs, describe_sources, identify, open_lock, train_keys
+from mtrain.data.norms import Norms
+from mtrain.data.store import SIDES, StoreCounts
+from mtrain.data.suspicions import check_sides, suspicions
+from mtrain.data.tokenizer import load_tokenizers, model_files, train_tokenizers
+from mtrain.errors import DataError, StorageError
 from mtrain.run import RunDir, atomic_write, sha256_of, storage_errors, write_json
 
-FORMAT = 1  # part of the hash: raised when the same config would give other files
-
-_MANIFEST = "manifest.json"
+_MANIFEST, _REPORT, _WORD_COUNTS = "manifest.json", "report.json", "word_counts.json"
 _COPIED_SHARE = 0.1  # of training pairs whose target is the source: worth a warning
 _TOKENIZED_SHARE = 0.5  # of references that end in " .": worth a warning
 
@@ -53,35 +54,45 @@ class Prepared:
     manifest: dict[str, Any]
 
 
-def prepare(config: Config, config_path: Path, force: bool = False) -> Prepared:
-    """Make the data that a config asks for, unless it is there already (and `force` is not set)."""
+def prepare(
+    config: Config, config_path: Path, force: bool = False, n_processes: int | None = None
+) -> Prepared:
+    """Make the data that a config asks for, unless it is there already (and `force` is not set).
+
+    By default as many processes as cores; their number changes no byte of the result.
+    """
     directory = Path("data", config.name)
-    lock = _open_lock(config, config_path)
-    path = directory / _identify(config, lock, download=True)
-    found = _open(path)
-    if found is not None and not force:
+    lock = open_lock(config, config_path)
+    path = directory / identify(config, lock, download=True)
+    if not force and (found := _open(path)) is not None:
         console.message(f"{path} is up to date")
         return found
-    if found is None and path.exists():
-        console.warn(f"{path} is damaged and is prepared again")
-    _remove_leftovers(directory)
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with storage_errors(partial):
-            partial.mkdir(parents=True)
-        manifest = _build(config, lock, partial)
-        _install(partial, path)
-    except BaseException:  # also Ctrl-C: nothing half-written stays
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with _alone_at(path):
+        found = _open(path)
+        if found is not None and not force:
+            return found  # by another process, meanwhile
+        if found is None and path.exists():
+            console.warn(f"{path} is damaged and is prepared again")
+        partial = path.with_name(f"{path.name}.partial")
+        _remove_leftovers(directory, partial)
+        steps = _Steps(partial, fresh=force)
+        try:
+            manifest = _Build(config, lock, path, steps, n_processes).run()
+            _install(partial, path)
+        except (KeyboardInterrupt, StorageError):
+            steps.keep_whole_ones()
+            raise
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     _report(path, manifest)
     return Prepared(path, manifest)
 
 
 def find_prepared(config: Config, config_path: Path) -> Prepared | None:
     """The data of a config if it was prepared before; writes and downloads nothing."""
-    lock = _open_lock(config, config_path)
-    return _open(Path("data", config.name, _identify(config, lock, download=False)))
+    lock = open_lock(config, config_path)
+    return _open(Path("data", config.name, identify(config, lock, download=False)))
 
 
 def copy_into_run(prepared: Prepared, run: RunDir) -> None:
@@ -90,9 +101,8 @@ def copy_into_run(prepared: Prepared, run: RunDir) -> None:
     texts = [f"{split}.{side}" for split in prepared.manifest["splits"] for side in SIDES]
     for name in models:
         atomic_write(run.path / name, (prepared.path / name).read_bytes())
-    for name in texts:
+    for name in (*texts, _REPORT, _WORD_COUNTS, _MANIFEST):
         atomic_write(run.data / name, (prepared.path / name).read_bytes())
-    atomic_write(run.manifest, (prepared.path / _MANIFEST).read_bytes())
 
 
 # -- the directory ---------------------------------------------------------------------------
@@ -112,264 +122,253 @@ def _open(path: Path) -> Prepared | None:
     return Prepared(path, manifest) if sizes == manifest["sizes"] else None
 
 
+@contextmanager
+def _alone_at(path: Path) -> Iterator[None]:
+    """Let another process that prepares the same wait; a killed one holds no lock."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "w")  # noqa: SIM115 (held open, and so locked, until the end)
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                console.message(f"another process is preparing {path}: waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), lock):
+                continue  # the other process has removed it at its end
+            try:
+                yield
+                return
+            finally:
+                lock.unlink(missing_ok=True)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one that a path names."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _install(partial: Path, path: Path) -> None:
     """Rename a complete directory into its place; what stood there goes."""
     with storage_errors(path):
         if path.exists():
-            old = partial.with_name(f"{partial.name}-old")
+            old = partial.with_name(f"{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
             shutil.rmtree(old, ignore_errors=True)
         os.rename(partial, path)
 
 
-def _remove_leftovers(directory: Path) -> None:
-    """Remove what killed processes left half-written."""
-    for path in directory.glob("*.tmp-*"):
-        match = re.search(r"\.tmp-(\d+)(-old)?$", path.name)
-        if match and (int(match[1]) == os.getpid() or not _is_running(int(match[1]))):
+def _remove_leftovers(directory: Path, partial: Path) -> None:
+    """Remove what killed processes left of other data, unless one is at work there."""
+    for path in [*directory.glob("*.partial"), *directory.glob("*.old")]:
+        lock = path.with_name(f".{path.stem}.lock")
+        if path != partial and not (lock.exists() and _is_locked(lock)):
             shutil.rmtree(path, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's process
-        return True
-    return True
+def _is_locked(lock: Path) -> bool:
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
-# -- what the content depends on -------------------------------------------------------------
+class _Steps:
+    """A directory under construction, made in steps; those that are whole are not done again.
 
-
-def _open_lock(config: Config, config_path: Path) -> Lock:
-    return Lock.open(config_path, fallback_dir=Path("data", config.name))
-
-
-def _identify(config: Config, lock: Lock, download: bool) -> str:
-    """16 hexadecimal digits that change with any key or file that the prepared data depends on."""
-    known = _KnownFiles(Path("data", config.name, "inputs.json"))
-    inputs = {}
-    for key, entry in entries_of(config):
-        for location, sha256 in inputs_of(entry, key, lock, may_ask=download):
-            inputs[location] = sha256 or known.sha256_of(location)
-    if download:
-        known.save()
-        lock.save(Path("data", config.name))
-    is_generated = any(isinstance(entry, CldrEntry) for _, entry in entries_of(config))
-    identity = {
-        "format": FORMAT,
-        "cldr": version("babel") if is_generated else None,  # its phrases change with CLDR
-        "inputs": inputs,
-        "source": config.source,
-        "target": config.target,
-        "data": config.data.model_dump(mode="json"),
-        "tokenizer": config.tokenizer.model_dump(mode="json"),
-    }
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-
-
-class _KnownFiles:
-    """Remembers the sha256 of local files by size and time, so that big ones are read once.
-
-    A file that is gone counts as what it was: what was prepared from it can still be used.
+    A step is noted with the sizes of the files there are after it. What the steps work with lies in
+    a folder that goes at the end.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._files: dict[str, dict[str, Any]] = {}
-        with suppress(OSError, ValueError):  # a lost memory costs one more reading
-            self._files = json.loads(path.read_text(encoding="utf-8"))
-        self._is_changed = False
+    def __init__(self, directory: Path, fresh: bool) -> None:
+        self.directory = directory
+        self.work = directory / "work"
+        self._notes = self.work / "steps.json"
+        if fresh:
+            shutil.rmtree(directory, ignore_errors=True)
+        self._done = self._whole_ones()
+        with storage_errors(directory):
+            self.work.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
+        if self._done:
+            console.message(f"going on in {directory} after: {', '.join(self._done)}")
 
-    def sha256_of(self, location: str) -> str | None:
-        """Of a local file as it is now; None if it is not there and never was."""
-        path = Path(location).expanduser()
-        key = str(path.absolute())
-        known = self._files.get(key, {})
-        with suppress(OSError):  # reading the entry will say what is wrong with the file
-            status = path.stat()
-            stamp = {"size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-            if path.is_file() and not stamp.items() <= known.items():
-                self._files[key] = known = stamp | {"sha256": sha256_of(path)}
-                self._is_changed = True
-        return known.get("sha256")
+    def do(self, name: str, work: Callable[[], None]) -> None:
+        """Do a step, unless it was done before."""
+        if name in self._done:
+            return
+        work()
+        self._done[name] = self._sizes()
+        write_json(self._notes, self._done)
 
-    def save(self) -> None:
-        """Write what was learnt, if anything."""
-        if self._is_changed:
-            write_json(self._path, self._files)
+    def finish(self) -> None:
+        """Remove what only the steps worked with."""
+        shutil.rmtree(self.work)
+
+    def keep_whole_ones(self) -> None:
+        """After a failure: leave nothing half-written, and nothing at all if no step is whole."""
+        if self._done and self.work.exists():
+            self._remove_unfinished()
+            console.message(f"{self.directory} keeps what is whole: {', '.join(self._done)}")
+        else:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _whole_ones(self) -> dict[str, dict[str, int]]:
+        """The steps whose files are there in their sizes, and so are those of the steps before."""
+        try:
+            noted = json.loads(self._notes.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        sizes = self._sizes()
+        done = {}
+        for name, files in noted.items():
+            if not files.items() <= sizes.items():
+                break
+            done[name] = files
+        return done
+
+    def _sizes(self) -> dict[str, int]:
+        files = [path for path in self.directory.rglob("*") if path.is_file()]
+        names = {str(path.relative_to(self.directory)): path for path in files}
+        return {name: p.stat().st_size for name, p in names.items() if p != self._notes}
+
+    def _remove_unfinished(self) -> None:
+        """Remove the files of a step that was not finished."""
+        known = {name for files in self._done.values() for name in files}
+        for name in self._sizes():
+            if name not in known:
+                (self.directory / name).unlink()
 
 
 # -- the work --------------------------------------------------------------------------------
 
 
-def _build(config: Config, lock: Lock, directory: Path) -> dict[str, Any]:
-    """Write everything into an empty directory; returns the manifest, which is written last."""
-    unreadable = [Unreadable(config.data.max_unreadable) for _ in config.data.train]
-    readers = _readers(config, lock, unreadable)
-    splits = {
-        key.removeprefix("data.").removeprefix("test."): _read_split(key, readers.pop(key))
-        for key in list(readers)
-        if not key.startswith("data.train.")
-    }
-    corpus = Corpus(directory / "corpus.tmp")
-    corpus.fill(chain.from_iterable(readers.values()), config.data, splits.values())
-    corpus.count_unreadable(sum(entry.n_pairs for entry in unreadable))
-    if config.data.valid is None:
-        splits["valid"] = corpus.hold_out_valid(config.data.seed)
-    splits = {"valid": splits.pop("valid"), **splits}
+class _Build:
+    """The steps from the text of the entries to a directory of prepared data."""
 
-    tokenizers = train_tokenizers(
-        config.tokenizer, corpus.kept, corpus.n_kept, directory, config.data.seed
-    )
-    statistics = _Statistics(tokenizers)
-    stored = _encode(config, corpus, tokenizers, directory, statistics)
-    corpus.path.unlink()
-    split_sha256 = {name: _write_split(directory, name, pairs) for name, pairs in splits.items()}
-    _warn_of_suspicions(splits, statistics)
-    lock.save(Path("data", config.name))
+    def __init__(
+        self, config: Config, lock: Lock, path: Path, steps: _Steps, n_processes: int | None
+    ) -> None:
+        self.config, self.lock, self.path, self.steps = config, lock, path, steps
+        self.n_processes = n_processes
+        self.inputs = Inputs(config, lock)
+        self.names = train_keys(config)
 
-    files = sorted(path for path in directory.iterdir())
-    manifest = {
-        "format": FORMAT,
-        "source": config.source,
-        "target": config.target,
-        "splits": list(splits),
-        "split_sha256": split_sha256,
-        "n_train_pairs": stored.n_pairs,
-        "n_source_tokens": stored.n_source_tokens,
-        "n_target_tokens": stored.n_target_tokens,
-        "vocab_sizes": [side.vocab_size for side in tokenizers],
-        **statistics.summary(),
-        "table": _table(corpus, splits),
-        "sources": _describe_sources(config, lock),
-        "files": {path.name: stored.sha256.get(path.name) or sha256_of(path) for path in files},
-        "sizes": {path.name: path.stat().st_size for path in files},
-    }
-    write_json(directory / _MANIFEST, manifest)
-    return manifest
-
-
-def _readers(
-    config: Config, lock: Lock, unreadable: Sequence[Unreadable]
-) -> dict[str, Iterable[TextPair]]:
-    """The pairs of each entry, by its key; generated phrases all together, so none is in two.
-
-    unreadable counts what is dropped of each training entry.
-    """
-    entries = dict(entries_of(config))
-    generated = {key: entry.cldr for key, entry in entries.items() if isinstance(entry, CldrEntry)}
-    readers: dict[str, Iterable[TextPair]] = {}
-    if generated:
-        from mtrain.data.cldr import cldr_pairs
-
-        parts = cldr_pairs(config.source, config.target, list(generated.values()), config.data.seed)
-        readers = {key: map(_texts, part) for key, part in zip(generated, parts, strict=True)}
-    counters = {f"data.train.{i}": counter for i, counter in enumerate(unreadable)}
-    for key, entry in entries.items():
-        if not isinstance(entry, CldrEntry):
-            readers[key] = map(_texts, read_entry(entry, key, lock, counters.get(key)))
-    return {key: readers[key] for key in entries}
-
-
-def _texts(pair: Pair) -> TextPair:
-    return pair.src, pair.tgt
-
-
-def _read_split(key: str, reader: Iterable[TextPair]) -> list[TextPair]:
-    """A valid or test set as it is, so that n lines stay n lines; JSON may hold line breaks."""
-    pairs = [(src.replace("\n", " "), tgt.replace("\n", " ")) for src, tgt in reader]
-    if not pairs:
-        raise DataError(f"{key} holds no sentence pairs", "correct its path, or remove the entry")
-    n_empty = sum(not (src.strip() and tgt.strip()) for src, tgt in pairs)
-    if n_empty:
-        console.warn(f"{key}: {n_empty:,} of {len(pairs):,} pairs have an empty side; they stay")
-    return pairs
-
-
-def _encode(
-    config: Config,
-    corpus: Corpus,
-    tokenizers: tuple[Tokenizer, Tokenizer],
-    directory: Path,
-    statistics: _Statistics,
-) -> StoreCounts:
-    """Turn the kept text into ids and store them, but for over-long pairs."""
-    source, target = tokenizers
-    vocab_sizes = (source.vocab_size, target.vocab_size)
-    with (
-        StoreWriter(directory, "train", vocab_sizes) as writer,
-        console.bar(corpus.n_kept, "encoding", "pairs") as bar,
-    ):
-        for chunk in chunks(corpus.kept()):
-            ids = list(
-                zip(
-                    source.encode([pair[0] for pair in chunk]),
-                    target.encode([pair[1] for pair in chunk]),
-                    strict=True,
-                )
-            )
-            fits = [max(map(len, pair)) <= config.data.max_length for pair in ids]
-            corpus.count_over_long(len(chunk) - sum(fits))
-            ids = list(compress(ids, fits))
-            writer.append(ids)
-            statistics.add(list(compress(chunk, fits)), ids)
-            bar.update(len(chunk))
-        return writer.close()
-
-
-class _Statistics:
-    """Sums over the stored pairs, from which the manifest's shares and means come."""
-
-    def __init__(self, tokenizers: tuple[Tokenizer, Tokenizer]) -> None:
-        self._is_byte = []  # of each side: (vocabulary size,)
-        for side in tokenizers:
-            is_byte = np.zeros(side.vocab_size, dtype=bool)
-            is_byte[side.byte_ids()] = True
-            self._is_byte.append(is_byte)
-        self._n_pairs = self._n_copied = 0
-        self._n_words, self._n_tokens, self._n_bytes = [0, 0], [0, 0], [0, 0]
-        self._sum_ratio = self._sum_squared_ratio = 0.0
-
-    def add(self, texts: Sequence[TextPair], ids: Sequence[tuple[list[int], list[int]]]) -> None:
-        """Take in some pairs, as text and as ids."""
-        self._n_pairs += len(texts)
-        self._n_copied += sum(source == target for source, target in texts)
-        lengths = np.array([[len(source), len(target)] for source, target in ids]).reshape(-1, 2)
-        for side in (0, 1):
-            n_tokens = int(lengths[:, side].sum())
-            flat = np.fromiter(chain.from_iterable(pair[side] for pair in ids), np.int64, n_tokens)
-            self._n_tokens[side] += n_tokens
-            self._n_bytes[side] += int(self._is_byte[side][flat].sum())
-            self._n_words[side] += sum(len(pair[side].split()) for pair in texts)
-        ratios = (lengths[:, 1] + 1) / (lengths[:, 0] + 1)  # EOS counts
-        self._sum_ratio += float(ratios.sum())
-        self._sum_squared_ratio += float((ratios**2).sum())
-
-    @property
-    def copied_share(self) -> float:
-        """Of pairs whose target is the source."""
-        return self._n_copied / self._n_pairs
-
-    def summary(self) -> dict[str, Any]:
-        """What the manifest says of the stored pairs."""
-        mean = self._sum_ratio / self._n_pairs
-        variance = max(0.0, self._sum_squared_ratio / self._n_pairs - mean**2)
-        return {
-            "length_ratio": {"mean": mean, "std": variance**0.5},
-            "copied_share": self.copied_share,
-            "sides": {
-                name: {
-                    "n_tokens": self._n_tokens[side],
-                    "n_words": self._n_words[side],
-                    "tokens_per_word": self._n_tokens[side] / self._n_words[side],
-                    "byte_share": self._n_bytes[side] / self._n_tokens[side],
-                }
-                for side, name in enumerate(SIDES)
-            },
+    def run(self) -> dict[str, Any]:
+        """Do what is not done yet; returns the manifest, which is written last."""
+        config, directory = self.config, self.steps.directory
+        splits = self.inputs.splits()
+        self.steps.do("cleaning the text", lambda: self._clean(splits))
+        corpus = Corpus.load(self.steps.work)
+        if config.data.valid is None:
+            splits["valid"] = corpus.valid
+        splits = {"valid": splits.pop("valid"), **splits}
+        self.steps.do("learning the pieces", lambda: self._learn_pieces(corpus))
+        tokenizers = load_tokenizers(directory)
+        vocab_sizes = (tokenizers[0].vocab_size, tokenizers[1].vocab_size)
+        console.message(f"encoding {corpus.counts.n_kept:,} pairs")
+        encoder = Encoder(tokenizers, config.data.max_length, self.names, splits)
+        stored, statistics = encode_corpus(
+            corpus, encoder, directory, vocab_sizes, self.n_processes
+        )
+        split_sha256 = {
+            name: _write_split(directory, name, pairs) for name, pairs in splits.items()
         }
+        report = corpus.report.to_json()
+        report["suspicions"] += _suspicions_of_kept(splits, statistics)
+        for suspicion in report["suspicions"]:
+            console.warn(suspicion)
+        write_json(directory / _REPORT, report)
+        write_json(directory / _WORD_COUNTS, _sorted_counts(statistics))
+        self.lock.save(Path("data", config.name))
+        self.steps.finish()
+        manifest = {
+            "format": FORMAT,
+            "path": str(self.path),
+            "source": config.source,
+            "target": config.target,
+            "splits": list(splits),
+            "split_sha256": split_sha256,
+            "n_train_pairs": stored.n_pairs,
+            "n_source_tokens": stored.n_source_tokens,
+            "n_target_tokens": stored.n_target_tokens,
+            "vocab_sizes": list(vocab_sizes),
+            "length_ratio": statistics.length_ratio(),
+            "copied_share": statistics.copied_share,
+            "sides": _summaries(report),
+            "decontaminated": config.data.decontaminate,
+            "n_leaked": {name: corpus.counts.n_leaked.get(name, 0) for name in splits},
+            "table": _table(corpus, splits),
+            "sources": describe_sources(config, self.lock),
+            **_describe_files(directory, stored),
+        }
+        write_json(directory / _MANIFEST, manifest)
+        return manifest
+
+    def _clean(self, splits: Mapping[str, Sequence[TextPair]]) -> None:
+        config, inputs = self.config, self.inputs
+        console.message("cleaning the training text")
+        languages = (config.source, config.target)
+        samples = inputs.samples()
+        for key, sample in samples.items():
+            check_sides(sample, languages, key)
+        norms = Norms.learn(chain.from_iterable(samples.values()))
+        pair_filter = PairFilter(config.data.clean, *languages, norms)
+        cleaner = Cleaner(config.data, pair_filter, splits, self.names)
+        corpus = Corpus.clean(
+            self.steps.work,
+            inputs.training_chunks(),
+            cleaner,
+            inputs.n_training_pairs(),
+            self.n_processes,
+        )
+        for key, sample in samples.items():
+            corpus.report.suspicions += suspicions(sample, languages, norms, key)
+        for number, unreadable in enumerate(inputs.unreadable):
+            corpus.drop_unread(number, UNREADABLE, unreadable.n_pairs)
+        corpus.select(config.data)
+        corpus.save()
+        self.lock.save(Path("data", config.name))  # it has learnt how many lines were read
+
+    def _learn_pieces(self, corpus: Corpus) -> None:
+        train_tokenizers(
+            self.config.tokenizer,
+            corpus.kept,
+            corpus.counts.n_kept,
+            self.steps.directory,
+            self.config.data.seed,
+        )
+
+
+def _summaries(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The numbers of each side that fit into a manifest."""
+    kept = ("n_tokens", "n_words", "tokens_per_word", "byte_share")
+    return {side: {key: report["sides"][side][key] for key in kept} for side in SIDES}
+
+
+def _sorted_counts(statistics: PairStatistics) -> dict[str, dict[str, int]]:
+    return {
+        side: dict(sorted(counts.items()))
+        for side, counts in zip(SIDES, statistics.word_counts, strict=True)
+    }
+
+
+def _describe_files(directory: Path, stored: StoreCounts) -> dict[str, Any]:
+    """sha256 and size of every file."""
+    paths = sorted(directory.iterdir())
+    return {
+        "files": {path.name: stored.sha256.get(path.name) or sha256_of(path) for path in paths},
+        "sizes": {path.name: path.stat().st_size for path in paths},
+    }
 
 
 def _write_split(directory: Path, name: str, pairs: list[TextPair]) -> str:
@@ -386,39 +385,31 @@ def _write_split(directory: Path, name: str, pairs: list[TextPair]) -> str:
 
 def _table(corpus: Corpus, splits: dict[str, list[TextPair]]) -> list[dict[str, Any]]:
     """Rows of what was read, dropped for each reason, and kept."""
-    dropped = {reason: n for reason, n in corpus.dropped.items() if n or reason in FILTERS}
-    train = {"read": corpus.n_read, **dropped, "kept": corpus.n_kept}
+    train = corpus.counts.rows()
     rows = [{"split": "train", "reason": reason, "pairs": n} for reason, n in train.items()]
     return rows + [
         {"split": name, "reason": "kept", "pairs": len(pairs)} for name, pairs in splits.items()
     ]
 
 
-def _describe_sources(config: Config, lock: Lock) -> list[dict[str, Any]]:
-    """Each entry of the config as it is there, with what the lock says of its files."""
-    described = []
-    for key, entry in entries_of(config):
-        locations = [location for location, _ in inputs_of(entry, key, lock, may_ask=False)]
-        files = {location: lock.files.get(location, {}) for location in locations}
-        facts = lock.sources.get(label_of(entry), {})
-        described.append({"entry": key, **facts, **entry.model_dump(mode="json"), "files": files})
-    return described
-
-
-def _warn_of_suspicions(splits: dict[str, list[TextPair]], statistics: _Statistics) -> None:
-    """What an expert would notice."""
+def _suspicions_of_kept(
+    splits: Mapping[str, Sequence[TextPair]], statistics: PairStatistics
+) -> list[str]:
+    """What an expert would notice in what is left, and in the sets to be scored on."""
+    found = []
     if statistics.copied_share > _COPIED_SHARE:
-        console.warn(
+        found.append(
             f"in {statistics.copied_share:.0%} of the training pairs the target is the source: "
             "the model will learn to copy"
         )
     for name, pairs in splits.items():
         share = sum(target.rstrip().endswith(" .") for _, target in pairs) / len(pairs)
         if share > _TOKENIZED_SHARE:
-            console.warn(
+            found.append(
                 f"{share:.0%} of the references of `{name}` end in ` .`: they look tokenised, and "
                 "scores on them cannot be compared with those on raw text"
             )
+    return found
 
 
 def _report(path: Path, manifest: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
 """Memory-mapped token ids: what training reads.
 
-A store of n pairs named `train` is five files in a directory, little-endian:
+A store of n pairs named `train` is a few files in a directory, little-endian:
 
     train.json              number of pairs and tokens, types of ids
     train.source.ids        all source ids, one sentence after the other, without BOS and EOS
     train.source.offsets    n + 1 int64: sentence i is ids[offsets[i]:offsets[i + 1]]
     train.target.ids        the same for the target
     train.target.offsets
+    train.sources           n uint16: the number of each pair's entry in data.train, ascending
+    train.target.hashes     n uint64: `cleaning.hash_text` of each target, where stored
 
 Ids are uint16 where the vocabulary allows, uint32 otherwise. Opening maps the files and compares
 their sizes with train.json; nothing is read, however large the store.
@@ -29,11 +31,32 @@ from numpy.typing import NDArray
 from mtrain.errors import DataError
 from mtrain.run import sha256_of, storage_errors, write_json
 
-FORMAT = 1
+FORMAT = 2
 SIDES = ("source", "target")
 
 Ids = NDArray[Any]  # uint16 or uint32
-_OFFSET_DTYPE = np.dtype("<i8")
+_OFFSET_DTYPE, _ENTRY_DTYPE, _HASH_DTYPE = np.dtype("<i8"), np.dtype("<u2"), np.dtype("<u8")
+_READ_AT_ONCE = 1 << 20  # offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Sentences:
+    """One side of some pairs: all ids, one sentence after the other, and how many each has."""
+
+    ids: Ids
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sentences: Sequence[Sequence[int]], dtype: np.dtype[Any]) -> Sentences:
+        """From a list of ids a sentence."""
+        lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
+        ids = np.fromiter(chain.from_iterable(sentences), dtype, int(lengths.sum()))
+        return cls(ids, lengths)
+
+
+def id_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds the ids of a vocabulary."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,9 @@ class StoreWriter:
     def __init__(self, directory: Path, name: str, vocab_sizes: tuple[int, int]) -> None:
         self._header = directory / f"{name}.json"
         self._n_pairs = 0
+        self._entries = _HashedFile(directory / f"{name}.sources")
+        self._hashes_path = directory / f"{name}.target.hashes"
+        self._hashes: _HashedFile | None = None
         self._source, self._target = (
             _SideWriter(directory, f"{name}.{side}", vocab_size)
             for side, vocab_size in zip(SIDES, vocab_sizes, strict=True)
@@ -65,18 +91,35 @@ class StoreWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._source.close()
-        self._target.close()
+        self._close_files()
 
     def append(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Add pairs of (source ids, target ids), without specials."""
-        self._source.append([source for source, _ in pairs])
-        self._target.append([target for _, target in pairs])
-        self._n_pairs += len(pairs)
+        """Add pairs of (source ids, target ids), without specials, of entry 0."""
+        self.extend(
+            Sentences.of([source for source, _ in pairs], self._source.dtype),
+            Sentences.of([target for _, target in pairs], self._target.dtype),
+        )
+
+    def extend(
+        self,
+        source: Sentences,
+        target: Sentences,
+        entry: int = 0,
+        target_hashes: NDArray[np.uint64] | None = None,
+    ) -> None:
+        """Add pairs of one entry of data.train; with hashes always, or never."""
+        self._source.extend(source)
+        self._target.extend(target)
+        self._entries.write(np.full(len(source.lengths), entry, _ENTRY_DTYPE).tobytes())
+        if target_hashes is not None:
+            if self._hashes is None:
+                self._hashes = _HashedFile(self._hashes_path)
+            self._hashes.write(target_hashes.tobytes())
+        self._n_pairs += len(source.lengths)
 
     def close(self) -> StoreCounts:
         """Finish the files; the header comes last, so a store without one is no store."""
-        sha256 = self._source.close() | self._target.close()
+        sha256 = self._close_files()
         write_json(
             self._header,
             {
@@ -89,27 +132,29 @@ class StoreWriter:
         sha256[self._header.name] = sha256_of(self._header)
         return StoreCounts(self._n_pairs, self._source.n_tokens, self._target.n_tokens, sha256)
 
+    def _close_files(self) -> dict[str, str]:
+        files = [*self._source.files, *self._target.files, self._entries]
+        if self._hashes is not None:
+            files.append(self._hashes)
+        return {file.path.name: file.close() for file in files}
+
 
 class _SideWriter:
     """Appends one side's ids and offsets to their two files, hashing as it goes."""
 
     def __init__(self, directory: Path, name: str, vocab_size: int) -> None:
-        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+        self.dtype = id_dtype(vocab_size)
         self.n_tokens = 0
         self._ids = _HashedFile(directory / f"{name}.ids")
         self._offsets = _HashedFile(directory / f"{name}.offsets")
         self._offsets.write(np.zeros(1, _OFFSET_DTYPE).tobytes())
+        self.files = (self._ids, self._offsets)
 
-    def append(self, sentences: Sequence[Sequence[int]]) -> None:
-        lengths = np.fromiter(map(len, sentences), _OFFSET_DTYPE, len(sentences))
-        n_new = int(lengths.sum())
-        ids = np.fromiter(chain.from_iterable(sentences), self.dtype, n_new)
-        self._ids.write(ids.tobytes())
-        self._offsets.write((self.n_tokens + np.cumsum(lengths)).astype(_OFFSET_DTYPE).tobytes())
-        self.n_tokens += n_new
-
-    def close(self) -> dict[str, str]:
-        return {file.path.name: file.close() for file in (self._ids, self._offsets)}
+    def extend(self, sentences: Sentences) -> None:
+        self._ids.write(sentences.ids.astype(self.dtype, copy=False).tobytes())
+        offsets = self.n_tokens + np.cumsum(sentences.lengths)
+        self._offsets.write(offsets.astype(_OFFSET_DTYPE, copy=False).tobytes())
+        self.n_tokens += len(sentences.ids)
 
 
 class _HashedFile:
@@ -137,42 +182,41 @@ class TokenStore:
 
     src_ids, tgt_ids          all ids of a side, one sentence after the other
     src_offsets, tgt_offsets  (n + 1,) int64: sentence i is ids[offsets[i]:offsets[i + 1]]
+    entries                   (n,) uint16, ascending: the number of each pair's entry in data.train
     """
 
-    def __init__(
-        self, src_ids: Ids, src_offsets: NDArray[np.int64], tgt_ids: Ids, tgt_offsets: Any
-    ) -> None:
-        self.src_ids, self.src_offsets = src_ids, src_offsets
-        self.tgt_ids, self.tgt_offsets = tgt_ids, tgt_offsets
+    def __init__(self, arrays: Sequence[NDArray[Any]], offset_files: Sequence[Path]) -> None:
+        self.src_ids, self.src_offsets, self.tgt_ids, self.tgt_offsets, self.entries = arrays
+        self._offset_files = offset_files
 
     @classmethod
     def open(cls, directory: Path, name: str = "train") -> TokenStore:
         """Map a store's files, or raise a DataError that names the one that is damaged."""
         header = _read_header(directory / f"{name}.json")
         n_pairs = header["n_pairs"]
-        arrays = []
+        arrays, offset_files = [], []
         for side, n_tokens, dtype in zip(SIDES, header["n_tokens"], header["dtypes"], strict=True):
             path = directory / f"{name}.{side}.offsets"
             offsets = _map(path, _OFFSET_DTYPE, n_pairs + 1)
             if offsets[0] != 0 or offsets[-1] != n_tokens:
                 raise _damaged(path, f"its ends are not 0 and {n_tokens}")
             arrays += [_map(directory / f"{name}.{side}.ids", np.dtype(dtype), n_tokens), offsets]
-        return cls(*arrays)
+            offset_files.append(path)
+        arrays.append(_map(directory / f"{name}.sources", _ENTRY_DTYPE, n_pairs))
+        return cls(arrays, offset_files)
 
     def __len__(self) -> int:
         return len(self.src_offsets) - 1
 
     @cached_property
-    def src_lengths(self) -> NDArray[np.int32]:
+    def src_lengths(self) -> NDArray[np.uint16]:
         """(n,) source pieces of each pair, without specials."""
-        lengths: NDArray[np.int32] = np.diff(self.src_offsets).astype(np.int32)
-        return lengths
+        return _lengths(self._offset_files[0], len(self))
 
     @cached_property
-    def tgt_lengths(self) -> NDArray[np.int32]:
+    def tgt_lengths(self) -> NDArray[np.uint16]:
         """(n,) target pieces of each pair, without specials."""
-        lengths: NDArray[np.int32] = np.diff(self.tgt_offsets).astype(np.int32)
-        return lengths
+        return _lengths(self._offset_files[1], len(self))
 
     def src(self, index: int) -> Ids:
         """The source ids of a pair."""
@@ -183,12 +227,23 @@ class TokenStore:
         return self.tgt_ids[self.tgt_offsets[index] : self.tgt_offsets[index + 1]]
 
 
+def _lengths(path: Path, n_sentences: int) -> NDArray[np.uint16]:
+    """(n,) from a file of n + 1 offsets, read in order: mapped, all of it would stay in memory."""
+    lengths = np.empty(n_sentences, np.uint16)  # `data.max_length` is far below 2^16
+    with open(path, "rb") as file:
+        for start in range(0, n_sentences, _READ_AT_ONCE):
+            file.seek(start * _OFFSET_DTYPE.itemsize)
+            offsets = np.fromfile(file, _OFFSET_DTYPE, _READ_AT_ONCE + 1)
+            lengths[start : start + _READ_AT_ONCE] = np.diff(offsets)
+    return lengths
+
+
 def read_target_hashes(directory: Path, name: str = "train") -> NDArray[np.uint64] | None:
     """(n,) `cleaning.hash_text` of each normalised target, mapped; None where none were stored."""
     path = directory / f"{name}.target.hashes"
     if not path.exists():
         return None
-    return _map(path, np.dtype("<u8"), _read_header(directory / f"{name}.json")["n_pairs"])
+    return _map(path, _HASH_DTYPE, _read_header(directory / f"{name}.json")["n_pairs"])
 
 
 def _read_header(path: Path) -> dict[str, Any]:

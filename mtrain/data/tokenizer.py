@@ -45,6 +45,7 @@ class Tokenizer:
     def __init__(self, model: bytes) -> None:
         from sentencepiece import SentencePieceProcessor
 
+        self._model = model
         self._processor: Any = SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self._processor.vocab_size()
 
@@ -64,9 +65,16 @@ class Tokenizer:
                 f"{path} is damaged: it is no SentencePiece model", "restore the file"
             ) from error
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each normalised text, without BOS and EOS; [] for an empty text."""
-        ids: list[list[int]] = self._processor.encode([_escape(t) for t in texts], num_threads=-1)
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
+        return Tokenizer, (self._model,)
+
+    def encode(self, texts: Sequence[str], n_threads: int = -1) -> list[list[int]]:
+        """The ids of each normalised text, without BOS and EOS; [] for an empty text.
+
+        By default, as many threads as there are cores.
+        """
+        escaped = [_escape(text) for text in texts]
+        ids: list[list[int]] = self._processor.encode(escaped, num_threads=n_threads)
         return ids
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -203,6 +211,8 @@ def _explain(error: RuntimeError, config: TokenizerConfig) -> Exception:
 
 
 def _escape(text: str) -> str:
+    if text.isascii():
+        return text
     return _TO_ESCAPE.sub(lambda match: _ESCAPES[match[0]], text)
 
 

@@ -1,0 +1,213 @@
+"""The entries of a config: which files they stand for, what these hold, and their text.
+
+The prepared data is named by a hash of all that it depends on (`identify`): keys of the config,
+and the bytes of the files that its entries name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mtrain import console
+from mtrain.config import CldrEntry, Config
+from mtrain.data.cleaning import normalize
+from mtrain.data.corpus import CHUNK_PAIRS, RawChunk, TextPair
+from mtrain.data.downloads import Lock
+from mtrain.data.sources import Chunk, entries_of, inputs_of, label_of, read_chunks
+from mtrain.data.text_files import Unreadable
+from mtrain.errors import DataError
+from mtrain.run import sha256_of, write_json
+
+FORMAT = 2  # part of the hash: raised when the same config would give other files
+
+# The norms of a corpus are learnt from the first chunk of each entry, and from a pair in so many
+# of so many chunks behind it.
+_SAMPLED_CHUNKS, _SAMPLED_ONE_IN = 100, 25
+
+
+# -- what the content depends on -------------------------------------------------------------
+
+
+def open_lock(config: Config, config_path: Path) -> Lock:
+    """The lock of a config, wherever it could be written."""
+    return Lock.open(config_path, fallback_dir=Path("data", config.name))
+
+
+def identify(config: Config, lock: Lock, download: bool) -> str:
+    """16 hexadecimal digits that change with any key or file that the prepared data depends on."""
+    known = _KnownFiles(Path("data", config.name, "inputs.json"))
+    inputs = {}
+    for key, entry in entries_of(config):
+        for location, sha256 in inputs_of(entry, key, lock, may_ask=download):
+            inputs[location] = sha256 or known.sha256_of(location)
+    if download:
+        known.save()
+        lock.save(Path("data", config.name))
+    is_generated = any(isinstance(entry, CldrEntry) for _, entry in entries_of(config))
+    identity = {
+        "format": FORMAT,
+        "cldr": version("babel") if is_generated else None,  # its phrases change with CLDR
+        "inputs": inputs,
+        "source": config.source,
+        "target": config.target,
+        "data": config.data.model_dump(mode="json"),
+        "tokenizer": config.tokenizer.model_dump(mode="json"),
+    }
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def describe_sources(config: Config, lock: Lock) -> list[dict[str, Any]]:
+    """Each entry of the config as it is there, with what the lock says of it and its files."""
+    described = []
+    for key, entry in entries_of(config):
+        locations = [location for location, _ in inputs_of(entry, key, lock, may_ask=False)]
+        files = {location: _sorted(lock.files.get(location, {})) for location in locations}
+        facts = _sorted(lock.sources.get(label_of(entry), {}))
+        described.append({"entry": key, **facts, **entry.model_dump(mode="json"), "files": files})
+    return described
+
+
+def _sorted(facts: dict[str, Any]) -> dict[str, Any]:
+    """In one order, whether they were just learnt or read from the lock."""
+    return dict(sorted(facts.items()))
+
+
+def train_keys(config: Config) -> list[str]:
+    """The keys of the training entries."""
+    return [f"data.train.{i}" for i in range(len(config.data.train))]
+
+
+class _KnownFiles:
+    """Remembers the sha256 of local files by size and time, so that big ones are read once.
+
+    A file that is gone counts as what it was: what was prepared from it can still be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, dict[str, Any]] = {}
+        with suppress(OSError, ValueError):  # a lost memory costs one more reading
+            self._files = json.loads(path.read_text(encoding="utf-8"))
+        self._is_changed = False
+
+    def sha256_of(self, location: str) -> str | None:
+        """Of a local file as it is now; None if it is not there and never was."""
+        path = Path(location).expanduser()
+        key = str(path.absolute())
+        known = self._files.get(key, {})
+        with suppress(OSError):  # reading the entry will say what is wrong with the file
+            status = path.stat()
+            stamp = {"size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+            if path.is_file() and not stamp.items() <= known.items():
+                self._files[key] = known = stamp | {"sha256": sha256_of(path)}
+                self._is_changed = True
+        return known.get("sha256")
+
+    def save(self) -> None:
+        """Write what was learnt, if anything."""
+        if self._is_changed:
+            write_json(self._path, self._files)
+
+
+# -- their text ------------------------------------------------------------------------------
+
+
+class Inputs:
+    """The text of a config's entries."""
+
+    def __init__(self, config: Config, lock: Lock) -> None:
+        self._config, self._lock = config, lock
+        self._entries = dict(entries_of(config))
+        self.unreadable = [Unreadable(config.data.max_unreadable) for _ in config.data.train]
+
+    def splits(self) -> dict[str, list[TextPair]]:
+        """The valid and test sets by their names, as they are, so that n lines stay n lines."""
+        keys = [key for key in self._entries if not key.startswith("data.train.")]
+        return {
+            key.removeprefix("data.").removeprefix("test."): self._read_split(key) for key in keys
+        }
+
+    def training_chunks(self) -> Iterator[RawChunk]:
+        """The training text, entry after entry; what is no text is counted in `unreadable`."""
+        for number, key in enumerate(train_keys(self._config)):
+            for sources, targets in self._chunks(key, self.unreadable[number]):
+                yield RawChunk(number, sources, targets)
+
+    def samples(self) -> dict[str, list[TextPair]]:
+        """Some normalised pairs of every training entry by its key, always the same."""
+        return {key: self._sample(key) for key in train_keys(self._config)}
+
+    def _sample(self, key: str) -> list[TextPair]:
+        pairs: list[TextPair] = []
+        # Whether too much of it is no text will be told when all of it is read.
+        chunks = self._chunks(key, Unreadable(max_share=1))
+        for number, chunk in enumerate(islice(chunks, _SAMPLED_CHUNKS)):
+            every = _SAMPLED_ONE_IN if number else 1
+            pairs += islice(zip(*chunk, strict=True), None, None, every)
+        normalized = [(normalize(source), normalize(target)) for source, target in pairs]
+        return [pair for pair in normalized if all(pair)]
+
+    def n_training_pairs(self) -> int | None:
+        """How many pairs there are, if all of it was read before."""
+        n_pairs = 0
+        for key in train_keys(self._config):
+            entry = self._entries[key]
+            known = self._lock.sources.get(label_of(entry), {}).get("pairs")
+            n_entry = entry.cldr if isinstance(entry, CldrEntry) else known
+            if n_entry is None:
+                return None
+            n_pairs += n_entry
+        return n_pairs
+
+    def _read_split(self, key: str) -> list[TextPair]:
+        """JSON may hold line breaks: they become spaces."""
+        pairs = [
+            (source.replace("\n", " "), target.replace("\n", " "))
+            for chunk in self._chunks(key, None)
+            for source, target in zip(*chunk, strict=True)
+        ]
+        if not pairs:
+            raise DataError(
+                f"{key} holds no sentence pairs", "correct its path, or remove the entry"
+            )
+        n_empty = sum(not (source.strip() and target.strip()) for source, target in pairs)
+        if n_empty:
+            console.warn(
+                f"{key}: {n_empty:,} of {len(pairs):,} pairs have an empty side; they stay"
+            )
+        return pairs
+
+    def _chunks(self, key: str, unreadable: Unreadable | None) -> Iterable[Chunk]:
+        entry = self._entries[key]
+        if isinstance(entry, CldrEntry):
+            return _cut(self._generated[key])
+        return read_chunks(entry, key, self._lock, CHUNK_PAIRS, unreadable)
+
+    @cached_property
+    def _generated(self) -> dict[str, list[TextPair]]:
+        """Generated phrases of all entries together, so that none is in two of them."""
+        from mtrain.data.cldr import cldr_pairs
+
+        config = self._config
+        counts = {
+            k: entry.cldr for k, entry in self._entries.items() if isinstance(entry, CldrEntry)
+        }
+        parts = cldr_pairs(config.source, config.target, list(counts.values()), config.data.seed)
+        return {
+            key: [(pair.src, pair.tgt) for pair in part]
+            for key, part in zip(counts, parts, strict=True)
+        }
+
+
+def _cut(pairs: list[TextPair]) -> Iterator[Chunk]:
+    for start in range(0, len(pairs), CHUNK_PAIRS):
+        part = pairs[start : start + CHUNK_PAIRS]
+        yield [source for source, _ in part], [target for _, target in part]
