@@ -80,7 +80,8 @@ def test_pairs_of_several_entries_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_pairs", "n_valid"), [(10, 1), (149, 2), (150, 3), pytest.param(101_000, 2000, id="many")]
+    ("n_pairs", "n_valid"),
+    [(10, 1), (149, 2), (150, 3), pytest.param(101_000, 2000, id="many", marks=pytest.mark.slow)],
 )
 def test_the_smaller_of_2000_pairs_and_2_percent_is_held_out(
     tmp_path: Path, n_pairs: int, n_valid: int
