@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TextIO
@@ -32,6 +32,7 @@ from mtrain.run import RunDir, atomic_write, storage_errors
 if TYPE_CHECKING:
     from mtrain.config import Config
     from mtrain.delivery.pictures import AttentionPicture
+    from mtrain.evaluation.evaluate import GivenFiles
 
 MOST_DRAWN = 10  # sentences in a picture
 CLOSED_OUTPUT = 141  # what a shell shows for a program that wrote into a closed pipe
@@ -456,22 +457,48 @@ def translate(
         "mtrain eval runs/my-model --split valid --json",
         "mtrain eval runs/my-model --source new.en --reference new.de",
         "mtrain eval runs/my-model --hypothesis theirs.de --reference new.de",
+        "mtrain eval runs/my-model --against runs/baseline",
+        "mtrain eval runs/seed1 runs/seed2 runs/seed3",
     ),
 )
 def evaluate(
-    run: RunPath,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="A run directory; of several, mean and spread are shown too."
+        ),
+    ],
     split: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(metavar="NAME", help="valid or a test set; without it, all test sets."),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Translate this file ...")
+        list[Path] | None, typer.Option(metavar="FILE", help="Translate this file ...")
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="... and compare with this one.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="... and compare with this one; may be repeated."),
     ] = None,
     hypothesis: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Score this translation as it is.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score this translation as it is; with --source, it is diagnosed as well.",
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN2|FILE",
+            help="Test whether the difference to another run, or to a translation, is chance.",
+        ),
+    ] = None,
+    comet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Score by COMET too, an extra: such as Unbabel/wmt22-comet-da.",
+        ),
     ] = None,
     checkpoint: Checkpoint = None,
     beam_size: BeamSize = None,
@@ -479,24 +506,32 @@ def evaluate(
     device: OnDevice = Device.auto,
     as_json: Annotated[bool, typer.Option("--json", help="One object, for machines.")] = False,
 ) -> None:
-    """Score a run by BLEU, chrF2 and TER, with 95 % intervals."""
+    """Score runs by BLEU, chrF2 and TER, with 95 % intervals."""
     from mtrain.evaluation import evaluate as evaluation
+    from mtrain.evaluation import summary
 
-    _check_what_to_evaluate(split, source, reference, hypothesis)
+    files = _files_to_evaluate(split or [], source or [], reference or [], hypothesis or [])
     decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device.value)
-    if hypothesis and reference:
-        results = evaluation.evaluate_hypothesis(run, hypothesis, reference)
-    elif source and reference:
-        results = evaluation.evaluate_files(run, source, reference, decoding)
-    else:
-        results = evaluation.evaluate_run(run, split, decoding)
+    results = {}
+    for run in runs:
+        if hypothesis:
+            found = evaluation.evaluate_hypotheses(run, files, comet)
+        else:
+            found = evaluation.evaluate_run(run, split or [], files, decoding, comet)
+        results[str(run)] = evaluation.compare_with(run, found, against, device.value)
+    means = summary.spreads_of_seeds(results)
     if as_json:
-        _print(json.dumps(evaluation.to_json(results), indent=2, ensure_ascii=False))
-    else:
-        _print_columns(
-            ("test set", "metric", "score", "95 % interval", "signature"),
-            evaluation.format_scores(results),
-        )
+        _print(json.dumps(summary.to_json(results, means), indent=2, ensure_ascii=False))
+        return
+    for path, found in results.items():
+        if len(runs) > 1:
+            _print(f"{path}:")
+        _print_columns(summary.HEADER, summary.score_rows(found))
+        for sentence in summary.remarks(found):
+            _print(sentence)
+    for sentence in summary.mean_sentences(means):
+        _print(sentence)
+    console.message(f"for all that was found: mtrain report {' '.join(results)}")
 
 
 @app.command(
@@ -652,25 +687,30 @@ def _check_what_to_translate(
         raise UsageError("`-` cannot be read beside another file", "name a file")
 
 
-def _check_what_to_evaluate(
-    split: str | None, source: Path | None, reference: Path | None, hypothesis: Path | None
-) -> None:
-    """One of: nothing, a split, source and reference, hypothesis and reference."""
-    if split and (source or reference or hypothesis):
+def _files_to_evaluate(
+    splits: Sequence[str],
+    sources: Sequence[Path],
+    references: Sequence[Path],
+    hypotheses: Sequence[Path],
+) -> list[GivenFiles]:
+    """The n-th source, hypothesis and reference that were given belong together."""
+    from mtrain.evaluation.evaluate import GivenFiles
+
+    if splits and (sources or references or hypotheses):
         raise UsageError(
             "--split names a test set of the run, and files were given as well",
             "give either --split or files",
         )
-    if source and hypothesis:
-        raise UsageError(
-            "--source is to be translated, --hypothesis is a translation already",
-            "give one of them, with --reference",
-        )
-    if bool(source or hypothesis) != bool(reference):
+    n_wanted = len(hypotheses or sources)
+    if len(references) != n_wanted or (hypotheses and len(sources) not in (0, n_wanted)):
         raise UsageError(
             "files are scored in pairs, and one is missing",
             "give --source FILE --reference FILE, or --hypothesis FILE --reference FILE",
         )
+    return [
+        GivenFiles(reference, source, hypothesis)
+        for reference, source, hypothesis in zip_longest(references, sources, hypotheses)
+    ]
 
 
 # -- output and the ways to end --------------------------------------------------------------

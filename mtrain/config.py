@@ -331,13 +331,35 @@ class DecodeConfig(Section):
     )
 
 
+BleuTokenizer = Literal[
+    "auto",
+    "13a",
+    "intl",
+    "zh",
+    "ja-mecab",
+    "ko-mecab",
+    "char",
+    "none",
+    "spm",
+    "flores101",
+    "flores200",
+    "spBLEU-1K",
+]
+
+
 class EvaluateConfig(Section):
     """How translations are scored (sacreBLEU)."""
 
-    tokenize: str = Field(
+    tokenize: BleuTokenizer = Field(
         default="auto", description="BLEU's tokenizer; auto: chosen by the target language"
     )
     lowercase: bool = Field(default=False, description="score without regard to case")
+    comet: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a COMET model that `eval` scores with as well, such as "
+        "Unbabel/wmt22-comet-da; needs mtrain[comet]",
+    )
 
 
 class Config(Section):

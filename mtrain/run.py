@@ -9,8 +9,9 @@
       tensorboard/             the same numbers, where the config asks for them
       alignment.json           the attention head that shows word links, once they were asked for
       sweep.json, sweep.svg    quality against speed, once `eval --sweep` measured it
-      scores.json              test set -> metric -> score, low, high, signature
-      translations/            what `eval` scored: <split>.<checkpoint>.txt
+      scores.json              test set -> metric -> score, low, high, signature; facts
+      translations/            what `eval` scored: <split>.<checkpoint>.txt, with sources and model
+                               scores .jsonl, what was found in them .analysis.json
       data/                    manifest.json; raw text of valid and every test set
 
 Every file is written whole or not at all: beside its place first, then renamed.
@@ -97,6 +98,16 @@ class Split:
     sources: list[str]
     references: list[str]
     sha256: str  # of both sides as stored in the run
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatedLine:
+    """A line of a test set, and what a run made of it."""
+
+    source: str
+    reference: str
+    translation: str
+    score: float | None  # log-probability / length^p; None where it was not kept
 
 
 class RunDir:
@@ -271,6 +282,36 @@ class RunDir:
     def read_scores(self) -> dict[str, Any]:
         """All recorded scores; empty before the first."""
         return _read_json(self.scores) if self.scores.exists() else {}
+
+    def read_translations(self, key: str) -> list[TranslatedLine]:
+        """What `eval` kept of a test set; `key` is one of scores.json, such as `flickr`."""
+        stem = self._translations_stem(key)
+        path = self.translations / f"{stem}.jsonl"
+        try:
+            if path.exists():
+                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+                return [TranslatedLine(**json.loads(line)) for line in lines]
+            text = path.with_suffix(".txt").read_text(encoding="utf-8")  # older runs have no more
+        except (OSError, ValueError, TypeError) as error:
+            raise _unreadable(path, error) from error
+        split = self.read_split(key.split("[")[0])
+        texts = zip(split.sources, split.references, text.split("\n")[:-1], strict=True)
+        return [TranslatedLine(*line, score=None) for line in texts]
+
+    def read_analysis(self, key: str) -> dict[str, Any] | None:
+        """What `evaluation.analysis` found in these translations; None in an older run."""
+        path = self.translations / f"{self._translations_stem(key)}.analysis.json"
+        return _read_json(path) if path.exists() else None
+
+    def _translations_stem(self, key: str) -> str:
+        """The name, without its suffix, of the files that belong to a key of scores.json."""
+        entry = self.read_scores().get(key)
+        if entry is None:
+            raise DataError(
+                f"{self.path} keeps no translation of `{key}`", f"make one: mtrain eval {self.path}"
+            )
+        older = f"{key.split('[')[0]}.{entry.get('checkpoint', 'best')}"
+        return str(entry.get("translations", older))
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

@@ -327,7 +327,8 @@ def test_files_score_like_the_test_set_and_like_their_saved_translation(
         ["--source", "a"],
         ["--reference", "a"],
         ["--hypothesis", "a"],
-        ["--source", "a", "--hypothesis", "b", "--reference", "c"],
+        ["--source", "a", "--reference", "b", "--reference", "c"],
+        ["--source", "a", "--source", "b", "--hypothesis", "c", "--reference", "d"],
         ["--split", "valid", "--source", "a", "--reference", "b"],
     ],
 )

@@ -7,26 +7,31 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mtrain.config import Config, dump_config, read_run_config
+from mtrain.decoding.translate import Translation
 from mtrain.errors import DataError, UsageError
 from mtrain.evaluation import evaluate
 from mtrain.evaluation.evaluate import (
     Decoding,
-    evaluate_files,
-    evaluate_hypothesis,
+    Evaluation,
+    GivenFiles,
+    evaluate_hypotheses,
     evaluate_run,
     evaluate_split,
-    format_scores,
-    to_json,
+    scores_and_facts,
 )
-from mtrain.evaluation.metrics import Score, score_all
+from mtrain.evaluation.metrics import score_all
+from mtrain.evaluation.summary import to_json
+from mtrain.model.weights import digest
 from mtrain.run import RunDir, write_json
 
 SOURCES = [f"A man buys {number} red apples." for number in range(30)]
@@ -41,13 +46,32 @@ class Table:
     """A translator that looks everything up, and remembers how it was asked."""
 
     asked: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=lambda: TRANSLATIONS)
+    precision: str = "fp32"
+    model: torch.nn.Module = field(default_factory=lambda: torch.nn.Linear(1, 1))
 
-    def translate(
-        self, lines: list[str], beam_size: int | None = None, length_penalty: float | None = None
-    ) -> list[str]:
+    def translate_detailed(
+        self,
+        lines: list[str],
+        beam_size: int | None = None,
+        length_penalty: float | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Translation]:
         self.asked.append({"beam_size": beam_size, "length_penalty": length_penalty})
-        table = dict(zip(SOURCES, TRANSLATIONS, strict=True))
-        return [table[line] for line in lines]
+        table = dict(zip(SOURCES, self.outputs, strict=True))
+        if progress:
+            progress(len(lines))
+        return [Translation(line, table[line], -len(line) / 100, []) for line in lines]
+
+
+def evaluate_files(run: Path, source: Path, reference: Path) -> dict[str, Evaluation]:
+    """Translate one pair of files."""
+    return evaluate_run(run, files=[GivenFiles(reference, source)])
+
+
+def evaluate_hypothesis(run: Path, hypothesis: Path, reference: Path) -> dict[str, Evaluation]:
+    """Score one hypothesis file without its source."""
+    return evaluate_hypotheses(run, [GivenFiles(reference, hypothesis=hypothesis)])
 
 
 def make_run(path: Path, splits: list[str], **sections: Any) -> RunDir:
@@ -108,11 +132,13 @@ def test_all_test_sets_are_scored_and_kept(run: RunDir, table: Table) -> None:
     assert table.asked == [{"beam_size": 3, "length_penalty": 0.7}] * 2
     kept = run.translations / "news.best.txt"
     assert kept.read_text(encoding="utf-8").split("\n") == [*TRANSLATIONS, ""]
-    assert run.read_scores() == to_json(results)
+    recorded = run.read_scores()
+    assert recorded["news"].pop("translations") == "news.best"
+    assert recorded["news"] == scores_and_facts(results["news"])
 
 
 def test_the_json_object_of_the_contract(run: RunDir, table: Table) -> None:
-    found = json.loads(json.dumps(to_json(evaluate_run(run.path, "flickr"))))
+    found = json.loads(json.dumps(to_json({"toy": evaluate_run(run.path, ["flickr"])}, {})))
     assert list(found) == ["flickr"]
     expected = score_all(TRANSLATIONS, REFERENCES, "de")
     for metric in ("bleu", "chrf", "ter"):
@@ -124,10 +150,18 @@ def test_the_json_object_of_the_contract(run: RunDir, table: Table) -> None:
             "signature": score.signature,
         }
     assert found["flickr"].pop("seconds") >= 0
+    assert found["flickr"].pop("diagnosis")["n_sentences"] == 30
+    assert len(found["flickr"].pop("breakdown")["sentence_chrf"]) == 30
     assert found["flickr"] == {
         "sentences": 30,
         "checkpoint": "best",
-        "decode": {"beam_size": 3, "length_penalty": 0.7},
+        "checkpoint_sha256": digest(table.model.state_dict()),
+        "decode": {
+            "beam_size": 3,
+            "length_penalty": 0.7,
+            "length_penalty_form": "power",
+            "precision": "fp32",
+        },
         "test_set_sha256": run.read_split("flickr").sha256,
     }
 
@@ -138,7 +172,7 @@ def test_validation_eval_and_hypothesis_agree_to_the_last_digit(
     validation = evaluate_split(table, run.read_split("valid"), config)  # type: ignore[arg-type]
     assert list(validation.scores) == ["bleu", "chrf"]
     assert validation.scores["bleu"].low is None
-    evaluated = evaluate_run(run.path, "valid")["valid"]
+    evaluated = evaluate_run(run.path, ["valid"])["valid"]
     references = write_lines(tmp_path / "ref", REFERENCES)
     given = evaluate_hypothesis(run.path, run.translations / "valid.best.txt", references)["file"]
     files = evaluate_files(run.path, write_lines(tmp_path / "src", SOURCES), references)["file"]
@@ -150,23 +184,25 @@ def test_validation_eval_and_hypothesis_agree_to_the_last_digit(
 
 
 def test_other_settings_are_kept_beside(run: RunDir, table: Table) -> None:
-    evaluate_run(run.path, "flickr")
+    evaluate_run(run.path, ["flickr"])
     other = Decoding(checkpoint="last", beam_size=1)
-    evaluate_run(run.path, "flickr", other)
-    evaluate_run(run.path, "flickr", other)
-    evaluate_run(run.path, "flickr", Decoding(beam_size=3))  # the run's own
+    evaluate_run(run.path, ["flickr"], decoding=other)
+    evaluate_run(run.path, ["flickr"], decoding=other)
+    evaluate_run(run.path, ["flickr"], decoding=Decoding(beam_size=3))  # the run's own
     assert table.asked[1] == {"beam_size": 1, "length_penalty": 0.7}
     scores = run.read_scores()
     assert list(scores) == ["flickr", "flickr[checkpoint=last,beam_size=1]"]
     beside = scores["flickr[checkpoint=last,beam_size=1]"]
     assert beside["checkpoint"] == "last"
-    assert beside["decode"] == {"beam_size": 1, "length_penalty": 0.7}
-    assert (run.translations / "flickr.last.txt").is_file()
+    assert (beside["decode"]["beam_size"], beside["decode"]["length_penalty"]) == (1, 0.7)
+    assert beside["translations"] == "flickr.last.beam_size=1"  # the own ones are not replaced
+    assert (run.translations / "flickr.last.beam_size=1.txt").is_file()
+    assert (run.translations / "flickr.best.txt").is_file()
 
 
 def test_a_run_without_best_checkpoint_says_last(run: RunDir, table: Table) -> None:
     run.weights.unlink()
-    assert evaluate_run(run.path, "flickr")["flickr"].facts["checkpoint"] == "last"
+    assert evaluate_run(run.path, ["flickr"])["flickr"].facts["checkpoint"] == "last"
     assert (run.translations / "flickr.last.txt").is_file()
 
 
@@ -185,12 +221,12 @@ def test_a_run_without_test_set_points_to_valid(tmp_path: Path, table: Table) ->
         evaluate_run(run.path)
     assert caught.value.fix is not None
     assert "--split valid" in caught.value.fix
-    assert list(evaluate_run(run.path, "valid")) == ["valid"]
+    assert list(evaluate_run(run.path, ["valid"])) == ["valid"]
 
 
 def test_an_unknown_split_names_the_known_ones(run: RunDir, table: Table) -> None:
     with pytest.raises(UsageError, match=r"`flicker` \(found: valid, flickr, news\)"):
-        evaluate_run(run.path, "flicker")
+        evaluate_run(run.path, ["flicker"])
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
@@ -230,8 +266,11 @@ def test_hypothesis_follows_the_config_and_loads_no_torch(tmp_path: Path) -> Non
     reference = write_lines(tmp_path / "ref", ["abc 小狗"])
     code = (
         "import json, pathlib, sys\n"
-        "from mtrain.evaluation.evaluate import evaluate_hypothesis, to_json\n"
-        "print(json.dumps(to_json(evaluate_hypothesis(*map(pathlib.Path, sys.argv[1:])))))\n"
+        "from mtrain.evaluation.evaluate import GivenFiles, evaluate_hypotheses\n"
+        "from mtrain.evaluation.summary import to_json\n"
+        "run, hypothesis, reference = map(pathlib.Path, sys.argv[1:])\n"
+        "given = GivenFiles(reference, hypothesis=hypothesis)\n"
+        "print(json.dumps(to_json({'': evaluate_hypotheses(run, [given])}, {})))\n"
         "sys.exit('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, run.path, hypothesis, reference]
@@ -252,14 +291,3 @@ def test_notices_reach_the_user_once(
     assert len(lines) == 2
     assert lines[0].startswith("warning: file: 20 of 20 hypotheses end in a period")
     assert lines[1].startswith("warning: file: 20 of 20 references end in a period")
-
-
-def test_rows_for_people() -> None:
-    scores = {
-        "bleu": Score(41.237, 40.0, 42.5, "nrefs:1|bs:1000"),
-        "ter": Score(30.0, None, None, "nrefs:1"),
-    }
-    assert format_scores({"flickr": evaluate.Evaluation(scores, [])}) == [
-        ("flickr", "BLEU", "41.24", "[40.00, 42.50]", "nrefs:1|bs:1000"),
-        ("flickr", "TER", "30.00", "", "nrefs:1"),
-    ]

@@ -1,8 +1,9 @@
 """Source text to translations to scores: for validation, `eval`, and any pair of files.
 
-All go through `_evaluate` and `metrics.score_all`, so that a validation, `mtrain eval` and the
+All go through `_translate` and `metrics.score_all`, so that a validation, `mtrain eval` and the
 scoring of a saved hypothesis file give equal numbers to the last digit. Scores of the run's own
-test sets are kept in its scores.json, their translations in its translations/.
+test sets are kept in its scores.json; their translations, with what `analysis` says of them, in
+its translations/. What is shown of them is made in `summary`.
 
 Torch is imported only where something is translated: scoring a given file does not need it.
 """
@@ -10,24 +11,29 @@ Torch is imported only where something is translated: scoring a given file does 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtrain import console
 from mtrain.config import Config, DecodeConfig, read_run_config
+from mtrain.data.cleaning import MIN_WORDS_ALONE, count_words
 from mtrain.data.stored_files import StoredFile
 from mtrain.data.text_files import read_lines as read_stored_lines
 from mtrain.errors import DataError, UsageError
+from mtrain.evaluation.analysis import Analysis, TrainingText, analyse
+from mtrain.evaluation.comet import comet_score
+from mtrain.evaluation.comparison import Comparison, compare
 from mtrain.evaluation.metrics import METRICS, Score, notices, score_all
 from mtrain.run import RunDir, Split, atomic_write, write_json
 
 if TYPE_CHECKING:
-    from mtrain.decoding.translate import Translator
+    from mtrain.decoding.translate import Progress, Translator
 
-FILE = "file"  # what a given pair of files is called among the results
+FILE = "file"  # what a given pair of files is called among the results; then file2, file3, ...
 BEST = "best"  # the checkpoint that is taken where none is named
 
 
@@ -35,9 +41,14 @@ BEST = "best"  # the checkpoint that is taken where none is named
 class Evaluation:
     """One test set, translated and scored."""
 
-    scores: dict[str, Score]  # bleu, chrf, ter
+    split: Split  # without sources where only a hypothesis was given
+    scores: dict[str, Score]  # bleu, chrf, ter; comet where asked for
     hypotheses: list[str]
+    model_scores: list[float] | None = None  # log-probability / length^p of each hypothesis
     facts: dict[str, Any] = field(default_factory=dict)  # beside the scores in JSON
+    analysis: Analysis | None = None  # None in validation, and without sources
+    comparison: Comparison | None = None  # where one was asked for
+    kept_as: str | None = None  # its key in the run's scores.json
 
 
 @dataclass(frozen=True)
@@ -57,55 +68,114 @@ class Decoding:
         )
 
 
+@dataclass(frozen=True)
+class GivenFiles:
+    """Line-aligned files: a source to be translated, or a hypothesis (perhaps with its source)."""
+
+    reference: Path
+    source: Path | None = None
+    hypothesis: Path | None = None
+
+
 def evaluate_split(translator: Translator, split: Split, config: Config) -> Evaluation:
     """Validation: BLEU and chrF under the run's own decoding, without intervals."""
-    return _evaluate(
-        translator, split, config, config.decode, intervals=False, metrics=("bleu", "chrf")
-    )
+    result = _translate(translator, split, config.decode)
+    return _with_scores(result, config, intervals=False, metrics=("bleu", "chrf"))
 
 
 def evaluate_run(
-    path: str | Path, split: str | None = None, decoding: Decoding | None = None
+    path: str | Path,
+    names: Sequence[str] = (),
+    files: Sequence[GivenFiles] = (),
+    decoding: Decoding | None = None,
+    comet: str | None = None,
 ) -> dict[str, Evaluation]:
-    """Translate and score one split of a run, or all its test sets; keep texts and scores there."""
+    """Translate and score splits of a run, by default all its test sets, and any other files.
+
+    The run keeps texts and scores of its own splits, and nothing of given files.
+    """
     decoding = decoding or Decoding()
     run = RunDir.open(path)
-    config = read_run_config(run)
-    names = [split] if split else [name for name in run.splits() if name != "valid"]
-    if not names:
-        raise UsageError(f"{run.path} has no test set", "score its valid set: --split valid")
-    splits = [run.read_split(name) for name in names]
+    config = _read_config(run, comet)
+    if not (names or files):
+        names = [name for name in run.splits() if name != "valid"]
+        if not names:
+            raise UsageError(f"{run.path} has no test set", "score its valid set: --split valid")
+    splits = [run.read_split(name) for name in names] + [*_read_files(files)]
     translator = _open_translator(run, decoding)
+    training = TrainingText.of(run)
     results = {}
-    for part in splits:
-        results[part.name] = _evaluate_checkpoint(run, translator, part, config, decoding)
-        _record(run, part.name, results[part.name], config)
+    for split in splits:
+        result = _evaluate_checkpoint(run, translator, split, config, decoding)
+        result = _analysed(result, config, training)
+        result = _with_contamination(result, run, training)
+        _give_notice(result, config)
+        results[split.name] = _kept(result, run, config) if split.name in names else result
     return results
 
 
-def evaluate_files(
-    path: str | Path, source: Path, reference: Path, decoding: Decoding | None = None
+def evaluate_hypotheses(
+    path: str | Path, files: Sequence[GivenFiles], comet: str | None = None
 ) -> dict[str, Evaluation]:
-    """Translate any file with a run and score it; the run keeps nothing of it."""
-    decoding = decoding or Decoding()
+    """Score given translations under a run's languages and settings, without its model."""
+    run = RunDir.open(path)
+    config = _read_config(run, comet)
+    training = TrainingText.of(run)
+    results = {}
+    for given, split in zip(files, _read_files(files), strict=True):
+        assert given.hypothesis is not None
+        hypotheses = read_lines(given.hypothesis)
+        _check_aligned(given.hypothesis, hypotheses, given.reference, split.references)
+        facts = {"sentences": len(hypotheses), "hypothesis": str(given.hypothesis)}
+        result = _with_scores(Evaluation(split, {}, hypotheses, facts=facts), config)
+        result = _analysed(result, config, training) if split.sources else result
+        _give_notice(result, config)
+        results[split.name] = result
+    return results
+
+
+def compare_with(
+    path: str | Path, results: dict[str, Evaluation], against: Path | None, device: str = "auto"
+) -> dict[str, Evaluation]:
+    """Test each result of a run against what another run, or a file, makes of the same text."""
+    if against is None:
+        return results
     run = RunDir.open(path)
     config = read_run_config(run)
-    sources, references = _read_aligned(source, reference)
-    given = Split(FILE, sources, references, _digest(sources, references))
-    translator = _open_translator(run, decoding)
-    return {FILE: _evaluate_checkpoint(run, translator, given, config, decoding)}
+    outputs = _baseline_outputs(results, against, device)
+    compared = {}
+    for name, result in results.items():
+        references = result.split.references
+        _check_aligned(against, outputs[name], Path(f"the reference of {name}"), references)
+        comparison = compare(
+            result.hypotheses,
+            outputs[name],
+            references,
+            config.target,
+            config.evaluate.tokenize,
+            config.evaluate.lowercase,
+            baseline_name=str(against),
+        )
+        compared[name] = replace(result, comparison=comparison)
+        if result.kept_as is not None:
+            _write_score(run, result.kept_as, {"against": comparison.to_json()})
+    return compared
 
 
-def evaluate_hypothesis(
-    path: str | Path, hypothesis: Path, reference: Path
-) -> dict[str, Evaluation]:
-    """Score a given translation under a run's target language and settings, without its model."""
-    config = read_run_config(RunDir.open(path))
-    hypotheses, references = _read_aligned(hypothesis, reference)
-    scores = _score(hypotheses, references, config)
-    result = Evaluation(scores, hypotheses, {"sentences": len(hypotheses)})
-    _give_notice(FILE, result, references, config)
-    return {FILE: result}
+def _baseline_outputs(
+    results: Mapping[str, Evaluation], against: Path, device: str
+) -> dict[str, list[str]]:
+    """Test set -> translations by another run, or as a file holds them."""
+    if against.is_dir():
+        baseline = _Baseline(against, device)
+        return {name: baseline.outputs(result.split) for name, result in results.items()}
+    if len(results) > 1:
+        raise UsageError(
+            f"{against} is one file, and {len(results)} test sets are scored: {', '.join(results)}",
+            "choose the test set that it translates, with --split",
+        )
+    lines = read_lines(against)
+    return dict.fromkeys(results, lines)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -119,81 +189,86 @@ def read_lines(path: Path) -> list[str]:
     return list(read_stored_lines(StoredFile(str(path), path, sha256="")))
 
 
-def to_json(results: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Test set -> metric -> score, low, high, signature; facts stand beside the metrics."""
-    return {name: _as_object(result) for name, result in results.items()}
-
-
-def format_scores(results: Mapping[str, Evaluation]) -> list[tuple[str, str, str, str, str]]:
-    """Rows for people: test set, metric, score, interval, signature."""
-    labels = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
-    return [
-        (name, labels[metric], f"{score.score:.2f}", _interval(score), score.signature)
-        for name, result in results.items()
-        for metric, score in result.scores.items()
-    ]
+# -- translating and scoring -----------------------------------------------------------------
 
 
 def _evaluate_checkpoint(
     run: RunDir, translator: Translator, split: Split, config: Config, decoding: Decoding
 ) -> Evaluation:
     console.message(f"{split.name}: translating {len(split.sources):,} sentences")
-    result = _evaluate(translator, split, config, decoding.settings(config))
-    _give_notice(split.name, result, split.references, config)
+    with console.bar(len(split.sources), split.name, "sentences") as bar:
+        decode = decoding.settings(config)
+        result = _translate(translator, split, decode, bar.update)
     # A run that has not been validated yet translates with its last checkpoint.
     has_best = run.weights.exists() or bool(run.best_checkpoints())
     facts = {
         "checkpoint": decoding.checkpoint or (BEST if has_best else "last"),
+        "checkpoint_sha256": weights_sha256(translator),
         "test_set_sha256": split.sha256,
     }
-    return replace(result, facts=result.facts | facts)
+    return replace(_with_scores(result, config), facts=result.facts | facts)
 
 
-def _evaluate(
-    translator: Translator,
-    split: Split,
-    config: Config,
-    decode: DecodeConfig,
-    intervals: bool = True,
-    metrics: Sequence[str] = METRICS,
+def _translate(
+    translator: Translator, split: Split, decode: DecodeConfig, progress: Progress | None = None
 ) -> Evaluation:
     started_at = time.monotonic()
-    hypotheses = translator.translate(
-        split.sources, beam_size=decode.beam_size, length_penalty=decode.length_penalty
+    translations = translator.translate_detailed(
+        split.sources,
+        beam_size=decode.beam_size,
+        length_penalty=decode.length_penalty,
+        progress=progress,
     )
     elapsed_s = time.monotonic() - started_at
     facts = {
-        "sentences": len(hypotheses),
-        "decode": {"beam_size": decode.beam_size, "length_penalty": decode.length_penalty},
+        "sentences": len(translations),
+        "decode": {
+            "beam_size": decode.beam_size,
+            "length_penalty": decode.length_penalty,
+            "length_penalty_form": decode.length_penalty_form,
+            "precision": translator.precision,
+        },
         "seconds": round(elapsed_s, 2),
     }
-    scores = _score(hypotheses, split.references, config, intervals, metrics)
-    return Evaluation(scores, hypotheses, facts)
+    texts = [translation.text for translation in translations]
+    scores = [translation.score for translation in translations]
+    return Evaluation(split, {}, texts, scores, facts)
 
 
-def _score(
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-    config: Config,
-    intervals: bool = True,
-    metrics: Sequence[str] = METRICS,
-) -> dict[str, Score]:
-    return score_all(
-        hypotheses,
-        references,
+def _with_scores(
+    result: Evaluation, config: Config, intervals: bool = True, metrics: Sequence[str] = METRICS
+) -> Evaluation:
+    scores = score_all(
+        result.hypotheses,
+        result.split.references,
         config.target,
         config.evaluate.tokenize,
         config.evaluate.lowercase,
         intervals,
         metrics,
     )
+    return replace(result, scores=scores)
 
 
-def _give_notice(name: str, result: Evaluation, references: list[str], config: Config) -> None:
-    """Warn of what an expert would see in the texts of one test set."""
-    tokenize = config.evaluate.tokenize
-    for notice in notices(result.hypotheses, references, config.target, tokenize):
-        console.warn(f"{name}: {notice}")
+def _analysed(result: Evaluation, config: Config, training: TrainingText) -> Evaluation:
+    """With what needs the sources: diagnostics, breakdown, and COMET where it is asked for."""
+    split = result.split
+    if config.evaluate.comet is not None:
+        model = config.evaluate.comet
+        score = comet_score(split.sources, result.hypotheses, split.references, model)
+        result = replace(result, scores=result.scores | {"comet": score})
+    analysis = analyse(
+        split.sources, result.hypotheses, split.references, config, training, result.model_scores
+    )
+    return replace(result, analysis=analysis)
+
+
+def weights_sha256(translator: Translator) -> str:
+    """What tells the weights in use from all others; the same in validation and `eval`."""
+    from mtrain.model.weights import digest, weights_of
+
+    weights = weights_of(translator.model)
+    return digest({name: tensor.cpu() for name, tensor in weights.items()})
 
 
 def _open_translator(run: RunDir, decoding: Decoding) -> Translator:
@@ -202,48 +277,164 @@ def _open_translator(run: RunDir, decoding: Decoding) -> Translator:
     return Translator.from_run(run.path, checkpoint=decoding.checkpoint, device=decoding.device)
 
 
-def _read_aligned(first: Path, second: Path) -> tuple[list[str], list[str]]:
+class _Baseline:
+    """Another run, whose kept translations are taken where they are those of its weights now."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.run = RunDir.open(path)
+        self.config = read_run_config(self.run)
+        self.translator = _open_translator(self.run, Decoding(device=device))
+        self.checkpoint_sha256 = weights_sha256(self.translator)
+
+    def outputs(self, split: Split) -> list[str]:
+        """The translations of a test set under this run's own settings."""
+        if not split.sources:
+            raise UsageError(
+                f"{self.run.path} can be compared only where it has a source to translate",
+                "add --source FILE, or give a translation of it: --against FILE",
+            )
+        name = split.name
+        if name in self.run.splits() and self.run.read_split(name).sha256 != split.sha256:
+            raise DataError(
+                f"the test set `{name}` of {self.run.path} is another text",
+                "compare the runs on the same files, with --source and --reference",
+            )
+        kept = self.run.read_scores().get(name, {})
+        known = (kept.get("checkpoint_sha256"), kept.get("test_set_sha256"))
+        if known == (self.checkpoint_sha256, split.sha256):
+            return [line.translation for line in self.run.read_translations(name)]
+        console.message(f"{name}: translating with {self.run.path}")
+        return _translate(self.translator, split, self.config.decode).hypotheses
+
+
+# -- what is said of it ----------------------------------------------------------------------
+
+
+def _with_contamination(result: Evaluation, run: RunDir, training: TrainingText) -> Evaluation:
+    """Say so where the training data gives the test set away, as far as that can be known."""
+    name, split = result.split.name, result.split
+    manifest = run.read_manifest()
+    if manifest["split_sha256"].get(name) == split.sha256:
+        n_leaked = manifest.get("n_leaked", {}).get(name)
+        if n_leaked is None:  # prepared before they were counted
+            return result
+        is_contaminated = n_leaked > 0 and not manifest.get("decontaminated", True)
+        what = f"{n_leaked:,} training pairs give sentences of it away"
+    elif training.was_seen is None:
+        return result
+    else:
+        long = [line for line in split.references if count_words(line) >= MIN_WORDS_ALONE]
+        n_leaked = sum(map(training.was_seen, long))
+        is_contaminated = n_leaked > 0
+        what = f"{n_leaked:,} of its references stand in the training data"
+    if is_contaminated:
+        console.warn(f"{name} is contaminated: {what}, so these scores are too good")
+    facts = {"contaminated": is_contaminated, "n_leaked": n_leaked}
+    return replace(result, facts=result.facts | facts)
+
+
+def _give_notice(result: Evaluation, config: Config) -> None:
+    """Warn of what an expert would see in the texts of one test set."""
+    references, tokenize = result.split.references, config.evaluate.tokenize
+    for notice in notices(result.hypotheses, references, config.target, tokenize):
+        console.warn(f"{result.split.name}: {notice}")
+
+
+def _read_config(run: RunDir, comet: str | None) -> Config:
+    """A run's config, with another COMET model where the command line names one."""
+    config = read_run_config(run)
+    if comet is None:
+        return config
+    evaluate = config.evaluate.model_copy(update={"comet": comet})
+    return config.model_copy(update={"evaluate": evaluate})
+
+
+# -- files -----------------------------------------------------------------------------------
+
+
+def _read_files(files: Sequence[GivenFiles]) -> Iterator[Split]:
+    for number, given in enumerate(files, start=1):
+        name = FILE if number == 1 else f"{FILE}{number}"
+        references = read_lines(given.reference)
+        sources = []
+        if given.source is not None:
+            sources = read_lines(given.source)
+            _check_aligned(given.source, sources, given.reference, references)
+        yield Split(name, sources, references, _digest(sources, references))
+
+
+def _check_aligned(
+    first: Path, first_lines: Sequence[str], second: Path, second_lines: Sequence[str]
+) -> None:
     """Two files of which line n of the one belongs to line n of the other."""
-    texts = read_lines(first), read_lines(second)
-    if len(texts[0]) != len(texts[1]):
+    if len(first_lines) != len(second_lines):
         raise DataError(
-            f"{first} has {len(texts[0]):,} lines, but {second} has {len(texts[1]):,}",
+            f"{first} has {len(first_lines):,} lines, but {second} has {len(second_lines):,}",
             "give two files of which line n of the one belongs to line n of the other",
         )
-    if not texts[0]:
+    if not first_lines:
         raise DataError(f"{first} and {second} are empty", "give files with at least one sentence")
-    return texts
 
 
-def _record(run: RunDir, name: str, result: Evaluation, config: Config) -> None:
-    """Keep the translations and the scores of a split in the run.
+def _kept(result: Evaluation, run: RunDir, config: Config) -> Evaluation:
+    """Keep the translations, the scores and the analysis of a split in the run.
 
     Scores stand under the name of the split; those made with another checkpoint or decoding than
     the run's own under the name and what differs, as `flickr[beam_size=1]`. The same settings
     replace what they scored before.
     """
-    checkpoint = result.facts["checkpoint"]
-    text = "".join(f"{line}\n" for line in result.hypotheses)
-    atomic_write(run.translations / f"{name}.{checkpoint}.txt", text)
+    name, checkpoint = result.split.name, result.facts["checkpoint"]
     own = {"beam_size": config.decode.beam_size, "length_penalty": config.decode.length_penalty}
     used = result.facts["decode"]
-    differing = {key: used[key] for key in own if used[key] != own[key]}
-    if checkpoint != BEST:
-        differing = {"checkpoint": checkpoint, **differing}
-    settings = ",".join(f"{key}={value}" for key, value in differing.items())
+    changed = [f"{key}={used[key]}" for key in own if used[key] != own[key]]
+    settings = ([] if checkpoint == BEST else [f"checkpoint={checkpoint}"]) + changed
+    key = f"{name}[{','.join(settings)}]" if settings else name
+    stem = ".".join([name, checkpoint, *changed])
+    _warn_of_another_text(run, key, result)
+    _keep_translations(run, stem, result)
+    _write_score(run, key, scores_and_facts(result) | {"translations": stem}, is_new=True)
+    return replace(result, kept_as=key)
+
+
+def _write_score(run: RunDir, key: str, entry: dict[str, Any], is_new: bool = False) -> None:
+    """Put an entry into scores.json, or add to the one that is there."""
     scores = run.read_scores()
-    scores[f"{name}[{settings}]" if settings else name] = _as_object(result)
+    scores[key] = entry if is_new else scores[key] | entry
     write_json(run.scores, scores)
 
 
-def _as_object(result: Evaluation) -> dict[str, Any]:
-    return {name: asdict(score) for name, score in result.scores.items()} | result.facts
+def _keep_translations(run: RunDir, stem: str, result: Evaluation) -> None:
+    """As text, as JSON lines beside their sources, and what was found in them."""
+    assert result.model_scores is not None
+    assert result.analysis is not None
+    split = result.split
+    columns = (split.sources, split.references, result.hypotheses, result.model_scores)
+    keys = ("source", "reference", "translation", "score")
+    rows = (dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True))
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    for suffix, texts in (("txt", result.hypotheses), ("jsonl", lines)):
+        atomic_write(run.translations / f"{stem}.{suffix}", "".join(f"{t}\n" for t in texts))
+    write_json(run.translations / f"{stem}.analysis.json", result.analysis.to_json())
 
 
-def _interval(score: Score) -> str:
-    if score.low is None or score.high is None:
-        return ""
-    return f"[{score.low:.2f}, {score.high:.2f}]"
+def _warn_of_another_text(run: RunDir, key: str, result: Evaluation) -> None:
+    sha256 = result.split.sha256
+    before = run.read_scores().get(key, {}).get("test_set_sha256", sha256)
+    if before != sha256:
+        console.warn(
+            f"the text of `{key}` was changed since it was last scored (sha256 {before[:12]}, now "
+            f"{sha256[:12]}): its old scores in {run.scores} are replaced, and cannot be compared "
+            "with the new ones"
+        )
+
+
+def scores_and_facts(result: Evaluation) -> dict[str, Any]:
+    """Metric -> score, low, high, signature; facts, and a comparison, stand beside the metrics."""
+    scores = {name: asdict(score) for name, score in result.scores.items()}
+    facts = result.facts
+    if result.comparison is not None:
+        facts = facts | {"against": result.comparison.to_json()}
+    return scores | facts
 
 
 def _digest(sources: list[str], references: list[str]) -> str:

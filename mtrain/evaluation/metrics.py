@@ -28,6 +28,7 @@ from sacrebleu.utils import SACREBLEU_DIR
 from mtrain.errors import DataError, UsageError
 
 METRICS = ("bleu", "chrf", "ter")
+LABELS = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 BOOTSTRAP_SAMPLES = 1000
 BOOTSTRAP_SEED = 12345
 
@@ -69,7 +70,7 @@ def score_all(
     BLEU and chrF (TER never regards case).
     """
     check_counts(len(hypotheses), len(references))
-    made = {name: _metric(name, target_language, tokenize, lowercase) for name in metrics}
+    made = {name: make_metric(name, target_language, tokenize, lowercase) for name in metrics}
     return {name: _score(made[name], hypotheses, references, intervals) for name in metrics}
 
 
@@ -102,7 +103,7 @@ def statistics(
 ) -> Statistics:
     """What `bleu`, `chrf` or `ter` counts in each sentence, with the settings of `score_all`."""
     check_counts(len(hypotheses), len(references))
-    made = _metric(metric, target_language, tokenize, lowercase)
+    made = make_metric(metric, target_language, tokenize, lowercase)
     rows = made._extract_corpus_statistics(hypotheses, [references])
     return Statistics(made, np.array(rows, dtype=float))
 
@@ -166,7 +167,8 @@ def notices(
     return found
 
 
-def _metric(name: str, target_language: str, tokenize: str, lowercase: bool) -> Metric:
+def make_metric(name: str, target_language: str, tokenize: str, lowercase: bool) -> Metric:
+    """sacreBLEU's `bleu`, `chrf` or `ter`, with the settings of `score_all`."""
     if name == "bleu":
         # `force` silences its warnings about tokenised text, which are ours to give: see `notices`
         tokenizer = bleu_tokenizer(target_language, tokenize)
@@ -182,7 +184,7 @@ def _metric(name: str, target_language: str, tokenize: str, lowercase: bool) -> 
 def _score(
     metric: Metric, hypotheses: Sequence[str], references: Sequence[str], intervals: bool
 ) -> Score:
-    with _fixed_seed():
+    with fixed_seed():
         result = metric.corpus_score(
             hypotheses, [references], n_bootstrap=BOOTSTRAP_SAMPLES if intervals else 1
         )
@@ -194,7 +196,7 @@ def _score(
 
 
 @contextmanager
-def _fixed_seed() -> Iterator[None]:
+def fixed_seed() -> Iterator[None]:
     """sacreBLEU takes its seed from the environment; ours is always the same."""
     before = os.environ.get("SACREBLEU_SEED")
     os.environ["SACREBLEU_SEED"] = str(BOOTSTRAP_SEED)

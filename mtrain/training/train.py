@@ -24,6 +24,7 @@ from mtrain.data.batching import BatchPlan
 from mtrain.data.prepare import Prepared, find_prepared, prepare
 from mtrain.data.store import TokenStore
 from mtrain.errors import DataError, NonFiniteError
+from mtrain.evaluation.metrics import bleu_tokenizer
 from mtrain.model.weights import weights_of
 from mtrain.processes import Processes, is_under_torchrun, join
 from mtrain.run import RunDir
@@ -55,6 +56,7 @@ def train(config: Config, config_path: Path, fresh: bool = False) -> None:
 
     Raises StoppedBySignal after saving, where SIGINT or SIGTERM asks for it.
     """
+    bleu_tokenizer(config.target, config.evaluate.tokenize)  # missing? better now than in an hour
     prepared = _prepared(config, config_path)
     with join(config.train.device) as processes:
         runtime.set_up(processes.device, config.train.threads)

@@ -16,7 +16,7 @@ from mtrain.data.batching import Batch, BatchPlan, batch_of
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import Tokenizer, load_tokenizers
 from mtrain.decoding.translate import Translator
-from mtrain.evaluation.evaluate import evaluate_split
+from mtrain.evaluation.evaluate import evaluate_split, weights_sha256
 from mtrain.evaluation.metrics import score_all
 from mtrain.model.loss import label_smoothed_loss
 from mtrain.model.transformer import Transformer
@@ -61,7 +61,8 @@ def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> d
     started_at = time.perf_counter()
     set_weights(validation.model, weights, Path(f"step {step}"))
     loss = validation_loss(validation)
-    result = evaluate_split(validation.translator(), validation.split, validation.config)
+    translator = validation.translator()
+    result = evaluate_split(translator, validation.split, validation.config)
     scores = result.scores
     return {
         "loss": loss,
@@ -69,6 +70,9 @@ def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> d
         "bleu": scores["bleu"].score,
         "chrf": scores["chrf"].score,
         "signatures": {name: score.signature for name, score in scores.items()},
+        "checkpoint_sha256": weights_sha256(translator),
+        "test_set_sha256": validation.split.sha256,
+        "decode": result.facts["decode"],
         "n_distinct_outputs": len(set(result.hypotheses)),
         "n_distinct_references": len(set(validation.split.references)),
         "bleu_of_copying": validation.bleu_of_copying,

@@ -1,0 +1,109 @@
+"""What stands behind a score: diagnostics and breakdown of one test set, without torch.
+
+What only the training data can tell (was this output seen, how rare is this word) is taken from
+the run and from its prepared data, and is skipped with a sentence where these are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtrain.config import Config
+from mtrain.data.cleaning import hash_text, normalize
+from mtrain.data.store import read_target_hashes
+from mtrain.evaluation.breakdown import Breakdown, break_down
+from mtrain.evaluation.diagnostics import Diagnosis, diagnose
+from mtrain.evaluation.metrics import statistics
+from mtrain.run import RunDir
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Why a test set got its scores."""
+
+    diagnosis: Diagnosis
+    breakdown: Breakdown
+
+    def to_json(self) -> dict[str, Any]:
+        """`diagnosis` and `breakdown`, in plain dictionaries and lists."""
+        return {"diagnosis": self.diagnosis.to_json(), "breakdown": self.breakdown.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Analysis:
+        """What `to_json` gave."""
+        return cls(Diagnosis.from_json(value["diagnosis"]), Breakdown.from_json(value["breakdown"]))
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """What a run still knows of the text it was trained on; None where it does not."""
+
+    was_seen: Callable[[str], bool] | None  # as a target, word for word
+    source_counts: Mapping[str, int] | None  # of the words of valid and the test sets
+
+    @classmethod
+    def of(cls, run: RunDir) -> TrainingText:
+        """Open what is there of a run's training text."""
+        directory = run.prepared_data()
+        hashes = None if directory is None else read_target_hashes(directory)
+        counts = run.read_word_counts()
+        return cls(
+            None if hashes is None else _membership(hashes),
+            None if counts is None else counts["source"],
+        )
+
+
+def analyse(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    config: Config,
+    training: TrainingText,
+    model_scores: Sequence[float] | None = None,
+) -> Analysis:
+    """Diagnose the outputs of one test set, and break its scores down."""
+    diagnosis = diagnose(
+        sources,
+        hypotheses,
+        references,
+        source_lang=config.source,
+        target_lang=config.target,
+        was_seen=training.was_seen,
+    )
+    bleu, chrf = (
+        statistics(
+            metric,
+            hypotheses,
+            references,
+            config.target,
+            config.evaluate.tokenize,
+            config.evaluate.lowercase,
+        )
+        for metric in ("bleu", "chrf")
+    )
+    breakdown = break_down(
+        sources,
+        hypotheses,
+        references,
+        bleu,
+        chrf,
+        model_scores=model_scores,
+        training_counts=training.source_counts,
+    )
+    return Analysis(diagnosis, breakdown)
+
+
+def _membership(hashes: Any) -> Callable[[str], bool]:
+    """Whether a text's hash is among those of the training targets."""
+    known = np.sort(hashes)
+
+    def was_seen(text: str) -> bool:
+        number = np.uint64(hash_text(normalize(text)))
+        at = int(np.searchsorted(known, number))
+        return at < len(known) and bool(known[at] == number)
+
+    return was_seen

@@ -1,0 +1,139 @@
+"""Is one system better than another, or was it chance? sacreBLEU's paired tests, and their meaning.
+
+Both tests ask how often a difference as large as the one seen would come about if the two systems
+were equally good: approximate randomisation swaps outputs between them at random (10,000 trials),
+the paired bootstrap draws test sets anew (1,000 samples). Numbers equal those of
+`sacrebleu REF -i BASELINE SYSTEM --paired-ar` and `--paired-bs` to the last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sacrebleu.metrics.base import Metric
+from sacrebleu.significance import PairedTest, Result
+
+from mtrain.evaluation.metrics import LABELS, METRICS, check_counts, fixed_seed, make_metric
+
+SIGNIFICANT = 0.05  # the largest p that is not called chance
+_LOWER_IS_BETTER = {"ter"}
+
+
+@dataclass(frozen=True, slots=True)
+class PairedScore:
+    """One metric of a system and of the baseline it is compared with, in percent."""
+
+    score: float
+    baseline_score: float
+    p_randomization: float
+    p_bootstrap: float
+    signature_randomization: str
+    signature_bootstrap: str
+
+    @property
+    def difference(self) -> float:
+        """Of the scores as they are, whichever direction is better."""
+        return self.score - self.baseline_score
+
+    @property
+    def is_significant(self) -> bool:
+        """True where both tests agree that it is not chance."""
+        return max(self.p_randomization, self.p_bootstrap) <= SIGNIFICANT
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A system against a baseline on one test set."""
+
+    baseline: str  # its run directory or file
+    metrics: Mapping[str, PairedScore]
+
+    def to_json(self) -> dict[str, Any]:
+        """`baseline`, and metric -> the two scores, their difference, both p values, signatures."""
+        scores = {
+            name: {"difference": score.difference, **asdict(score)}
+            for name, score in self.metrics.items()
+        }
+        return {"baseline": self.baseline, **scores}
+
+    def sentences(self) -> list[str]:
+        """What it means, one sentence a metric."""
+        return [_sentence(name, score, self.baseline) for name, score in self.metrics.items()]
+
+
+def compare(
+    hypotheses: Sequence[str],
+    baseline: Sequence[str],
+    references: Sequence[str],
+    target_language: str,
+    tokenize: str = "auto",
+    lowercase: bool = False,
+    *,
+    baseline_name: str = "the baseline",
+) -> Comparison:
+    """Test whether `hypotheses` differ from `baseline` by more than chance."""
+    check_counts(len(hypotheses), len(references))
+    check_counts(len(baseline), len(references))
+    metrics = {name: make_metric(name, target_language, tokenize, lowercase) for name in METRICS}
+    systems = [("baseline", baseline), ("system", hypotheses)]
+    by_randomization = _paired_test("ar", systems, references, metrics)
+    by_bootstrap = _paired_test("bs", systems, references, metrics)
+    return Comparison(
+        baseline_name,
+        {
+            name: PairedScore(
+                score=float(ar.system.score),
+                baseline_score=float(ar.baseline.score),
+                p_randomization=ar.p_value,
+                p_bootstrap=by_bootstrap[name].p_value,
+                signature_randomization=ar.signature,
+                signature_bootstrap=by_bootstrap[name].signature,
+            )
+            for name, ar in by_randomization.items()
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """One metric in one paired test."""
+
+    baseline: Result
+    system: Result
+    signature: str  # with the kind of test, its trials and its seed
+
+    @property
+    def p_value(self) -> float:
+        assert self.system.p_value is not None
+        return float(self.system.p_value)
+
+
+def _paired_test(
+    test_type: str,
+    systems: list[tuple[str, Sequence[str]]],
+    references: Sequence[str],
+    metrics: dict[str, Metric],
+) -> dict[str, _Outcome]:
+    """sacreBLEU's test of all metrics on the same samples, as its command line does it."""
+    with fixed_seed():
+        signatures, results = PairedTest(systems, metrics, [references], test_type)()
+    outcomes = {}
+    for ours, theirs in zip(metrics, signatures, strict=True):  # bleu and BLEU, chrf and chrF2
+        baseline, system = results[theirs]
+        assert isinstance(baseline, Result)
+        assert isinstance(system, Result)
+        outcomes[ours] = _Outcome(baseline, system, signatures[theirs].format())
+    return outcomes
+
+
+def _sentence(metric: str, score: PairedScore, baseline: str) -> str:
+    label, size = LABELS[metric], abs(score.difference)
+    p = f"p = {score.p_randomization:.2g}" if score.p_randomization >= 0.001 else "p < 0.001"
+    if score.difference == 0:
+        return f"{label} equals that of {baseline}"
+    if not score.is_significant:
+        return f"the difference of {size:.1f} {label} to {baseline} is within noise, {p}"
+    is_better = (score.difference > 0) != (metric in _LOWER_IS_BETTER)
+    return f"{size:.1f} {label} {'better' if is_better else 'worse'} than {baseline}, {p}"

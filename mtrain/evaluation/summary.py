@@ -1,0 +1,159 @@
+"""What `mtrain eval` shows of evaluations: rows, sentences, JSON, and the mean of several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from mtrain import console
+from mtrain.config import Config, read_run_config
+from mtrain.evaluation.diagnostics import Diagnostic
+from mtrain.evaluation.evaluate import Evaluation, scores_and_facts
+from mtrain.evaluation.metrics import LABELS, Score
+from mtrain.run import RunDir
+
+Results = Mapping[str, Evaluation]  # by test set
+
+HEADER = ("test set", "metric", "score", "95 % interval", "signature")
+
+_MAX_DETAIL = 70  # characters of an example
+# What may differ between runs that are seeds of one config.
+_NOT_OF_THE_MODEL = {
+    *("name", "run", "data.seed", "train.seed", "train.device", "train.threads"),
+    "train.micro_batch_tokens",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A metric over several runs."""
+
+    mean: float
+    std: float  # of a sample: n - 1 in the denominator
+    n_runs: int
+
+
+Spreads = Mapping[str, Mapping[str, Spread]]  # test set -> metric
+
+
+def score_rows(results: Results) -> list[tuple[str, str, str, str, str]]:
+    """Test set, metric, score, interval, signature, as text."""
+    return [
+        (name, LABELS[metric], f"{score.score:.2f}", _interval(score), score.signature)
+        for name, result in results.items()
+        for metric, score in result.scores.items()
+    ]
+
+
+def remarks(results: Results) -> list[str]:
+    """Sentences: what comparisons mean, and each diagnostic that is noteworthy."""
+    found = []
+    for name, result in results.items():
+        if result.comparison is not None:
+            found += [f"{name}: {sentence}" for sentence in result.comparison.sentences()]
+        if result.analysis is not None:
+            noteworthy = [d for d in result.analysis.diagnosis.diagnostics if d.is_noteworthy]
+            found += [f"{name}: {_remark(diagnostic)}" for diagnostic in noteworthy]
+    return found
+
+
+def spreads_of_seeds(runs: Mapping[str, Results]) -> Spreads:
+    """Mean and spread over runs of one config, for the test sets that all have; else nothing.
+
+    `runs`: run directory -> its results. Where the configs differ in more than their seeds, that is
+    said, and nothing is averaged.
+    """
+    if len(runs) < 2:
+        return {}
+    if keys := _differing_keys([read_run_config(RunDir.open(path)) for path in runs]):
+        console.warn(
+            f"these runs are no seeds of one config, so no mean is shown: they differ in "
+            f"{', '.join(f'`{key}`' for key in keys)}"
+        )
+        return {}
+    first, *others = runs.values()
+    shared = [name for name in first if all(name in results for results in others)]
+    return {
+        name: {
+            metric: _spread([results[name].scores[metric].score for results in runs.values()])
+            for metric in first[name].scores
+        }
+        for name in shared
+    }
+
+
+def to_json(runs: Mapping[str, Results], means: Spreads) -> dict[str, Any]:
+    """Of one run: test set -> metric -> score, low, high, signature; all else stands beside these.
+
+    Of several: `runs`: run directory -> that; `mean`: test set -> metric -> mean, std, n_runs.
+    """
+    objects = {
+        path: {name: _as_object(result) for name, result in results.items()}
+        for path, results in runs.items()
+    }
+    if len(runs) == 1:
+        return next(iter(objects.values()))
+    spreads = {
+        name: {metric: asdict(spread) for metric, spread in metrics.items()}
+        for name, metrics in means.items()
+    }
+    return {"runs": objects, "mean": spreads}
+
+
+def _as_object(result: Evaluation) -> dict[str, Any]:
+    analysis = {} if result.analysis is None else result.analysis.to_json()
+    return scores_and_facts(result) | analysis
+
+
+def mean_sentences(means: Spreads) -> list[str]:
+    """One a test set, as: flickr: 41.20 ± 0.31 BLEU, ... (mean and standard deviation of 3 runs)"""
+    sentences = []
+    for name, metrics in means.items():
+        scores = ", ".join(
+            f"{spread.mean:.2f} ± {spread.std:.2f} {LABELS[metric]}"
+            for metric, spread in metrics.items()
+        )
+        n_runs = next(iter(metrics.values())).n_runs
+        sentences.append(f"{name}: {scores} (mean and standard deviation of {n_runs} runs)")
+    return sentences
+
+
+def _remark(entry: Diagnostic) -> str:
+    """As: 2.1% of outputs: repeats itself (references: 0.1%), such as line 17: ..."""
+    usual = "" if entry.reference_rate is None else f" (references: {entry.reference_rate:.1%})"
+    line, detail = entry.worst[0].line + 1, entry.worst[0].detail
+    if len(detail) > _MAX_DETAIL:
+        detail = detail[:_MAX_DETAIL] + "..."
+    return f"{entry.rate:.1%} of outputs: {entry.title}{usual}, such as line {line}: {detail}"
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(mean(values), stdev(values), len(values))
+
+
+def _interval(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return ""
+    return f"[{score.low:.2f}, {score.high:.2f}]"
+
+
+def _differing_keys(configs: Sequence[Config]) -> list[str]:
+    """Keys by which configs differ, but for those that make them seeds of one."""
+    flat = [dict(_flatten(config.model_dump(mode="json"))) for config in configs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    return [
+        key
+        for key in keys
+        if key not in _NOT_OF_THE_MODEL and len({repr(values.get(key)) for values in flat}) > 1
+    ]
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(its key with dots, value) of all that a nested mapping holds."""
+    items: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        is_section = isinstance(item, dict)
+        items += _flatten(item, f"{prefix}{key}.") if is_section else [(prefix + key, item)]
+    return items
