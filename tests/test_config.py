@@ -209,7 +209,7 @@ def test_unknown_key_that_stands_elsewhere() -> None:
 
 def test_unknown_key_without_a_likeness_lists_the_keys() -> None:
     assert problem(MINIMAL + "evaluate: {zzz: 1}") == (
-        "c.yaml:6: unknown key `evaluate.zzz` | `evaluate` takes tokenize, lowercase"
+        "c.yaml:6: unknown key `evaluate.zzz` | `evaluate` takes tokenize, lowercase, comet"
     )
 
 
@@ -260,7 +260,9 @@ def test_duplicate_key_names_both_lines() -> None:
         ),
         (
             "evaluate: {tokenize: 13}",
-            '`evaluate.tokenize` must be text, not `13` | quote it: `"13"`',
+            "`evaluate.tokenize` must be `auto`, `13a`, `intl`, `zh`, `ja-mecab`, `ko-mecab`, "
+            "`char`, `none`, `spm`, `flores101`, `flores200` or `spBLEU-1K`, not `13` | "
+            "did you mean `13a`?",
         ),
         ("run: [a]", "`run` must be text, not `[a]`"),
         ("run: {a: b}", "`run` must be text, not a mapping"),
@@ -666,7 +668,7 @@ def configs(draw: st.DrawFn) -> Config:
                     "clip_norm": draw(st.integers(0, 9)),
                 },
             },
-            "evaluate": {"tokenize": draw(texts)},
+            "evaluate": {"tokenize": draw(st.sampled_from(["auto", "13a"])), "comet": draw(texts)},
         }
     )
 

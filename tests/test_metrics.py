@@ -10,10 +10,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers import tokenizer_spm
 
+from mtrain.config import BleuTokenizer
 from mtrain.errors import DataError, UsageError
 from mtrain.evaluation import metrics
 from mtrain.evaluation.metrics import bleu_tokenizer, notices, score_all
@@ -177,6 +180,10 @@ def test_an_unknown_tokenizer_names_the_known_ones() -> None:
         score_all(["a"], ["a"], "de", tokenize="14a")
     assert caught.value.fix is not None
     assert "13a" in caught.value.fix
+
+
+def test_the_config_knows_all_tokenizers_of_sacrebleu() -> None:
+    assert set(get_args(BleuTokenizer)) == {"auto", *BLEU.TOKENIZERS}
 
 
 def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
