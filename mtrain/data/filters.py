@@ -53,6 +53,7 @@ _NO_DIGITS = bytes(set(_ALL_BYTES) - set(_DIGITS))
 _NO_LETTERS = bytes(set(_ALL_BYTES) - set(_LETTERS))
 
 _NUMBER = re.compile(r"\d+")
+_SEPARATOR = re.compile(r"(?<=\d)[.,'’ \u00a0\u202f](?=\d{3}(?!\d))")  # of thousands
 # UTF-8 read as Latin-1 or Windows-1252: the first byte of a character, then one that continues it.
 _GARBLED = re.compile(
     "[\u00c2-\u00c5\u00c8-\u00cb\u00d0\u00d1\u00e2\u00e3][\u0080-\u00a0\u00a2\u00a4-\u00aa\u00ac-\u00ba"
@@ -242,16 +243,19 @@ def numbers_differ(source: str, target: str) -> bool:
     (1998, '98) and the 12-hour clock make no difference. A number on one side alone may be a word
     or the name of a month on the other.
     """
-    sources = Counter(map(int, _NUMBER.findall(source)))
-    targets = Counter(map(int, _NUMBER.findall(target)))
+    sources, targets = _numbers_of(source), _numbers_of(target)
     only_source, only_target = sources - targets, targets - sources
     if _spelled(only_source) == _spelled(only_target):
         return False
     return _has_other(only_source, only_target) and _has_other(only_target, only_source)
 
 
+def _numbers_of(text: str) -> Counter[int]:
+    return Counter(map(int, _NUMBER.findall(_SEPARATOR.sub("", text))))
+
+
 def _spelled(numbers: Counter[int]) -> str:
-    """One after the other: the same for 1,000 and 1000, for 1.5 and 15."""
+    """One after the other: the same for 1.5 and 15, for 14:30 and 1430."""
     return "".join(map(str, numbers.elements()))
 
 
