@@ -23,6 +23,7 @@ each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.ste
 
 def test_these_are_shipped() -> None:
     expected = {"quickstart", "multi30k-en-de", "multi30k-en-fr", "my-corpus"}
+    expected |= {"wmt14-en-de-base", "wmt14-en-de-big"}
     assert {path.stem for path in CONFIGS} >= expected
 
 
@@ -88,6 +89,20 @@ def test_multi30k_is_pinned(target: str) -> None:
         assert entry.target == f"{MULTI30K}{stem}.{target}.gz"
         assert set(entry.sha256) == {"source", "target"}
         assert len(set(entry.sha256.values())) == 2
+
+
+@pytest.mark.parametrize(("size", "n_steps"), [("base", 100_000), ("big", 300_000)])
+def test_wmt14_follows_the_paper(size: str, n_steps: int) -> None:
+    """Sections 5 and 6.1, and table 3; reading its data is tested in test_hub.py."""
+    config = load_config(REPOSITORY / "configs" / f"wmt14-en-de-{size}.yaml")
+    model, train, optim = config.model, config.train, config.train.optim
+    assert (model.preset, model.norm, model.tied) == (size, "post", "all")
+    assert model.dropout == {"base": 0.1, "big": 0.3}[size]
+    assert (train.max_steps, train.batch_tokens) == (n_steps, 25_000)
+    assert optim.learning_rate == pytest.approx((model.d_model * optim.warmup_steps) ** -0.5, 0.03)
+    assert (optim.beta1, optim.beta2, optim.epsilon) == (0.9, 0.98, 1e-9)
+    assert (config.decode.beam_size, config.decode.length_penalty) == (4, 0.6)
+    assert config.decode.length_penalty_form == "gnmt"
 
 
 def test_the_schema_is_current() -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_mtrain
+from conftest import REPOSITORY, run_mtrain
 from hub_server import Hub, Repository, card, running_hub, translations
+from sacrebleu.dataset import DATASETS
+from test_catalogues import archive_of_newstest
 
-from mtrain.config import HubEntry
+from mtrain.config import HubEntry, load_config
 from mtrain.data.downloads import Lock
+from mtrain.data.prepare import prepare
 from mtrain.data.sources import inputs_of, read_entry
 from mtrain.errors import DataError, DownloadError
+from mtrain.run import sha256_of
 
 REVISION = "a" * 40
 TRAIN = [(f"a dog {i}", f"ein Hund {i}") for i in range(10)]
@@ -176,6 +181,41 @@ def test_no_hub_at_all(lock: Lock, hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(DownloadError, match="the hub data set wmt/toy cannot be read") as error:
         read(lock)
     assert "MTRAIN_MIRROR" in str(error.value)
+
+
+@pytest.mark.parametrize("size", ["base", "big"])
+def test_the_shipped_wmt14_configs_find_their_data(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    """From hub and sacreBLEU to prepared data, with a few pairs in the place of 4.5 million."""
+    shards = [TRAIN[:4], TRAIN[4:8], TRAIN[8:]]
+    files = {
+        f"de-en/train-{i:05d}-of-00003.parquet": translations(shard, ("en", "de"))
+        for i, shard in enumerate(shards)
+    }
+    files["de-en/validation-00000-of-00001.parquet"] = translations(VALID, ("en", "de"))
+    splits = {split: f"de-en/{split}-*" for split in ("train", "validation")}
+    files["README.md"] = card({"de-en": splits, "fr-en": splits}, licence="unknown")
+    hub.repositories["wmt/wmt14"] = Repository(files, licence="unknown")
+    newstest = tmp_path / "mirror" / "test-full.tgz"
+    newstest.parent.mkdir()
+    newstest.write_bytes(archive_of_newstest())
+    monkeypatch.setattr(DATASETS["wmt14/full"], "md5", [md5(newstest.read_bytes()).hexdigest()])
+    monkeypatch.setenv("MTRAIN_MIRROR", str(newstest.parent))
+    path = tmp_path / f"wmt14-en-de-{size}.yaml"
+    path.write_bytes((REPOSITORY / "configs" / path.name).read_bytes())
+    lock = Lock.open(path)
+    lock.record(DATASETS["wmt14/full"].data[0], sha256_of(newstest), newstest.stat().st_size)
+    lock.save(tmp_path)
+
+    prepared = prepare(load_config(path, ["tokenizer.vocab_size=300"]), path)
+
+    assert prepared.manifest["n_train_pairs"] == len(TRAIN)
+    assert (prepared.path / "valid.target").read_text() == "eine Katze\n"
+    assert (prepared.path / "newstest2014.source").read_text() == "One.\nTwo &amp; words\n"
+    sources = Lock.open(path).sources
+    assert sources["hub:wmt/wmt14 de-en train"]["revision"] == REVISION
+    assert sources["sacrebleu:wmt14/full en-de"]["pairs"] == 2
 
 
 @pytest.mark.slow
