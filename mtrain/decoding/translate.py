@@ -189,12 +189,21 @@ class Translator:
                 "CTranslate2 knows no ensembles of models", "leave out --with, or --engine"
             )
         tokenizers = (self.src_tokenizer, self.tgt_tokenizer)
-        longest = self.config.data.max_length + 1
-        n_positions = max(longest, int(self._max_lengths(torch.tensor([longest]))))
-        engine = CTranslate2.of_model(
-            self.model, tokenizers, n_positions, self.device.type, quantization
+        return self.with_engine(
+            CTranslate2.of_model(
+                self.model, tokenizers, self.n_positions(), self.device.type, quantization
+            )
         )
+
+    def with_engine(self, engine: CTranslate2) -> Translator:
+        """The same translator with another search, over the same weights."""
+        tokenizers = (self.src_tokenizer, self.tgt_tokenizer)
         return Translator(self.model, tokenizers, self.config, self.length_ratio, engine)
+
+    def n_positions(self) -> int:
+        """The longest source or output there can be, with EOS."""
+        longest = self.config.data.max_length + 1
+        return max(longest, int(self._max_lengths(torch.tensor([longest]))))
 
     def translate(
         self,
