@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,31 @@ class TestFiles:
         expected = f"data.train.0: x.en has {n_source:,} lines but x.de has {n_target:,}"
         assert error.value.message == expected
         assert error.value.exit_code == 3
+
+    @pytest.mark.parametrize("n_before", [0, 3, 700, 1900, 1999])
+    def test_the_line_where_they_part_is_found_by_the_lengths(
+        self, lock: Lock, n_before: int
+    ) -> None:
+        generator = random.Random(1)
+        sources = ["x" * generator.randint(5, 90) for _ in range(2000)]
+        targets = ["y" * round(len(line) * generator.uniform(1.0, 1.4)) for line in sources]
+        del targets[n_before]
+        write(en="\n".join(sources), de="\n".join(targets))
+        with pytest.raises(DataError, match=r"2,000 lines but x\.de has 1,999; by") as error:
+            read(FILES, lock)
+        if n_before == 1999:
+            assert "all lines of the shorter one fit" in error.value.message
+        elif n_before:
+            (said,) = re.findall(r"up to about line ([0-9,]+), and", error.value.message)
+            assert abs(int(said.replace(",", "")) - n_before) <= 9
+        else:
+            assert "they do not go together from the first line on" in error.value.message
+
+    def test_lengths_that_tell_nothing_are_not_asked(self, lock: Lock) -> None:
+        write(en="same\n" * 500, de="gleich\n" * 499)
+        with pytest.raises(DataError) as error:
+            read(FILES, lock)
+        assert error.value.message == "data.train.0: x.en has 500 lines but x.de has 499"
 
     def test_empty_files_have_no_pairs(self, lock: Lock) -> None:
         write(en="", de=gzip.compress(b""))

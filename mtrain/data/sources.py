@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mtrain.config import Config
 from mtrain.data.catalogues import (
     FilePair,
@@ -27,6 +29,7 @@ from mtrain.data.catalogues import (
 )
 from mtrain.data.downloads import Lock, fetch, is_url
 from mtrain.data.hub import hub_label, known_split, read_hub, resolve
+from mtrain.data.misalignment import Lengths, lines_that_fit
 from mtrain.data.stored_files import StoredFile, split_member
 from mtrain.data.tables import Texts, read_parquet
 from mtrain.data.text_files import Unreadable, decode, read_blocks
@@ -182,11 +185,32 @@ def _read_aligned(
             target.record(lock, target_lines.n_taken)
             return
         yield sources, targets
+    n_source, n_target = source_lines.count_rest(), target_lines.count_rest()
     raise DataError(
-        f"{where}: {source.location} has {source_lines.count_rest():,} lines but "
-        f"{target.location} has {target_lines.count_rest():,}",
+        f"{where}: {source.location} has {n_source:,} lines but {target.location} has "
+        f"{n_target:,}{_where_they_part(source, target)}",
         "line n of one file must translate line n of the other; find where they part",
     )
+
+
+def _where_they_part(source: StoredFile, target: StoredFile) -> str:
+    """What the lengths of the lines tell of that, in words."""
+    lengths = _lengths(source), _lengths(target)
+    n_fit = lines_that_fit(*lengths)
+    if n_fit is None:
+        return ""
+    if n_fit == 0:
+        return "; by their lengths they do not go together from the first line on"
+    if n_fit == min(map(len, lengths)):
+        return "; by their lengths all lines of the shorter one fit: its end may be missing"
+    return f"; by their lengths they go together up to about line {n_fit:,}, and not after it"
+
+
+def _lengths(file: StoredFile) -> Lengths:
+    """Characters of each line."""
+    blocks = read_blocks(file, Unreadable(max_share=1))
+    lengths = [np.array([len(line or "") for line in block]) for block in blocks]
+    return np.concatenate(lengths) if lengths else np.empty(0, np.int64)
 
 
 def _read_tsv(
