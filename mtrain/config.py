@@ -50,6 +50,13 @@ class DataConfig(Section):
         dict[TestName, Entry],
         BeforeValidator(as_test_sets, json_schema_input_type=Entry | dict[TestName, Entry]),
     ] = Field(default={}, description="an entry (then named `test`) or a mapping of name to entry")
+    temperature: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="T: an epoch has as many pairs as there are, but of a training entry of n "
+        "pairs in proportion to n^(1/T); above 1, small entries come more often than large ones",
+    )
     max_length: int = Field(
         default=256, ge=1, le=4096, description="longest side of a training pair, in pieces"
     )
@@ -441,6 +448,15 @@ def _conflicts(config: Config) -> list[Conflict]:
                 "tokenizer.shared",
                 "is `all`, which needs one vocabulary for both sides (`tokenizer.shared: true`)",
                 "set `model.tied: output`, or share the vocabulary",
+            )
+        )
+    if config.data.temperature is not None and any(e.weight != 1 for e in config.data.train):
+        found.append(
+            Conflict(
+                "data.temperature",
+                "data.train",
+                "decides how often each entry comes, and some entries have a `weight` as well",
+                "keep either the temperature or the weights",
             )
         )
     longest = config.data.max_length + 1

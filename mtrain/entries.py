@@ -56,6 +56,13 @@ class NamedEntry(Section):
     name: str | None = Field(
         default=None, pattern=SLUG, description="what messages, lock and report call the entry"
     )
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="how often an epoch goes through a training entry: 0.5 is half of it (the "
+        "other half in the next epoch), 2 all of it twice",
+    )
 
 
 class FilesEntry(NamedEntry):

@@ -104,6 +104,26 @@ def test_length_groups_are_made_within_windows(monkeypatch):
     assert plans[0] != plans[1]
 
 
+@given(pairs, budgets, st.integers(0, 200))
+@settings(max_examples=40, deadline=None)
+def test_updates_asked_for_one_by_one_are_those_of_the_whole_plan(lengths, budget, number):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "WINDOW", 16)
+        whole, asked = plan_of(lengths, budget), plan_of(lengths, budget)
+        assert asked.has(number) is (number < len(whole))
+        if number < len(whole):
+            assert asked.sentences(number).tolist() == whole.updates[number].tolist()
+            assert sorted(i for u in whole.updates for i in u) == list(range(len(lengths)))
+
+
+def test_only_the_windows_asked_for_are_planned(monkeypatch):
+    monkeypatch.setattr(batching, "WINDOW", 64)
+    src, tgt = multi30k_like(5000)
+    plan = BatchPlan(src, tgt, 200, seed=1, epoch=0)
+    assert plan.has(0)
+    assert len(plan._updates) < 10
+
+
 # -- micro-batches ---------------------------------------------------------------------------
 
 

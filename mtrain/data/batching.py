@@ -1,9 +1,9 @@
 """The deterministic order of token-budget batches drawn from a store.
 
-An epoch's plan is a pure function of (lengths, batch_tokens, seed, epoch). It names sentence
-indices only: sentences are shuffled, grouped by length within large windows, and cut into
-updates of the token budget, whose order is shuffled again. Each update is then cut into
-micro-batches, which never changes which sentences form it. Lengths here include EOS.
+An epoch's plan is a pure function of (lengths, batch_tokens, seed, epoch, mixture). It names
+sentence indices only: sentences are shuffled (`data.order`), grouped by length within large
+windows, and cut into updates of the token budget, whose order is shuffled again. Each update is
+then cut into micro-batches, which never changes which sentences form it. Lengths here include EOS.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mtrain.data.order import EpochOrder, Mixture
+from mtrain.data.order import Indices as Indices
 from mtrain.data.store import TokenStore
 from mtrain.data.tokenizer import BOS, EOS, PAD
 
-Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
+Lengths = NDArray[np.integer]
 Ids = np.ndarray[tuple[int], np.dtype[np.integer]]
 
 WINDOW = 1 << 20  # sentences grouped by length at a time
@@ -53,29 +56,95 @@ class Batch:
 
 
 class BatchPlan:
-    """Which sentences form each update of one epoch."""
+    """Which sentences form each update of one epoch.
+
+    Made window by window as updates are asked for: the first ones of a huge corpus wait for one
+    window only. `len` and `updates` make the whole plan.
+    """
 
     def __init__(
         self,
-        src_lengths: Indices,
-        tgt_lengths: Indices,
+        src_lengths: Lengths,
+        tgt_lengths: Lengths,
         batch_tokens: int,
         seed: int,
         epoch: int,
+        mixture: Mixture | None = None,
     ) -> None:
+        """src_lengths, tgt_lengths (n,) with EOS; without a mixture every sentence comes once."""
         self.src_lengths, self.tgt_lengths = src_lengths, tgt_lengths
-        rng = np.random.default_rng((seed, epoch))
-        order = _grouped_by_length(src_lengths, tgt_lengths, rng)
-        ends = _cut_by_budget(tgt_lengths[order], batch_tokens)
-        updates = np.split(order, ends[:-1])
-        self.updates = [updates[i] for i in rng.permutation(len(updates))]
+        self._batch_tokens = batch_tokens
+        self._rng = np.random.default_rng((seed, epoch))
+        if mixture is None:
+            self._order = EpochOrder(len(src_lengths), self._rng)
+        else:
+            self._order = mixture.order(seed, epoch, self._rng)
+        self._n_planned = 0  # sentences
+        self._n_windows = 0
+        self._rest: Indices = np.empty(0, np.int64)  # too few for an update: the next window's
+        self._updates: list[Indices] = []
+
+    @classmethod
+    def of_store(
+        cls,
+        store: TokenStore,
+        batch_tokens: int,
+        seed: int,
+        epoch: int,
+        mixture: Mixture | None = None,
+    ) -> BatchPlan:
+        """The plan for the sentences of a store."""
+        lengths = (store.src_lengths + np.uint16(1), store.tgt_lengths + np.uint16(1))
+        return cls(*lengths, batch_tokens, seed, epoch, mixture)
 
     def __len__(self) -> int:
         return len(self.updates)
 
+    @property
+    def updates(self) -> list[Indices]:
+        """The sentences of every update."""
+        while self._plan_window():
+            pass
+        return self._updates
+
+    def has(self, update: int) -> bool:
+        """Whether the epoch has an update of this number; plans no further than that."""
+        while update >= len(self._updates) and self._plan_window():
+            pass
+        return update < len(self._updates)
+
+    def sentences(self, update: int) -> Indices:
+        """The sentences of one update."""
+        if not self.has(update):
+            raise IndexError(f"the epoch has {len(self)} updates, not {update + 1}")
+        return self._updates[update]
+
+    def _plan_window(self) -> bool:
+        """Form the updates of the next window, in random order; False where there is none left."""
+        start, end = self._n_planned, min(self._n_planned + WINDOW, len(self._order))
+        if start == end:
+            return False
+        window = np.concatenate([self._rest, self._order.stretch(start, end)])
+        window = self._grouped_by_length(window)
+        ends = _cut_by_budget(self.tgt_lengths[window], self._batch_tokens)
+        if end < len(self._order) and len(ends) > 1:
+            self._rest, window = window[ends[-2] :], window[: ends[-2]]
+            ends = ends[:-1]
+        else:
+            self._rest = self._rest[:0]
+        updates = np.split(window, ends[:-1])
+        self._updates += [updates[i] for i in self._rng.permutation(len(updates))]
+        self._n_planned, self._n_windows = end, self._n_windows + 1
+        return True
+
+    def _grouped_by_length(self, window: Indices) -> Indices:
+        """Sorted by (source, target) length; every second window runs from long to short."""
+        window = window[np.lexsort((self.tgt_lengths[window], self.src_lengths[window]))]
+        return window[::-1] if self._n_windows % 2 else window
+
     def n_target_tokens(self, update: int) -> int:
         """Real target tokens of an update, EOS included, over all its micro-batches."""
-        return int(self.tgt_lengths[self.updates[update]].sum())
+        return int(self.tgt_lengths[self.sentences(update)].sum(dtype=np.int64))
 
     def micro_batches(self, update: int, max_tokens: int) -> list[Indices]:
         """The update's sentences in groups of at most max_tokens = rows x longest side.
@@ -83,8 +152,9 @@ class BatchPlan:
         Sentences of one source length stand alone where they fill at least half of a micro-batch
         and need no mask then; the rest are grouped with neighbouring lengths.
         """
-        sentences = self.updates[update]
-        src, tgt = self.src_lengths[sentences], self.tgt_lengths[sentences]
+        sentences = self.sentences(update)
+        src = self.src_lengths[sentences].astype(np.int64)
+        tgt = self.tgt_lengths[sentences].astype(np.int64)
         by_length = np.lexsort((tgt, src))
         sentences, src, tgt = sentences[by_length], src[by_length], tgt[by_length]
         pieces: list[Indices] = []
@@ -101,25 +171,9 @@ class BatchPlan:
         return [sentences[piece] for piece in pieces]
 
 
-def _grouped_by_length(
-    src_lengths: Indices, tgt_lengths: Indices, rng: np.random.Generator
-) -> Indices:
-    """All sentences, shuffled, then sorted by (source, target) length within each window.
-
-    Every second window runs from long to short, so that neighbours across a border are alike.
-    """
-    order = rng.permutation(len(src_lengths))
-    windows = []
-    for i, start in enumerate(range(0, len(order), WINDOW)):
-        window = order[start : start + WINDOW]
-        window = window[np.lexsort((tgt_lengths[window], src_lengths[window]))]
-        windows.append(window[::-1] if i % 2 else window)
-    return np.concatenate(windows)
-
-
-def _cut_by_budget(lengths: Indices, budget: int) -> list[int]:
+def _cut_by_budget(lengths: Lengths, budget: int) -> list[int]:
     """Ends of consecutive stretches whose sums come closest to the budget."""
-    total = np.cumsum(lengths)
+    total = np.cumsum(lengths, dtype=np.int64)
     ends: list[int] = []
     done = 0
     while done < total[-1]:

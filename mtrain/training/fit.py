@@ -35,7 +35,7 @@ def try_out(learner: Learner, plan: BatchPlan, progress: Progress) -> Trial:
     """
     while not _fits(learner, plan, progress):
         pass
-    numbers = range(min(N_TIMED, len(plan)))
+    numbers = [number for number in range(N_TIMED) if plan.has(number)]
     n_micro_batches = sum(
         len(plan.micro_batches(number, learner.micro_batch_tokens(progress))) for number in numbers
     )
@@ -43,7 +43,7 @@ def try_out(learner: Learner, plan: BatchPlan, progress: Progress) -> Trial:
     began_at = time.perf_counter()
     for number in numbers:
         learner.gradients(plan, number, progress)
-        sentences = plan.updates[number]
+        sentences = plan.sentences(number)
         n_tokens += int(plan.src_lengths[sentences].sum() + plan.tgt_lengths[sentences].sum())
     learner.workers.drop_gradients()
     if learner.device.type == "cuda":

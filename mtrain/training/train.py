@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mtrain import console, runtime
 from mtrain.config import Config
 from mtrain.data.batching import BatchPlan
+from mtrain.data.order import Mixture
 from mtrain.data.prepare import Prepared, find_prepared, prepare
 from mtrain.data.store import TokenStore
 from mtrain.errors import DataError, NonFiniteError
@@ -115,8 +115,7 @@ class _Loop:
         self.config, self.prepared, self.processes = config, prepared, processes
         self.run = RunDir(config.run_dir)
         self.store = TokenStore.open(prepared.path)
-        self.src_lengths = self.store.src_lengths.astype(np.int64) + 1  # with EOS
-        self.tgt_lengths = self.store.tgt_lengths.astype(np.int64) + 1
+        self.mixture = Mixture.of(config.data, self.store.entries)
         source_size, target_size = prepared.manifest["vocab_sizes"]
         self.learner = Learner(config, self.store, (source_size, target_size), processes)
         self.watch = Watch(target_size, config.train.optim.warmup_steps)
@@ -199,7 +198,7 @@ class _Loop:
         """(plan of the epoch, number in it) of each update, from where progress stands."""
         while True:
             epoch = self.epoch(progress.epoch)
-            while progress.update < len(epoch):
+            while epoch.has(progress.update):
                 progress.update += 1
                 yield epoch, progress.update - 1
             progress.epoch, progress.update = progress.epoch + 1, 0
@@ -207,7 +206,7 @@ class _Loop:
     def epoch(self, number: int) -> BatchPlan:
         """Which sentences form each update of an epoch."""
         train = self.config.train
-        return BatchPlan(self.src_lengths, self.tgt_lengths, train.batch_tokens, train.seed, number)
+        return BatchPlan.of_store(self.store, train.batch_tokens, train.seed, number, self.mixture)
 
     def log(self, progress: Progress, plan: Plan, meter: Meter) -> str:
         """Write a line of metrics; the only place that waits for the device. -> text for the bar"""
