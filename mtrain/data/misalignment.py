@@ -34,9 +34,11 @@ def lines_that_fit(source: Lengths, target: Lengths) -> int | None:
     n_fit = int(np.argmin(excess)) + 1 if excess.min() < 0 else 0
     if n_fit and stray[:n_fit].mean() > _TELLING * unrelated:
         return None
-    if n_fit >= n - _NEAR_END:
-        return n
     from_end = np.log((source[len(source) - n :] + 1) / (target[len(target) - n :] + 1))
-    fits_from_end = np.abs(from_end - typical)[n_fit:].mean() < _TELLING * unrelated
+    stray_from_end = np.abs(from_end - typical)
+    if n_fit >= n - _NEAR_END:
+        is_cut_short = stray[-_NEAR_END:].mean() <= stray_from_end[-_NEAR_END:].mean()
+        return n if is_cut_short else n_fit
+    fits_from_end = stray_from_end[n_fit:].mean() < _TELLING * unrelated
     is_clear = stray[n_fit:].mean() > _TELLING * unrelated
     return n_fit if is_clear and (n_fit or fits_from_end) else None
