@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -26,6 +27,8 @@ from mtrain.run import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from mtrain.evaluation.sweep import Point
 
 Kind = Literal["encoder", "decoder", "cross"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -391,6 +394,95 @@ def _width(text: str) -> float:
     marks = sum(unicodedata.category(character) == "Mn" for character in text)
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return CHARACTER * (len(text) - marks + 0.8 * wide)
+
+
+# -- quality against speed -------------------------------------------------------------------
+
+OTHER_PENALTIES = "other length penalties"
+SYSTEM_COLOURS = ("#0b5394", "#6aa5d8", "#c2410c", "#e8a33d", "#3f7d3f", "#7a4fa3")
+
+
+def save_speeds(points: Sequence[Point], path: Path) -> None:
+    """Draw what `evaluation.sweep` measured: BLEU and chrF2 over sentences a second, as SVG."""
+    figure = _figure(10.5, 4.6)
+    panels = [_axes(figure, 0.7 + 4.95 * i, 0.85, 4.3, 3.2) for i in range(2)]
+    for axes, metric, name in zip(panels, ("bleu", "chrf"), ("BLEU", "chrF2"), strict=True):
+        _draw_speeds(axes, points, metric)
+        axes.set_ylabel(name, color=INK)
+    handles, labels = panels[0].get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i] == OTHER_PENALTIES)
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="lower center",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=FONT_SIZE,
+    )
+    figure.text(
+        0.7 / 10.5,
+        4.3 / 4.6,
+        "Quality and speed on valid, by beam (the numbers): better is up, faster is right",
+        fontsize=FONT_SIZE + 2,
+        fontweight="bold",
+        color=INK,
+    )
+    atomic_write(path, _bytes(figure, "svg"))
+
+
+def _draw_speeds(axes: Axes, points: Sequence[Point], metric: str) -> None:
+    """A line a system through its beams; other length penalties as small crosses."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    own_penalty = points[0].length_penalty  # the first system is measured with the run's own first
+    systems = list(dict.fromkeys(point.system for point in points))
+    for colour, system in zip(cycle(SYSTEM_COLOURS), systems, strict=False):
+        own = [p for p in points if p.system == system and p.length_penalty == own_penalty]
+        others = [p for p in points if p.system == system and p.length_penalty != own_penalty]
+        x, y = [p.sentences_per_s for p in own], [getattr(p, metric) for p in own]
+        axes.plot(x, y, "o-", color=colour, markersize=4, linewidth=1.2, label=system, zorder=3)
+        for point, across, up in zip(own, x, y, strict=True):
+            if point.beam in (1, 2, 4, 8):
+                axes.annotate(
+                    str(point.beam),
+                    (across, up),
+                    xytext=(0, 5),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=FONT_SIZE - 1.5,
+                    color=colour,
+                )
+        axes.plot(
+            [p.sentences_per_s for p in others],
+            [getattr(p, metric) for p in others],
+            "x",
+            color=colour,
+            alpha=0.45,
+            markersize=4,
+            label=OTHER_PENALTIES if others else None,
+        )
+    (chosen,) = (point for point in points if point.recommended)
+    axes.plot(
+        chosen.sentences_per_s,
+        getattr(chosen, metric),
+        "o",
+        markersize=12,
+        fillstyle="none",
+        markeredgewidth=1.8,
+        color=INK,
+        zorder=4,
+        label=f"recommended: beam {chosen.beam}, penalty {chosen.length_penalty:g}",
+    )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("sentences/s", color=INK)
+    axes.grid(color="#e4e7eb", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=FONT_SIZE, colors=INK, length=0, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
 
 
 # -- letters of all scripts ------------------------------------------------------------------

@@ -1,0 +1,200 @@
+"""Quality against speed: one checkpoint decoded in many ways, and which of them to take.
+
+The valid set (its first 1,000 sentences) is translated with beams 1 to 8 in every engine and
+precision that this machine has, and with other length penalties in the run's own precision. Speed
+is the time of one translation of all sentences, after a short one to warm up; models are loaded
+before. So speeds hold for this machine as it was, and for batches, not for a sentence at a time.
+
+Recommended is the fastest way of ours that loses at most `TOLERANCE` points to the best of ours,
+in BLEU and in chrF alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from mtrain import console, runtime
+from mtrain.config import dump_config, read_run_config
+from mtrain.decoding.translate import Options, Translator
+from mtrain.errors import UsageError
+from mtrain.evaluation.metrics import score_all
+from mtrain.run import RunDir, Split, atomic_write, write_json
+
+N_SENTENCES = 1000
+N_WARM_UP = 64
+BEAMS = tuple(range(1, 9))
+PENALTIES = (0.0, 0.6, 1.4)  # beside the run's own
+TOLERANCE = 0.3  # points of BLEU and of chrF2
+
+Engine = Literal["mtrain", "ctranslate2"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One way to decode, and what came of it."""
+
+    beam: int
+    length_penalty: float
+    precision: str  # fp32 or bf16; of CTranslate2, its name of the type: float32, int8, ...
+    engine: Engine
+    bleu: float = 0.0
+    chrf: float = 0.0
+    sentences_per_s: float = 0.0
+    recommended: bool = False
+
+    @property
+    def system(self) -> str:
+        return f"{self.engine} {self.precision}"
+
+
+def sweep(path: str | Path, checkpoint: str | None = None, device: str = "auto") -> list[Point]:
+    """Measure all ways on a run's valid set, and keep them in the run: its sweep.json."""
+    run = RunDir.open(path)
+    config = read_run_config(run)
+    valid = run.read_split("valid")
+    first = Translator.from_run(path, checkpoint, device)
+    systems = list(_systems(first, path, checkpoint, device))
+    ways = {
+        precision: _ways(precision == first.precision, config.decode.length_penalty)
+        for precision, _ in systems
+    }
+    n_points = sum(map(len, ways.values()))
+    console.message(
+        f"translating {min(N_SENTENCES, len(valid.sources)):,} sentences of valid in "
+        f"{n_points} ways"
+    )
+    points: list[Point] = []
+    with console.bar(n_points, "decoding", " ways") as bar:
+        for precision, open_translator in systems:
+            translator = open_translator()
+            engine: Engine = "mtrain" if translator.engine is None else "ctranslate2"
+            for beam, penalty in ways[precision]:
+                way = Point(beam, penalty, precision, engine)
+                points.append(_measure(way, translator, valid))
+                bar.update(1)
+    points = recommend(points)
+    write_json(run.sweep, [asdict(point) for point in points])
+    return points
+
+
+def _ways(is_own_precision: bool, own_penalty: float) -> list[tuple[int, float]]:
+    """(beam, length penalty): greedy search knows none of the latter."""
+    others = [p for p in PENALTIES if p != own_penalty] if is_own_precision else []
+    return [(beam, own_penalty) for beam in BEAMS] + [
+        (beam, penalty) for penalty in others for beam in BEAMS[1:]
+    ]
+
+
+def _systems(
+    first: Translator, path: str | Path, checkpoint: str | None, device: str
+) -> Iterator[tuple[str, Callable[[], Translator]]]:
+    """Every precision of ours that is fast here, then CTranslate2's; and how to open each."""
+    yield first.precision, lambda: first
+    if first.precision == "bf16":
+        yield "fp32", lambda: Translator.from_run(path, checkpoint, device, "fp32")
+    elif first.device.type == "cuda":
+        yield "bf16", lambda: Translator.from_run(path, checkpoint, device, "bf16")
+    if find_spec("ctranslate2") is None:
+        console.message(
+            "CTranslate2 is not installed and left out: pip install 'mtrain[ctranslate2]'"
+        )
+        return
+    types = ("float16", "int8_float16") if first.device.type == "cuda" else ("float32", "int8")
+    for quantization in types:
+        yield quantization, partial(first.with_ctranslate2, quantization)
+
+
+def _measure(way: Point, translator: Translator, valid: Split) -> Point:
+    """Translate, time and score."""
+    config = translator.config
+    options = Options(way.beam, way.length_penalty)
+    sources, references = valid.sources[:N_SENTENCES], valid.references[:N_SENTENCES]
+    translator.translate_lines(sources[:N_WARM_UP], options)
+    started_at = time.perf_counter()
+    translations = translator.translate_lines(sources, options)
+    elapsed_s = time.perf_counter() - started_at
+    scores = score_all(
+        [translation.text for translation in translations],
+        references,
+        config.target,
+        config.evaluate.tokenize,
+        config.evaluate.lowercase,
+        intervals=False,
+        metrics=("bleu", "chrf"),
+    )
+    return replace(
+        way,
+        bleu=scores["bleu"].score,
+        chrf=scores["chrf"].score,
+        sentences_per_s=len(sources) / elapsed_s,
+    )
+
+
+def recommend(points: Sequence[Point]) -> list[Point]:
+    """The same points, the fastest of ours that is nearly as good as the best marked.
+
+    Where none is within `TOLERANCE` of the best BLEU and of the best chrF at once, it is the one
+    that falls short the least.
+    """
+    ours = [point for point in points if point.engine == "mtrain"]
+    best_bleu, best_chrf = max(p.bleu for p in ours), max(p.chrf for p in ours)
+
+    def shortfall(point: Point) -> float:
+        return max(best_bleu - point.bleu, best_chrf - point.chrf)
+
+    allowed = max(TOLERANCE, min(map(shortfall, ours)))
+    chosen = max(
+        (point for point in ours if shortfall(point) <= allowed),
+        key=lambda point: point.sentences_per_s,
+    )
+    return [replace(point, recommended=point is chosen) for point in points]
+
+
+def adopt(path: str | Path, points: Sequence[Point]) -> Point:
+    """Make the recommended way the run's own: config.yaml is replaced, metrics.jsonl says so.
+
+    A precision that this machine takes by itself stays `auto`, as another may have none of it.
+    """
+    run = RunDir.open(path)
+    if run.is_exported:
+        raise UsageError(f"{path} is an exported model, whose settings are fixed", "name its run")
+    (chosen,) = (point for point in points if point.recommended)
+    config = read_run_config(run)
+    auto = runtime.choose_decoding_precision("auto", runtime.choose_device("auto"))
+    new = {
+        "beam_size": chosen.beam,
+        "length_penalty": chosen.length_penalty,
+        "precision": "auto" if chosen.precision == auto else chosen.precision,
+    }
+    decode = config.decode.model_copy(update=new)
+    atomic_write(run.config, dump_config(config.model_copy(update={"decode": decode})))
+    for key, value in new.items():
+        if (old := getattr(config.decode, key)) != value:
+            run.log({"kind": "config", "key": f"decode.{key}", "old": old, "new": value})
+    return chosen
+
+
+def rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
+    """For people: what was tried, how good and how fast it was."""
+    return [
+        (
+            point.engine,
+            point.precision,
+            str(point.beam),
+            f"{point.length_penalty:g}",
+            f"{point.bleu:.2f}",
+            f"{point.chrf:.2f}",
+            f"{point.sentences_per_s:,.1f}",
+            "recommended" if point.recommended else "",
+        )
+        for point in points
+    ]
+
+
+HEADER = ("engine", "precision", "beam", "penalty", "BLEU", "chrF2", "sentences/s", "")
