@@ -37,9 +37,16 @@ def test_cuda_asked_for_and_absent(has_cuda):
     assert raised.value.fix is not None
 
 
-@pytest.mark.parametrize(("has_amx", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_precision_on_a_cpu_is_what_it_multiplies_fast(monkeypatch, has_amx, expected):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx, raising=False)
+@pytest.mark.parametrize(
+    ("has_amx", "has_avx512_bf16", "expected"),
+    [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")],
+)
+def test_auto_precision_on_a_cpu_is_what_it_multiplies_fast(
+    monkeypatch, has_amx, has_avx512_bf16, expected
+):
+    probes = {"_is_amx_tile_supported": has_amx, "_is_avx512_bf16_supported": has_avx512_bf16}
+    for name, answer in probes.items():
+        monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
     assert choose_precision("auto", CPU) == expected
     assert choose_precision("fp32", CPU) == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"

@@ -144,9 +144,7 @@ class Translator:
         self.length_ratio = length_ratio
         self.engine = engine
         self.device = next(model.parameters()).device
-        self.precision = runtime.choose_decoding_precision(
-            precision or config.decode.precision, self.device
-        )
+        self.precision = runtime.choose_precision(precision or config.decode.precision, self.device)
         self.models = [model, *companions]
         members = [TransformerScorer(each, self.precision) for each in self.models]
         self.scorer: Scorer = members[0] if len(members) == 1 else EnsembleScorer(members)

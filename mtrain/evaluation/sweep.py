@@ -166,7 +166,7 @@ def adopt(path: str | Path, points: Sequence[Point]) -> Point:
         raise UsageError(f"{path} is an exported model, whose settings are fixed", "name its run")
     (chosen,) = (point for point in points if point.recommended)
     config = read_run_config(run)
-    auto = runtime.choose_decoding_precision("auto", runtime.choose_device("auto"))
+    auto = runtime.choose_precision("auto", runtime.choose_device("auto"))
     new = {
         "beam_size": chosen.beam,
         "length_penalty": chosen.length_penalty,
