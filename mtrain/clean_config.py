@@ -37,7 +37,7 @@ class CleanConfig(Section):
         default=0.5, description="largest share of digits among a side's characters, spaces aside"
     )
     max_punctuation: Share | Off = Field(
-        default=0.4,
+        default=0.5,
         description="largest share of punctuation and symbols among a side's characters, "
         "spaces aside",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -28,6 +28,7 @@ IdPair = tuple[Sequence[int], Sequence[int]]
 N_EXAMPLES = 5
 _MAX_EXAMPLE_CHARACTERS = 300
 _N_REPEATED = 20  # targets shown
+_MAX_COLUMNS = 6  # of a table on the terminal
 _N_COUNTED = 2000  # targets counted from chunk to chunk
 _MUCH_DROPPED = 0.2  # of an entry by one filter: worth a look
 _MANY_BYTES = 0.01  # of a side's pieces
@@ -180,19 +181,6 @@ class DataReport:
             "suspicions": [*self.suspicions, *self._later_suspicions()],
         }
 
-    def rows(self) -> list[tuple[str, str, int, str]]:
-        """For the terminal: entry, what became of its pairs, how many, which share of them."""
-        rows = []
-        for number, name in enumerate(self.entries):
-            entry = self._entry(number)
-            n_read = entry["n_read"]
-            rows.append((name, "read", n_read, ""))
-            for dropped in entry["dropped"]:
-                n_pairs = dropped["n_pairs"]
-                rows.append((name, dropped["words"], n_pairs, _percent(n_pairs / n_read)))
-            rows.append((name, "kept", entry["n_kept"], _percent(entry["n_kept"] / max(1, n_read))))
-        return rows
-
     def _entry(self, number: int) -> dict[str, Any]:
         """What became of the pairs of one entry, the commonest reason first."""
         found = {reason: d for (entry, reason), d in self.dropped.items() if entry == number}
@@ -241,6 +229,30 @@ class DataReport:
                     "will say it too often; `data.clean.max_target_repeats` limits it"
                 )
         return found
+
+
+def table_of_entries(report: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """Header and rows for the terminal, from a report's JSON: what became of the training pairs.
+
+    A column for each entry and one for all, or that one alone where the entries are too many.
+    """
+    entries = report["entries"]
+    dropped = [{found["words"]: found["n_pairs"] for found in e["dropped"]} for e in entries]
+    totals: Counter[str] = Counter()
+    for of_entry in dropped:
+        totals.update(of_entry)
+    reasons = [words for words, _ in totals.most_common()]
+    n_read, n_kept = [e["n_read"] for e in entries], [e["n_kept"] for e in entries]
+    columns: list[tuple[str, list[object]]] = []
+    if 1 < len(entries) <= _MAX_COLUMNS:
+        columns += [
+            (e["name"], [e["n_read"], *(of_entry.get(words, 0) for words in reasons), e["n_kept"]])
+            for e, of_entry in zip(entries, dropped, strict=True)
+        ]
+    columns.append(("pairs", [sum(n_read), *(totals[words] for words in reasons), sum(n_kept)]))
+    labels = ["read", *reasons, "kept"]
+    rows = [list(row) for row in zip(labels, *(cells for _, cells in columns), strict=True)]
+    return ["training text", *(name for name, _ in columns)], rows
 
 
 def _example(source: str, target: str) -> tuple[int, str, str]:

@@ -85,6 +85,13 @@ def train_keys(config: Config) -> list[str]:
     return [f"data.train.{i}" for i in range(len(config.data.train))]
 
 
+def train_names(config: Config) -> list[str]:
+    """What messages call the training entries: their own names, or else their keys."""
+    return [
+        entry.name or key for entry, key in zip(config.data.train, train_keys(config), strict=True)
+    ]
+
+
 class _KnownFiles:
     """Remembers the sha256 of local files by size and time, so that big ones are read once.
 

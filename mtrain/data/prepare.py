@@ -30,10 +30,11 @@ from typing import Any
 from mtrain import console
 from mtrain.config import Config
 from mtrain.data.corpus import UNREADABLE, Cleaner, Corpus, TextPair
+from mtrain.data.data_report import table_of_entries
 from mtrain.data.downloads import Lock
 from mtrain.data.encoding import Encoder, PairStatistics, encode_corpus
 from mtrain.data.filters import PairFilter
-from mtrain.data.inputs import FORMAT, Inputs, describe_sources, identify, open_lock, train_keys
+from mtrain.data.inputs import FORMAT, Inputs, describe_sources, identify, open_lock, train_names
 from mtrain.data.norms import Norms
 from mtrain.data.store import SIDES, StoreCounts
 from mtrain.data.suspicions import check_sides, suspicions
@@ -261,7 +262,7 @@ class _Build:
         self.config, self.lock, self.path, self.steps = config, lock, path, steps
         self.n_processes = n_processes
         self.inputs = Inputs(config, lock)
-        self.names = train_keys(config)
+        self.names = train_names(config)
 
     def run(self) -> dict[str, Any]:
         """Do what is not done yet; returns the manifest, which is written last."""
@@ -331,8 +332,8 @@ class _Build:
             inputs.n_training_pairs(),
             self.n_processes,
         )
-        for key, sample in samples.items():
-            corpus.report.suspicions += suspicions(sample, languages, norms, key)
+        for name, sample in zip(self.names, samples.values(), strict=True):
+            corpus.report.suspicions += suspicions(sample, languages, norms, name)
         for number, unreadable in enumerate(inputs.unreadable):
             corpus.drop_unread(number, UNREADABLE, unreadable.n_pairs)
         corpus.select(config.data)
@@ -413,8 +414,17 @@ def _suspicions_of_kept(
 
 
 def _report(path: Path, manifest: dict[str, Any]) -> None:
-    rows = [(row["split"], row["reason"], row["pairs"]) for row in manifest["table"]]
-    console.table(("split", "", "pairs"), rows)
+    report = json.loads((path / _REPORT).read_text(encoding="utf-8"))
+    console.table(*table_of_entries(report))
+    n_pairs = {row["split"]: row["pairs"] for row in manifest["table"] if row["reason"] == "kept"}
+    n_near = {found["split"]: found["n_pairs"] for found in report["near_matches"]}
+    console.table(
+        ("evaluation text", "pairs", "also in training", "nearly"),
+        [
+            (name, n_pairs[name], manifest["n_leaked"][name], n_near.get(name, 0))
+            for name in manifest["splits"]
+        ],
+    )
     console.message(
         f"{path}: {manifest['n_train_pairs']:,} training pairs, "
         f"{manifest['n_source_tokens']:,} source and {manifest['n_target_tokens']:,} target tokens"

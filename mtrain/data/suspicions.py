@@ -25,6 +25,7 @@ _NEARLY_ALL = 0.95
 _MIN_OCCURRENCES = 3  # of a word, before it may tell the sides apart
 _MIN_TELLING_WORDS = 2  # of each language
 _MIN_CHARACTERS = 20  # of a line whose language can be identified
+_IMPROBABLE = 0.01  # a language: less finds right ones too, more finds little else
 _N_IDENTIFIED = 400  # lines of a side, at half a millisecond each
 
 _ENTITY = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{2,5});")
@@ -110,7 +111,7 @@ def _languages_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str
     if not Identifier.is_installed():
         return False
     return all(
-        _identified([pair[side] for pair in sample], languages[1 - side]).get(
+        _identified([pair[side] for pair in sample], languages[side]).get(
             primary(languages[1 - side]), 0.0
         )
         > _MOSTLY
@@ -159,13 +160,17 @@ def _other_languages(
 
 
 def _identified(lines: Sequence[str], language: str) -> dict[str, float]:
-    """The share of each language in lines that are long enough, by py3langid."""
+    """The share of each other language in lines that are long enough, by py3langid."""
     long = [line for line in lines if len(line) >= _MIN_CHARACTERS]
     long = long[:: max(1, len(long) // _N_IDENTIFIED)]
     identifier = Identifier()
     if not long or not identifier.knows(language):
         return {}  # unknown to it, its lines would be taken for anything
-    counts = Counter(map(identifier.identify, long))
+    counts = Counter(
+        identifier.identify(line)
+        for line in long
+        if identifier.probability(line, language) < _IMPROBABLE
+    )
     return {found: n / len(long) for found, n in counts.most_common()}
 
 
