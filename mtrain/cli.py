@@ -288,6 +288,7 @@ def train(
         "mtrain translate runs/my-model input.txt --with runs/other --with runs/third",
         "mtrain translate runs/my-model --score source.txt target.txt",
         "mtrain translate runs/my-model input.txt --alignment",
+        "mtrain translate runs/my-model --score source.txt target.txt --alignment",
         "echo 'A dog.' | mtrain translate runs/my-model --attention heads.html",
         "echo 'A dog.' | mtrain translate runs/my-model --attention heads.png --attention-layer 2",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TrainedRun, invoke
+from conftest import TrainedRun, invoke, reverse, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,6 +129,24 @@ def test_links_on_the_command_line(trained_run: TrainedRun, tmp_path: Path) -> N
     alignment = first["hypotheses"][0]["alignment"]
     assert " ".join(f"{i}-{j}" for i, j in alignment["links"]) == rows[0][1]
     assert alignment["source_words"] == lines[0].split()
+
+
+def test_given_pairs_are_linked_too(trained_run: TrainedRun, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run.path, run)
+    line = next(line for line in trained_run.test_sources if len(set(line.split())) == 4)
+    write_lines(tmp_path / "source", [line, "ba"])
+    write_lines(tmp_path / "target", [reverse(line), "ba"])
+    score = ("--score", "source", "target", "--alignment")
+    done = invoke("translate", run, *score, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [row.split("\t") for row in done.stdout.splitlines()]
+    linked = [link.split("-")[1] for link in rows[0][1].split()]
+    assert sorted(linked) == ["0", "1", "2", "3"]
+    alone = invoke("translate", run, *score[:-1], cwd=tmp_path)
+    assert alone.stdout.splitlines() == [row[0] for row in rows]
+    done = invoke("translate", run, *score, "--format", "jsonl", cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[1])["alignment"]["links"] == [[0, 0]]
 
 
 def test_without_them_the_output_is_as_before(trained_run: TrainedRun, tmp_path: Path) -> None:

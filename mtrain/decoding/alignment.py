@@ -4,7 +4,9 @@ One layer, one head of it or the mean of all, and one of two rows (that which wr
 next one, which has read it) show it best; which, is different in every model. They are chosen on
 the run's valid set, without any gold links: the choice is whatever agrees best with IBM Model 1
 (Brown et al., 1993), a table of word translations learnt by expectation maximisation from the same
-sentences. Agreement is the mean probability that Model 1 gives to the links.
+sentences. Agreement is the mean probability that Model 1 gives to the links. (Of the 40 candidates
+in a model of Multi30k, it took the one that was best by 167 links made by hand: 74 % are right,
+where Model 1 itself finds 56 %. Over all candidates the two measures correlate with 0.98.)
 
 Every target word is linked to one source word, that with the largest sum of weights over the
 pieces of both; a source word may have several links, or none. Words are what stands between white

@@ -185,7 +185,10 @@ def _answers(
         if beside is not None and beside.role == "target":
             assert others is not None
             scored = translator.score(lines, others, options)
-            yield [_format_score(number + 1 + i, s, options) for i, s in enumerate(scored)]
+            links = _links(translator, head, [(s.source, [s.tokens[:-1]]) for s in scored])
+            yield [
+                _format_score(number + 1 + i, s, options, links[i]) for i, s in enumerate(scored)
+            ]
             number += len(raw)
             if progress:
                 progress(len(raw))
@@ -193,7 +196,9 @@ def _answers(
         if options.tab_prefix:
             lines, others = _split_at_tab(lines)
         translations = translator.translate_lines(lines, options, progress, others, number)
-        links = _links(translator, head, translations)
+        links = _links(
+            translator, head, [(t.source, [h.tokens for h in t.hypotheses]) for t in translations]
+        )
         texts = []
         for bytes_, translation, alignments in zip(raw, translations, links, strict=True):
             number += 1
@@ -214,14 +219,16 @@ def _answers(
 
 
 def _links(
-    translator: Translator, head: AlignmentHead | None, translations: list[Translation]
+    translator: Translator,
+    head: AlignmentHead | None,
+    found: list[tuple[str, list[list[str]]]],
 ) -> list[list[Alignment]]:
-    """Of every hypothesis of every line; none where there is no head that shows them."""
+    """Of each line with the pieces of its translations; none where there is no head to show them"""
     if head is None:
-        return [[] for _ in translations]
-    pairs = [(t.source, h.tokens) for t in translations for h in t.hypotheses]
-    found = iter(align(translator, head, [s for s, _ in pairs], [pieces for _, pieces in pairs]))
-    return [[next(found) for _ in translation.hypotheses] for translation in translations]
+        return [[] for _ in found]
+    pairs = [(source, pieces) for source, translations in found for pieces in translations]
+    links = iter(align(translator, head, [s for s, _ in pairs], [pieces for _, pieces in pairs]))
+    return [[next(links) for _ in translations] for _, translations in found]
 
 
 def _split_at_tab(lines: list[str]) -> tuple[list[str], list[str]]:
@@ -273,11 +280,16 @@ def _format(
     return "".join(lines + lines[-1:] * (options.n_best - len(lines)))
 
 
-def _format_score(number: int, scored: ScoredPair, options: Options) -> str:
-    """What is written for a pair: its log-probability, or as jsonl one object."""
+def _format_score(
+    number: int, scored: ScoredPair, options: Options, alignments: list[Alignment]
+) -> str:
+    """What is written for a pair: its log-probability, or as jsonl one object; and its links."""
     if options.format == "jsonl":
-        return json.dumps({"line": number, **asdict(scored)}, ensure_ascii=False) + "\n"
-    return f"{scored.log_prob:.4f}\n"
+        shown = {"line": number, **asdict(scored)}
+        if alignments:
+            shown["alignment"] = asdict(alignments[0])
+        return json.dumps(shown, ensure_ascii=False) + "\n"
+    return "\t".join([f"{scored.log_prob:.4f}", *map(str, alignments)]) + "\n"
 
 
 def _lines_an_answer(options: Options, beside: Beside | None) -> int:
