@@ -14,14 +14,19 @@ from mtrain.config import (
     CldrEntry,
     Config,
     FilesEntry,
+    HubEntry,
     JsonlEntry,
     ModelConfig,
+    OpusEntry,
+    ParquetEntry,
+    SacrebleuEntry,
     TsvEntry,
     dump_config,
     json_schema,
     load_config,
     read_run_config,
 )
+from mtrain.entries import ENTRIES
 from mtrain.errors import ConfigError, UsageError
 from mtrain.run import RunDir
 
@@ -375,6 +380,10 @@ def test_no_entry(entry: str, expected: str) -> None:
     ("entry", "expected"),
     [
         ("{source: a}", "missing key `data.valid.target`"),
+        ("{hub: a b}", "`data.valid.hub` must be a name of the hub, such as `wmt/wmt14`, not"),
+        ("{opus: Europarl}", "`data.valid.opus` must be a corpus and its version, such as `Eur"),
+        ("{hub: a/b, splitt: x}", "unknown key `data.valid.splitt` | did you mean `data.valid.sp"),
+        ("{cldr: 5, name: a b}", "`data.valid.name` must be made of letters"),
         ("{cldr: 0}", "`data.valid.cldr` must be at least 1, not `0`"),
         ("{jsonl: a, columns: [0, 1]}", "unknown key `data.valid.columns` | `data.valid` takes "),
         ("{tsv: a, columns: [0]}", "`data.valid.columns` must be a list of 2 or more, not `[0]`"),
@@ -629,9 +638,14 @@ entries = st.one_of(
     st.builds(TsvEntry, tsv=texts, columns=st.tuples(st.integers(0, 9), st.integers(0, 9))),
     st.builds(JsonlEntry, jsonl=texts, source_field=texts, target_field=texts),
     st.builds(CldrEntry, cldr=st.integers(1, 10**9)),
+    st.builds(ParquetEntry, parquet=texts, languages=st.none() | st.tuples(texts, texts)),
+    st.builds(HubEntry, hub=st.just("wmt/wmt14"), config=st.none() | texts, split=texts),
+    st.builds(OpusEntry, opus=st.just("Europarl/v8"), name=st.none() | st.just("a.b")),
+    st.builds(SacrebleuEntry, sacrebleu=texts),
 )
+ENTRY_KEYS = {key for entry in ENTRIES.values() for key in entry.model_fields}
 slugs = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True).filter(
-    lambda name: name.lower() not in ("valid", "train", "source", "target", "tsv", "jsonl", "cldr")
+    lambda name: name.lower() not in ("valid", "train") and name not in ENTRY_KEYS
 )
 
 

@@ -153,6 +153,39 @@ def test_a_missing_file_is_named_with_its_status(server: Server, lock: Lock) -> 
     assert len(server.ranges) == 1
 
 
+def test_a_redirect_is_followed(server: Server, lock: Lock) -> None:
+    server.redirects = {"/latest.txt": "/moved.txt", "/moved.txt": "/a/corpus.txt"}
+    path = fetch(server.url("/latest.txt"), None, lock)
+    assert path.read_bytes() == CONTENT
+    assert lock.expect(server.url("/latest.txt")) == SHA256
+
+
+def test_a_redirect_in_a_circle_ends(server: Server, lock: Lock) -> None:
+    server.redirects = {"/x.txt": "/y.txt", "/y.txt": "/x.txt"}
+    with pytest.raises(DownloadError, match=r"/x\.txt is redirected in a circle"):
+        fetch(server.url("/x.txt"), None, lock)
+
+
+def test_a_redirect_to_a_page_of_a_login(server: Server, lock: Lock) -> None:
+    server.redirects = {"/corpus.tgz": "/login"}
+    server.files["/login"] = b"<!doctype html><title>Log in</title>"
+    with pytest.raises(DownloadError, match=r"/corpus\.tgz is an HTML page"):
+        fetch(server.url("/corpus.tgz"), None, lock)
+
+
+def test_a_length_that_is_too_large(server: Server, lock: Lock) -> None:
+    server.said_length, server.knows_range = len(CONTENT) + 1, False
+    with pytest.raises(DownloadError, match=r"the connection was closed early"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+
+
+def test_a_length_that_is_too_small(server: Server, lock: Lock) -> None:
+    """The rest cannot be seen; a sha256, or the end of compressed data, tells."""
+    server.said_length = len(CONTENT) - 5
+    with pytest.raises(DownloadError, match=r"corpus\.txt has the wrong sha256"):
+        fetch(server.url("/a/corpus.txt"), SHA256, lock)
+
+
 def test_a_page_is_no_data(server: Server, lock: Lock) -> None:
     server.files["/page"] = b"\n<!DOCTYPE html><html>Sign in</html>"
     with pytest.raises(DownloadError, match="is an HTML page"):

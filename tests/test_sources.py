@@ -194,6 +194,16 @@ class TestTsv:
         with pytest.raises(DataError, match=r"x\.tsv:2: 1 column, but column 1"):
             read(TsvEntry(tsv="x.tsv"), lock)
 
+    def test_quotes_do_not_protect_a_tab(self, lock: Lock) -> None:
+        write(tsv='a\tb\n"c\tc"\td\n"e"\t"f"\n')
+        entry = TsvEntry(tsv="x.tsv")
+        with pytest.raises(DataError, match=r"x\.tsv:2: 3 columns, but 2 in the first line"):
+            read(entry, lock)
+        unreadable = Unreadable(0.5)
+        pairs = list(read_entry(entry, "data.train.0", lock, unreadable))
+        assert pairs == [Pair("a", "b"), Pair('"e"', '"f"')]
+        assert unreadable.n_pairs == 1
+
 
 class TestJsonl:
     """One object a line."""
@@ -257,13 +267,13 @@ class TestUnreadable:
 
     def test_more_than_the_share_is_an_error(self, lock: Lock) -> None:
         write(en="grün\n".encode("latin-1") * 3 + b"e\n" * 197, de="1\n" * 200)
-        message = r"data.train.0: 3 of the first 200 pairs are no UTF-8 text.*1\.0%.*x\.en:1"
+        message = r"data.train.0: 3 of the first 200 pairs cannot be read.*1\.0%.*x\.en:1"
         with pytest.raises(DataError, match=message):
             list(read_entry(FILES, "data.train.0", lock, Unreadable(0.01)))
 
     def test_a_wholly_wrong_file_is_not_read_to_its_end(self, lock: Lock) -> None:
         write(en=b"\xe4\n" * 200_000, de="1\n" * 200_000)
-        with pytest.raises(DataError, match=r"20,000 of the first 20,000 pairs are no UTF-8"):
+        with pytest.raises(DataError, match=r"20,000 of the first 20,000 pairs cannot be read"):
             list(read_entry(FILES, "data.train.0", lock, Unreadable(0.01)))
 
     def test_json_and_tsv_lines_are_dropped_too(self, lock: Lock) -> None:
@@ -277,6 +287,11 @@ class TestUnreadable:
     def test_in_valid_and_test_sets_every_line_counts(self, lock: Lock) -> None:
         write(en="a\nb\0\n", de="1\n2\n")
         with pytest.raises(DataError, match=r"x\.en:2: a NUL character at position 1"):
+            read(FILES, lock)
+
+    def test_a_pointer_of_git_lfs_is_named(self, lock: Lock) -> None:
+        write(en="version https://git-lfs.github.com/spec/v1\noid sha256:0\n", de="1\n2\n")
+        with pytest.raises(DataError, match=r"x\.en is a pointer of Git LFS"):
             read(FILES, lock)
 
     def test_utf_16_is_named(self, lock: Lock) -> None:

@@ -19,6 +19,8 @@ class Server:
     cut_after: int | None = None  # bytes of an answer before the connection closes
     knows_range: bool = True
     status: int = 200
+    said_length: int | None = None  # what Content-Length claims, whatever is sent
+    redirects: dict[str, str] = field(default_factory=dict)
     n_busy: int = 0  # so many requests are answered 503 first
     ranges: list[str | None] = field(default_factory=list)
 
@@ -35,6 +37,9 @@ class _Handler(BaseHTTPRequestHandler):
             server.n_busy -= 1
             self._head(503, 0)
             return
+        if self.path in server.redirects:
+            self._head(302, 0, {"Location": server.redirects[self.path]})
+            return
         content = server.files.get(self.path)
         if content is None or server.status != 200:
             self._head(404 if content is None else server.status, 0)
@@ -48,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
             span = f"bytes {first}-{len(content) - 1}/{len(content)}"
             self._head(206, len(content) - first, {"Content-Range": span})
         else:
-            self._head(200, len(content))
+            self._head(200, len(content) if server.said_length is None else server.said_length)
         end = len(content) if server.cut_after is None else first + server.cut_after
         self.wfile.write(content[first:end])
 

@@ -257,6 +257,10 @@ class _Download:
                 problem = "the connection was closed early"
             except HTTPError as error:
                 error.close()
+                if 300 <= error.code < 400:
+                    raise DownloadError(
+                        f"{self.url} is redirected in a circle, or nowhere", "check the address"
+                    ) from error
                 if error.code < 500 and error.code not in (408, 429):
                     raise DownloadError(
                         f"{self.url} answered {error.code} {error.reason}", "check the address"

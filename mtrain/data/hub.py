@@ -133,10 +133,7 @@ def _find_local(entry: HubEntry, split: HubSplit, path: str, lock: Lock) -> Stor
 
 def _fetch(entry: HubEntry, split: HubSplit, path: str, where: str, lock: Lock) -> StoredFile:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if not console.is_terminal():
-        disable_progress_bars()
     console.message(f"downloading {path} of {entry.hub}")
     location = split.location(entry, path)
     with _hub_errors(entry, where):
@@ -196,14 +193,19 @@ def _endpoint() -> str | None:
 @contextmanager
 def _hub_errors(entry: HubEntry, where: str) -> Iterator[None]:
     """What the hub's libraries raise, in our words: they have no common base class."""
+    from datasets import disable_progress_bars
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils.tqdm import disable_progress_bars as disable_progress_bars_of_files
 
     what = f"{where}: the hub data set {entry.hub}"
+    if not console.is_terminal():
+        disable_progress_bars()
+        disable_progress_bars_of_files()
     try:
         yield
     except MtrainError:

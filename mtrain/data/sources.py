@@ -32,7 +32,7 @@ from mtrain.data.hub import hub_label, known_split, read_hub, resolve
 from mtrain.data.misalignment import Lengths, lines_that_fit
 from mtrain.data.stored_files import StoredFile, split_member
 from mtrain.data.tables import Texts, read_parquet
-from mtrain.data.text_files import Unreadable, decode, read_blocks
+from mtrain.data.text_files import Unreadable, decode, note_or_raise, read_blocks
 from mtrain.entries import (
     CodedEntry,
     Entry,
@@ -218,17 +218,30 @@ def _read_tsv(
 ) -> Iterator[RawChunk]:
     file = StoredFile.locate(entry.tsv, entry.sha256.get("tsv"), where, lock)
     source_column, target_column = entry.columns
-    n_needed = max(entry.columns) + 1
+    n_needed, n_usual = max(entry.columns) + 1, 0
     lines = _Lines(file, unreadable)
     while chunk := lines.take(n):
         rows = [None if line is None else line.split("\t") for line in chunk]
         for number, cells in enumerate(rows, start=lines.n_taken - len(rows) + 1):
-            if cells is not None and len(cells) < n_needed:
+            if cells is None or len(cells) == n_usual:
+                continue
+            n_usual = n_usual or len(cells)
+            place = f"{file.location}:{number}"
+            if len(cells) < n_needed:
                 raise DataError(
-                    f"{file.location}:{number}: {_count(len(cells), 'column')}, "
+                    f"{place}: {_count(len(cells), 'column')}, "
                     f"but column {n_needed - 1} (counted from 0) is asked for",
                     f"mend the line, or correct `columns` of {where}",
                 )
+            if len(cells) > n_usual:  # a tab has cut some sentence in two
+                note_or_raise(
+                    DataError(
+                        f"{place}: {len(cells)} columns, but {n_usual} in the first line",
+                        "a tab inside a text parts it, quotes or not: replace it by a space",
+                    ),
+                    unreadable,
+                )
+                rows[number - 1 - (lines.n_taken - len(rows))] = None
         yield (
             [None if cells is None else cells[source_column] for cells in rows],
             [None if cells is None else cells[target_column] for cells in rows],

@@ -15,11 +15,12 @@ from mtrain.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 BLOCK_BYTES = 1 << 21  # decoded at once: far quicker than line by line
 
 
 class Unreadable:
-    """Pairs of a training entry that are no text: dropped and counted, up to a share of them.
+    """Pairs of a training entry that cannot be read: dropped, counted, up to a share of them.
 
     n_pairs  so many were dropped
     first    why the first of them was, with its file and line
@@ -47,10 +48,9 @@ class Unreadable:
             return
         assert self.first is not None
         raise DataError(
-            f"{where}: {self.n_pairs:,} of the first {n_read:,} pairs are no UTF-8 text, which is "
-            f"more than {self.max_share:.1%}; the first of them: {self.first.message}",
-            "convert the file, for example with `iconv -f latin1 -t utf-8`, "
-            "or raise `data.max_unreadable`",
+            f"{where}: {self.n_pairs:,} of the first {n_read:,} pairs cannot be read, more than "
+            f"{self.max_share:.1%}; the first of them: {self.first.message}",
+            f"{self.first.fix}; or raise `data.max_unreadable`",
         )
 
 
@@ -90,10 +90,15 @@ def decode(raw: bytes, place: str, unreadable: Unreadable | None) -> str | None:
             f"{place}: a NUL character at position {text.index(chr(0))}",
             "mend or remove the line; many of them mean that the file is no text",
         )
+    note_or_raise(problem, unreadable)
+    return None
+
+
+def note_or_raise(problem: DataError, unreadable: Unreadable | None) -> None:
+    """Remember why a pair is dropped, where pairs may be."""
     if unreadable is None:
         raise problem
     unreadable.note(problem)
-    return None
 
 
 def _whole_lines(file: StoredFile) -> Iterator[bytes]:
@@ -103,7 +108,7 @@ def _whole_lines(file: StoredFile) -> Iterator[bytes]:
     with file.open() as stream:
         while block := stream.read(BLOCK_BYTES):
             if is_start:
-                _refuse_utf_16(block, file.location)
+                _refuse_what_is_no_text(block, file.location)
                 block = block.removeprefix(BYTE_ORDER_MARK)
                 is_start = False
             end = block.rfind(b"\n") + 1
@@ -115,10 +120,16 @@ def _whole_lines(file: StoredFile) -> Iterator[bytes]:
         yield last
 
 
-def _refuse_utf_16(start: bytes, location: str) -> None:
+def _refuse_what_is_no_text(start: bytes, location: str) -> None:
+    """Tell by its first bytes a file that is something else as a whole."""
     if start.startswith(UTF_16_MARKS):
         raise DataError(
             f"{location} is UTF-16, not UTF-8", "convert the file: `iconv -f utf-16 -t utf-8`"
+        )
+    if start.startswith(LFS_POINTER):
+        raise DataError(
+            f"{location} is a pointer of Git LFS, not the file that it stands for",
+            "get the file itself with `git lfs pull`",
         )
 
 
