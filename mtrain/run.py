@@ -129,6 +129,8 @@ class RunDir:
         self.data = self.files / "data"
         self.manifest = self.data / "manifest.json"
         self.word_counts = self.data / "word_counts.json"
+        self.attention = self.path / "attention.json"  # see evaluation.samples
+        self.sweep = self.path / "sweep.json"
         self.data_report = self.data / "report.json"  # see data.data_report
         self.lock = (
             self.path.absolute().parent / f".{self.path.absolute().name}.lock"

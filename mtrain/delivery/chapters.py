@@ -13,8 +13,8 @@ from typing import Any
 from babel import Locale, UnknownLocaleError
 
 from mtrain import console
-from mtrain.delivery.comparison import Comparison
 from mtrain.delivery.facts import RunFacts
+from mtrain.delivery.side_by_side import SideBySide
 
 METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 LOWER_IS_BETTER = {"ter"}
@@ -45,6 +45,7 @@ class ScoreRow:
     run: int
     cells: list[Cell | None]
     how: str  # checkpoint, decoding, number of sentences
+    warning: str  # why the scores are not to be believed; mostly empty
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ def _in_short(run: RunFacts) -> str:
     )
 
 
-def examples(comparisons: Sequence[Comparison]) -> list[Example]:
+def examples(comparisons: Sequence[SideBySide]) -> list[Example]:
     """A poor, a usual and a good translation of the first run: at three quantiles of chrF."""
     if not comparisons or comparisons[0].outputs[0].run != 0:
         return []
@@ -323,6 +324,7 @@ def _scored_set(
                     for m in metrics
                 ],
                 how_scored(entry),
+                _contamination(entry),
             )
             for run, entry in rows
         ],
@@ -360,6 +362,20 @@ def how_scored(entry: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def decoding_name(entry: Mapping[str, Any]) -> str:
+    """beam 5, length penalty 1.0, int8, ctranslate2"""
+    parts = [f"beam {entry['beam']}"]
+    if "length_penalty" in entry:
+        parts.append(f"length penalty {entry['length_penalty']}")
+    return ", ".join([*parts, *(entry[key] for key in ("precision", "engine") if key in entry)])
+
+
+def _contamination(entry: Mapping[str, Any]) -> str:
+    if not entry.get("contaminated"):
+        return ""
+    return f"contaminated: {entry.get('n_leaked', 0):,} training pairs give sentences of it away"
+
+
 def _signatures(
     entries: Sequence[tuple[str, int, dict[str, Any]]], metrics: Sequence[str]
 ) -> list[Fact]:
@@ -381,74 +397,7 @@ def _signatures(
     ]
 
 
-# -- data ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DataChapter:
-    """The data of the runs that were trained on the same text."""
-
-    runs: list[int]
-    table: list[tuple[str, int, float]]  # what became of the training pairs: name, pairs, share
-    splits: list[tuple[str, int]]
-    sides: list[Fact]
-    sources: list[Fact]
-
-
-def data_chapters(runs: Sequence[RunFacts]) -> list[DataChapter]:
-    """One for each set of prepared data."""
-    by_data: dict[str, list[int]] = {}
-    for number, run in enumerate(runs):
-        by_data.setdefault(str(sorted(run.manifest["files"].items())), []).append(number)
-    return [_data_chapter(runs[numbers[0]].manifest, numbers) for numbers in by_data.values()]
-
-
-def _data_chapter(manifest: Mapping[str, Any], numbers: list[int]) -> DataChapter:
-    rows = [(row["split"], row["reason"], row["pairs"]) for row in manifest.get("table", [])]
-    train = [(reason, pairs) for split, reason, pairs in rows if split == "train"]
-    n_read = max((pairs for _, pairs in train), default=0)
-    return DataChapter(
-        numbers,
-        [(reason, pairs, pairs / n_read if n_read else 0.0) for reason, pairs in train],
-        [(split, pairs) for split, _, pairs in rows if split != "train"],
-        list(_sides(manifest)),
-        [_source(entry) for entry in manifest.get("sources", [])],
-    )
-
-
-def _sides(manifest: Mapping[str, Any]) -> Iterator[Fact]:
-    for side in ("source", "target"):
-        counts = manifest.get("sides", {}).get(side)
-        if counts:
-            yield Fact(
-                f"{language_name(manifest[side])} ({side})",
-                f"{counts['n_words']:,} words",
-                f"{counts['n_tokens']:,} pieces, {counts['tokens_per_word']:.2f} a word, "
-                f"{counts['byte_share']:.2%} of them spelled in bytes",
-            )
-    ratio = manifest["length_ratio"]
-    yield Fact(
-        "Length of target over source",
-        f"{ratio['mean']:.2f} ± {ratio['std']:.2f}",
-        "in pieces: mean and standard deviation",
-    )
-    if "copied_share" in manifest:
-        yield Fact(
-            "Pairs whose target is the source", f"{manifest['copied_share']:.2%}", "of those kept"
-        )
-
-
-def _source(entry: Mapping[str, Any]) -> Fact:
-    """An entry of the config as `prepare` found it."""
-    skipped = {"entry", "files", "sha256"}
-    parts = [f"{key}: {value}" for key, value in entry.items() if key not in skipped and value]
-    hashes = [
-        f"{location.rsplit('/', 1)[-1]}: {facts['sha256']}"
-        for location, facts in entry.get("files", {}).items()
-        if "sha256" in facts
-    ]
-    hashes = hashes or [f"{side}: {value}" for side, value in entry.get("sha256", {}).items()]
-    return Fact(entry["entry"], "\n".join(parts), "\n".join(hashes))
+# -- how to make it again -------------------------------------------------------------------
 
 
 def side_by_side(
@@ -458,9 +407,6 @@ def side_by_side(
     by_name = [{fact.name: fact for fact in group} for group in groups]
     names = dict.fromkeys(name for facts in by_name for name in facts)
     return [(name, [facts.get(name) for facts in by_name]) for name in names]
-
-
-# -- how to make it again --------------------------------------------------------------------
 
 
 def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:

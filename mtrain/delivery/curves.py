@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 N_RUN_COLOURS = 6
+N_BARS = 25  # of a histogram; the last one holds all that is longer
 MOST_POINTS = 400  # of a line; more cannot be told apart at this size
 
 _INK, _RULE = "#fe0001", "#fe0002"
@@ -73,6 +74,57 @@ def line_chart(title: str, lines: Sequence[Line]) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axes.set_xlabel("step")
         return to_svg(figure, title)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way of decoding: how fast, and how good."""
+
+    run: int
+    x: float
+    y: float
+    label: str
+    is_recommended: bool = False
+
+
+def point_chart(title: str, points: Sequence[Point], x_label: str, y_label: str) -> str:
+    """Labelled points, as an `<svg>`; those of a run in its colour, the recommended one filled."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for point in points:
+            colour = run_colour(point.run)
+            filling = colour if point.is_recommended else "none"
+            axes.plot(point.x, point.y, "o", ms=7, mec=colour, mfc=filling)
+            axes.annotate(
+                point.label, (point.x, point.y), xytext=(6, 4), textcoords="offset points"
+            )
+        axes.margins(0.12)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        return to_svg(figure, title)
+
+
+def length_chart(title: str, sides: Sequence[Sequence[int]]) -> str:
+    """How many sentences are how long, as an `<svg>`: `sides[0][n]` sources of n pieces."""
+    longest = max(_quantile(counts, 0.995) for counts in sides)
+    width = max(1, -(-longest // N_BARS))  # pieces in a bar
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.0, 2.3), layout="constrained")
+        axes = figure.subplots()
+        for side, counts in enumerate(sides):
+            shown = [sum(counts[i : i + width]) for i in range(0, longest + 1, width)]
+            shown[-1] += sum(counts[len(shown) * width :])
+            left = [(i + 0.05 + 0.45 * side) * width for i in range(len(shown))]
+            axes.bar(left, shown, 0.45 * width, align="edge", color=run_colour(side))
+        axes.set_xlabel("pieces")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        return to_svg(figure, title)
+
+
+def _quantile(counts: Sequence[int], share: float) -> int:
+    """The least length at which `share` of the sentences have been counted."""
+    return int(np.searchsorted(np.cumsum(counts), share * sum(counts)))
 
 
 def _spans_powers_of_ten(lines: Sequence[Line]) -> bool:

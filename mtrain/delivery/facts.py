@@ -17,9 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from mtrain.config import Config, read_run_config
 from mtrain.errors import CheckpointError, DataError, UsageError
+from mtrain.evaluation.analysis import Analysis
 from mtrain.run import RunDir, sha256_of
-
-BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,13 @@ class Translated:
 
     name: str
     sha256: str  # of the sources and references
-    checkpoint: str
     sources: list[str]
     references: list[str]
     translations: list[str]
     model_scores: list[float] | None  # log-probability / length^p of each translation
+    analysis: (
+        Analysis | None
+    )  # diagnostics and breakdown; None in runs scored before there were any
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class RunFacts:
 
     @cached_property
     def translated(self) -> list[Translated]:
-        """The test sets (and valid) that were translated, in the config's order."""
-        found = (_read_translated(self.run, name) for name in [*self.test_sets, "valid"])
-        return [test_set for test_set in found if test_set is not None]
+        """The test sets (and valid) that `eval` scored, in the config's order."""
+        names = [*self.test_sets, "valid"]
+        return [_read_translated(self.run, name) for name in names if name in self.scores]
 
     def read_object(self, path: Path) -> Any:
         """A JSON file that newer runs hold; None where it is not there."""
@@ -137,7 +138,7 @@ def _read_weights(run: RunDir) -> Weights | None:
             f"{path} is damaged or cut short ({error})", "use another run, or train again"
         ) from error
     return Weights(
-        name=path.relative_to(run.path).as_posix(),
+        name=path.name if path == run.path else path.relative_to(run.path).as_posix(),
         step=note.get("facts", {}).get("step"),
         n_parameters=sum(_product(shape) for shape in shapes),
         size_bytes=path.stat().st_size,
@@ -152,37 +153,25 @@ def _product(shape: Sequence[int]) -> int:
     return total
 
 
-def _read_translated(run: RunDir, name: str) -> Translated | None:
-    """What `eval` wrote of a test set: of the best checkpoint, else of the one scored last."""
-    files = sorted(run.translations.glob(f"{name}.*.txt"), key=lambda path: path.stat().st_mtime)
-    best = run.translations / f"{name}.{BEST}.txt"
-    if not files:
-        return None
-    path = best if best in files else files[-1]
+def _read_translated(run: RunDir, name: str) -> Translated:
+    """A scored test set, with what `eval` kept of it."""
     split = run.read_split(name)
-    translations = path.read_text(encoding="utf-8").split("\n")[:-1]
-    if len(translations) != len(split.sources):
+    lines = run.read_translations(name)
+    if [(line.source, line.reference) for line in lines] != list(
+        zip(split.sources, split.references, strict=True)
+    ):
         raise DataError(
-            f"{path} has {len(translations):,} lines, but {name} has {len(split.sources):,}",
-            f"translate it again: mtrain eval {run.path} --split {name}",
+            f"the translations of {name} in {run.translations} are of another text",
+            f"make them again: mtrain eval {run.path} --split {name}",
         )
+    scores = [line.score for line in lines if line.score is not None]
+    analysis = run.read_analysis(name)
     return Translated(
         name=name,
         sha256=split.sha256,
-        checkpoint=path.name.removeprefix(f"{name}.").removesuffix(".txt"),
         sources=split.sources,
         references=split.references,
-        translations=translations,
-        model_scores=_read_model_scores(path.with_suffix(".jsonl"), translations),
+        translations=[line.translation for line in lines],
+        model_scores=scores if len(scores) == len(lines) else None,
+        analysis=None if analysis is None else Analysis.from_json(analysis),
     )
-
-
-def _read_model_scores(path: Path, translations: list[str]) -> list[float] | None:
-    """The model's own score of each translation; None where no such file goes with them."""
-    if not path.exists():
-        return None
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-    if [record["translation"] for record in records] != translations:
-        return None
-    scores = [record["score"] for record in records]
-    return None if None in scores else scores

@@ -23,10 +23,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mtrain import __version__
-from mtrain.delivery import chapters
-from mtrain.delivery.comparison import compare
-from mtrain.delivery.curves import Line, line_chart
+from mtrain.delivery import chapters, findings
+from mtrain.delivery.curves import Line, Point, line_chart, point_chart
 from mtrain.delivery.facts import RunFacts, read_runs
+from mtrain.delivery.side_by_side import put_side_by_side
+from mtrain.delivery.training_data import data_chapters
+from mtrain.evaluation.diagnostics import TITLES
 from mtrain.run import RunDir, atomic_write
 
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"}
@@ -35,12 +37,28 @@ REFRESH_S = 15  # between two readings of a watched page
 _CHAPTERS = (
     ("model", "Model"),
     ("scores", "Scores"),
+    ("faults", "Faults"),
+    ("where", "Where"),
     ("sentences", "Sentences"),
+    ("attention", "Attention"),
+    ("speed", "Speed"),
     ("training", "Training"),
     ("data", "Data"),
     ("again", "Make it again"),
 )
 _LIBRARIES = ("torch", "sentencepiece", "sacrebleu", "numpy")
+
+
+@dataclass(frozen=True)
+class SpeedPoint:
+    """One way of decoding, in words."""
+
+    run: int
+    name: str
+    bleu: str
+    chrf: str
+    speed: str
+    is_recommended: bool
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class Curve:
 
 def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
     """Write the page about some runs; -> where it is (by default report.html in the first run)."""
-    target = output or paths[0] / "report.html"
+    target = output or _beside(paths[0], "report.html")
     atomic_write(target, render(read_runs(paths)))
     return target
 
@@ -64,7 +82,7 @@ def watch_report(paths: Sequence[Path], output: Path | None = None, every_s: flo
 
     Meanwhile the page reads itself anew; however this ends, the last one written no longer does.
     """
-    target = output or paths[0] / "report.html"
+    target = output or _beside(paths[0], "report.html")
     seen: list[list[tuple[str, int]]] = []
     runs = read_runs(paths)
     try:
@@ -81,9 +99,14 @@ def watch_report(paths: Sequence[Path], output: Path | None = None, every_s: flo
 
 def write_model_card(path: Path, output: Path | None = None) -> Path:
     """Write the page of one run as Markdown; -> where it is (by default model_card.md there)."""
-    target = output or path / "model_card.md"
+    target = output or _beside(path, "model_card.md")
     atomic_write(target, render_model_card(read_runs([path])[0]))
     return target
+
+
+def _beside(run: Path, name: str) -> Path:
+    """In a run directory; beside an exported file."""
+    return run.with_suffix(f".{name}") if run.is_file() else run / name
 
 
 def _stamps(run: RunDir) -> list[tuple[str, int]]:
@@ -97,7 +120,7 @@ def render(runs: Sequence[RunFacts], refresh_s: int = 0) -> str:
     """The page as text; with `refresh_s` it reads itself anew that often."""
     labels = [run.label for run in runs]
     scores = chapters.score_table(runs)
-    comparisons = compare(runs)
+    comparisons = put_side_by_side(runs)
     script = _script()
     return (
         _environment()
@@ -114,13 +137,18 @@ def render(runs: Sequence[RunFacts], refresh_s: int = 0) -> str:
             examples=chapters.examples(comparisons),
             usage=chapters.usage(runs[0]),
             scores=scores,
-            significance=[],
+            significance=findings.significance(runs, comparisons),
             comparisons=comparisons,
             blocks=[comparison.block() for comparison in comparisons],
-            fault_titles={},
+            fault_titles=TITLES,
+            faults=findings.faults(comparisons),
+            where=findings.where_it_goes_wrong(comparisons),
+            in_short=findings.in_short(runs[0], comparisons) if len(runs) == 1 else [],
             trainings=[chapters.training_facts(run) for run in runs],
             curves=_curves(runs),
-            data=chapters.data_chapters(runs),
+            attention=_attention(runs),
+            sweep=_sweep(runs),
+            data=data_chapters(runs),
             differences=chapters.config_differences(runs) if len(runs) > 1 else [],
             again=[chapters.again(run) for run in runs],
             versions=_versions(),
@@ -134,10 +162,10 @@ def render(runs: Sequence[RunFacts], refresh_s: int = 0) -> str:
 
 def render_model_card(run: RunFacts) -> str:
     """The model card as text."""
-    comparisons = compare([run])
+    comparisons = put_side_by_side([run])
     return (
         _environment()
-        .get_template("model_card.md")
+        .get_template("model_card.jinja")
         .render(
             title=run.label,
             languages=[run.config.source, run.config.target],
@@ -148,7 +176,7 @@ def render_model_card(run: RunFacts) -> str:
             comparison=comparisons[0] if comparisons else None,
             examples=chapters.examples(comparisons),
             scores=chapters.score_table([run]),
-            data=chapters.data_chapters([run])[0],
+            data=data_chapters([run])[0],
             training=chapters.training_facts(run),
             again=chapters.again(run),
             version=__version__,
@@ -237,6 +265,32 @@ def _curves(runs: Sequence[RunFacts]) -> list[Curve]:
         if lines:
             curves.append(Curve(title, caption, Markup(line_chart(title, lines))))
     return curves
+
+
+def _attention(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
+    """The sentences whose attention `eval` kept: the run, its text, the maps."""
+    found = []
+    for number, run in enumerate(runs):
+        for maps in run.read_object(run.run.attention) or []:
+            text = "".join(maps["source"][:-1]).replace("\u2581", " ").strip()
+            found.append({"run": number, "text": text, "maps": maps})
+    return found
+
+
+def _sweep(runs: Sequence[RunFacts]) -> dict[str, Any]:
+    """What `eval --sweep` measured, as points of a picture and rows of a table."""
+    points, rows = [], []
+    for number, run in enumerate(runs):
+        for entry in run.read_object(run.run.sweep) or []:
+            name = chapters.decoding_name(entry)
+            is_recommended = bool(entry.get("recommended"))
+            speed, bleu = entry["sentences_per_s"], entry["bleu"]
+            label = f"beam {entry['beam']}"
+            points.append(Point(number, speed, bleu, label, is_recommended))
+            numbers = (f"{bleu:.2f}", f"{entry['chrf']:.2f}", f"{speed:,.1f}")
+            rows.append(SpeedPoint(number, name, *numbers, is_recommended))
+    picture = point_chart("Quality and speed", points, "sentences/s", "BLEU") if points else ""
+    return {"points": rows, "svg": Markup(picture)}
 
 
 def _line(run: RunFacts, number: int, kind: str, key: str, is_dotted: bool) -> Line | None:

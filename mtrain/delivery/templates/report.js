@@ -2,7 +2,7 @@
 
 // Sentences of a corpus enter the page as text nodes only: nothing in them is ever read as markup.
 
-const PAGE_SIZE = 25;
+const FIRST = 10, MORE = 25; // sentences shown
 const byId = (id) => document.getElementById(id);
 
 function element(tag, className, text) {
@@ -93,11 +93,11 @@ class Sentences {
     for (const field of Object.values(this.field)) {
       field.addEventListener(field.type === "search" ? "input" : "change", () => this.show());
     }
-    byId("more").addEventListener("click", () => { this.limit += PAGE_SIZE; this.draw(); });
+    byId("more").addEventListener("click", () => { this.limit += MORE; this.draw(); });
   }
 
   async show() {
-    this.limit = PAGE_SIZE;
+    this.limit = FIRST;
     const id = this.field.set.value;
     this.loaded[id] ??= unpack(id);
     this.data = await this.loaded[id];
@@ -111,7 +111,7 @@ class Sentences {
   /** Choices that depend on the test set. */
   offer() {
     const { outputs } = this.data;
-    const found = new Set(outputs.flatMap((output) => Object.keys(output.flags || {})));
+    const found = new Set(outputs.flatMap((output) => Object.keys(output.faults)));
     const flags = [["", "all sentences"]];
     if (found.size) flags.push(["*", "any fault"]);
     for (const [name, title] of Object.entries(this.titles)) if (found.has(name)) flags.push([name, title]);
@@ -123,6 +123,7 @@ class Sentences {
     if (outputs.length > 1) {
       order.push(["gain", `${this.runs[outputs[1].run]} gains most chrF`], ["loss", `${this.runs[outputs[1].run]} loses most chrF`]);
     }
+    if (found.has(this.field.flag.value)) order.push(["worst", "worst of this fault first"]);
     this.fill(this.field.sort, order);
     const against = [["reference", "the reference"]];
     if (outputs.length > 1) against.push(["first", this.runs[outputs[0].run]]);
@@ -145,11 +146,11 @@ class Sentences {
     const { sources, references, outputs } = this.data;
     const flag = this.field.flag.value;
     const text = this.field.text.value.toLowerCase();
-    const flagged = outputs.map((output) => new Set(
-      flag === "*" ? Object.values(output.flags || {}).flat() : (output.flags || {})[flag] || []));
+    const faults = outputs.flatMap((output) => flag === "*" ? Object.values(output.faults) : output.faults[flag] || []);
+    const flagged = new Set(faults.flatMap((fault) => fault.lines));
     const isAsked = (i) => {
       if (flag === "differ") { if (outputs.every((output) => output.texts[i] === outputs[0].texts[i])) return false; }
-      else if (flag && !flagged.some((lines) => lines.has(i))) return false;
+      else if (flag && !flagged.has(i)) return false;
       return !text || [sources[i], references[i], ...outputs.map((output) => output.texts[i])]
         .some((line) => line.toLowerCase().includes(text));
     };
@@ -160,6 +161,9 @@ class Sentences {
       "score-up": (i) => outputs[0].scores[i], "score-down": (i) => -outputs[0].scores[i],
       "gain": (i) => outputs[0].chrf[i] - outputs[1].chrf[i], "loss": (i) => outputs[1].chrf[i] - outputs[0].chrf[i],
     };
+    const rank = new Map();
+    for (const fault of faults) fault.worst.forEach(([i], k) => rank.set(i, Math.min(k, rank.get(i) ?? Infinity)));
+    keys.worst = (i) => rank.get(i) ?? rank.size;
     const key = keys[this.field.sort.value];
     return key ? chosen.sort((a, b) => key(a) - key(b) || a - b) : chosen;
   }
@@ -198,8 +202,11 @@ class Sentences {
       let figures = `chrF ${output.chrf[i].toFixed(1)}`;
       if (output.scores) figures += ` · score ${output.scores[i].toFixed(2).replace("-", "\u2212")}`;
       cell.append(element("span", "figures", figures));
-      for (const [name, lines] of Object.entries(output.flags || {})) {
-        if (lines.includes(i)) cell.append(" ", element("span", "flag", this.titles[name] || name));
+      for (const [name, fault] of Object.entries(output.faults)) {
+        if (!fault.lines.includes(i)) continue;
+        const detail = fault.worst.find(([line]) => line === i);
+        const text = detail ? `${this.titles[name]}: ${detail[1]}` : this.titles[name];
+        cell.append(" ", element("span", "flag", visible(text)));
       }
     });
     return list;
@@ -233,6 +240,72 @@ class Sentences {
 /** Words of the reference that no output has. */
 function everywhere(compared) {
   return new Set([...compared[0][0]].filter((word) => compared.every(([missed]) => missed.has(word))));
+}
+
+// -- attention ----------------------------------------------------------------------------------
+
+const CELL = 14, LETTER = 6.2; // of a picture: side of a cell, usual width of a letter
+
+/** The pictures of one sentence: a head each, after their mean. */
+class Attention {
+  constructor() {
+    this.sentences = JSON.parse(byId("attention-data").textContent);
+    this.field = {};
+    for (const name of ["sentence", "kind", "layer"]) {
+      this.field[name] = byId(`attention-${name}`);
+      this.field[name].addEventListener("change", () => this.draw(name !== "layer"));
+    }
+    this.draw(true);
+  }
+
+  draw(isOther) {
+    const maps = this.sentences[this.field.sentence.value];
+    const kind = this.field.kind.value;
+    const [n, heads, rows, columns] = maps[kind].shape;
+    const bytes = Uint8Array.from(atob(maps[kind].bytes), (c) => c.charCodeAt(0));
+    if (isOther) {
+      this.field.layer.replaceChildren(...Array.from({ length: n }, (_, i) => new Option(`${i + 1} of ${n}`, i)));
+      this.field.layer.value = n - 1;
+    }
+    const start = Number(this.field.layer.value) * heads * rows * columns;
+    const weights = Array.from({ length: heads }, (_, h) =>
+      Array.from(bytes.subarray(start + h * rows * columns, start + (h + 1) * rows * columns), (b) => b / 255));
+    const mean = weights[0].map((_, i) => weights.reduce((sum, head) => sum + head[i], 0) / heads);
+    const down = kind === "encoder" ? maps.source : maps.written;
+    const across = kind === "decoder" ? maps.read : maps.source;
+    byId("attention-maps").replaceChildren(
+      this.picture("mean of all heads", mean, down, across),
+      ...weights.map((head, h) => this.picture(`head ${h + 1}`, head, down, across)));
+  }
+
+  picture(name, weights, down, across) {
+    const shown = (piece) => visible(piece.replaceAll("\u2581", "_"));
+    const width = (pieces) => Math.max(...pieces.map((piece) => [...piece].length)) * LETTER + 6;
+    const left = width(down), top = width(across);
+    const make = (tag, attributes, text) => {
+      const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+      if (text !== undefined) made.textContent = text;
+      return made;
+    };
+    const svg = make("svg", {
+      viewBox: `0 0 ${left + across.length * CELL} ${top + down.length * CELL}`, role: "img", "aria-label": name, "font-size": 10,
+    });
+    across.forEach((piece, c) => svg.append(make("text",
+      { transform: `translate(${left + (c + 0.7) * CELL} ${top - 4}) rotate(-90)` }, shown(piece))));
+    down.forEach((piece, r) => svg.append(make("text",
+      { x: left - 4, y: top + (r + 0.72) * CELL, "text-anchor": "end" }, shown(piece))));
+    weights.forEach((weight, i) => {
+      const r = Math.floor(i / across.length), c = i % across.length;
+      const cell = make("rect", { x: left + c * CELL, y: top + r * CELL, width: CELL - 1, height: CELL - 1,
+        "fill-opacity": (0.03 + 0.97 * weight).toFixed(2) });
+      cell.append(make("title", {}, `${shown(down[r])} \u2192 ${shown(across[c])}: ${weight.toFixed(2)}`));
+      svg.append(cell);
+    });
+    const figure = element("figure");
+    figure.append(element("h3", "", name), svg);
+    return figure;
+  }
 }
 
 // -- the page -----------------------------------------------------------------------------------
@@ -285,6 +358,7 @@ function start() {
   openAllForPrint();
   const every = Number(document.body.dataset.refresh);
   if (every) refresh(every);
+  if (byId("attention-data")) new Attention();
   const place = byId("list");
   if (!place) return;
   if (!("DecompressionStream" in window)) {

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sacrebleu.metrics.chrf import CHRF
-
 from mtrain.delivery.facts import RunFacts, Translated
+from mtrain.evaluation.metrics import statistics
 
 
 @dataclass(frozen=True)
@@ -25,17 +24,40 @@ class Output:
 
     run: int  # its number among the runs of the report
     translated: Translated
+    target_lang: str
 
     @cached_property
     def chrf(self) -> list[float]:
-        """Of each sentence, in percent, as sacreBLEU's `sentence_chrf` gives it."""
-        metric = CHRF()
-        pairs = zip(self.translated.translations, self.translated.references, strict=True)
-        return [metric.sentence_score(text, [reference]).score for text, reference in pairs]
+        """Of each sentence, in percent."""
+        analysis = self.translated.analysis
+        if analysis is not None:
+            return analysis.breakdown.sentence_chrf
+        text = self.translated
+        counts = statistics("chrf", text.translations, text.references, self.target_lang)
+        return [float(score) for score in counts.of_each()]
+
+    def block(self) -> dict[str, Any]:
+        """Translations, scores and faults for the page."""
+        analysis, scores = self.translated.analysis, self.translated.model_scores
+        found = [] if analysis is None else analysis.diagnosis.diagnostics
+        return {
+            "run": self.run,
+            "texts": self.translated.translations,
+            "chrf": [round(score, 1) for score in self.chrf],
+            "scores": None if scores is None else [round(score, 3) for score in scores],
+            "faults": {
+                fault.name: {
+                    "lines": fault.lines,
+                    "worst": [[suspect.line, suspect.detail] for suspect in fault.worst],
+                }
+                for fault in found
+                if fault.lines
+            },
+        }
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """A test set, and the translations of every run that was tested on exactly this text."""
 
     name: str
@@ -50,36 +72,24 @@ class Comparison:
 
     def block(self) -> str:
         """All of it for the page: gzip in base64."""
-        sentences: dict[str, Any] = {
+        sentences = {
             "sources": self.text.sources,
             "references": self.text.references,
-            "outputs": [
-                {
-                    "run": output.run,
-                    "texts": output.translated.translations,
-                    "chrf": [round(score, 1) for score in output.chrf],
-                    "scores": _rounded(output.translated.model_scores),
-                }
-                for output in self.outputs
-            ],
+            "outputs": [output.block() for output in self.outputs],
         }
         data = json.dumps(sentences, ensure_ascii=False, separators=(",", ":"))
         # mtime=0: the same run gives the same page.
         return base64.b64encode(gzip.compress(data.encode(), mtime=0)).decode()
 
 
-def compare(runs: Sequence[RunFacts]) -> list[Comparison]:
+def put_side_by_side(runs: Sequence[RunFacts]) -> list[SideBySide]:
     """The translated test sets in the order of the runs; one for each text, whatever its name."""
-    by_text: dict[tuple[str, str, str], Comparison] = {}
+    by_text: dict[tuple[str, str, str], SideBySide] = {}
     for number, run in enumerate(runs):
-        languages = (run.config.source, run.config.target)
+        source_lang, target_lang = run.config.source, run.config.target
         for translated in run.translated:
-            key = (translated.sha256, *languages)
+            key = (translated.sha256, source_lang, target_lang)
             if key not in by_text:
-                by_text[key] = Comparison(translated.name, *languages, [])
-            by_text[key].outputs.append(Output(number, translated))
+                by_text[key] = SideBySide(translated.name, source_lang, target_lang, [])
+            by_text[key].outputs.append(Output(number, translated, target_lang))
     return list(by_text.values())
-
-
-def _rounded(scores: Sequence[float] | None) -> list[float] | None:
-    return None if scores is None else [round(score, 3) for score in scores]
