@@ -238,7 +238,7 @@ def calibration_sentence(calibration: Calibration) -> str:
 
 def significance(runs: Sequence[RunFacts], test_sets: Sequence[SideBySide]) -> list[str]:
     """Each run against the first one, a sentence a metric; tests take long, so not for all text."""
-    sentences = []
+    sentences: list[str] = []
     n_left = _MOST_TESTED
     for test_set in test_sets:
         first, *others = test_set.outputs
