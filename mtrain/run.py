@@ -9,6 +9,7 @@
       tensorboard/             the same numbers, where the config asks for them
       alignment.json           the attention head that shows word links, once they were asked for
       sweep.json, sweep.svg    quality against speed, once `eval --sweep` measured it
+      attention.json           of a few test sentences
       scores.json              test set -> metric -> score, low, high, signature; facts
       translations/            what `eval` scored: <split>.<checkpoint>.txt, with sources and model
                                scores .jsonl, what was found in them .analysis.json
@@ -124,13 +125,12 @@ class RunDir:
         self.tensorboard = self.files / "tensorboard"
         self.scores = self.files / "scores.json"
         self.alignment = self.files / "alignment.json"  # see decoding.alignment
+        self.attention = self.files / "attention.json"  # of a few sentences: evaluation.samples
         self.sweep = self.files / "sweep.json"  # see evaluation.sweep
         self.translations = self.files / "translations"
         self.data = self.files / "data"
         self.manifest = self.data / "manifest.json"
         self.word_counts = self.data / "word_counts.json"
-        self.attention = self.path / "attention.json"  # see evaluation.samples
-        self.sweep = self.path / "sweep.json"
         self.data_report = self.data / "report.json"  # see data.data_report
         self.lock = (
             self.path.absolute().parent / f".{self.path.absolute().name}.lock"

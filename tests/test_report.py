@@ -21,15 +21,26 @@ from conftest import invoke
 from sacrebleu.metrics.chrf import CHRF
 from safetensors.numpy import save_file
 
-from mtrain.config import Config, dump_config
-from mtrain.delivery import report
+from mtrain.config import Config, dump_config, read_run_config
+from mtrain.decoding.attention import AttentionMaps
+from mtrain.delivery import findings, report
 from mtrain.delivery.chapters import file_size, language_name, rounded_count
-from mtrain.delivery.comparison import compare
-from mtrain.delivery.curves import MOST_POINTS, Line, line_chart, short_number, thinned
+from mtrain.delivery.curves import (
+    MOST_POINTS,
+    Line,
+    length_chart,
+    line_chart,
+    short_number,
+    thinned,
+)
 from mtrain.delivery.facts import read_runs
 from mtrain.delivery.report import watch_report, write_model_card, write_report
+from mtrain.delivery.side_by_side import put_side_by_side
 from mtrain.errors import CheckpointError, DataError, UsageError
+from mtrain.evaluation.analysis import TrainingText, analyse
+from mtrain.evaluation.breakdown import Calibration
 from mtrain.evaluation.metrics import score_all
+from mtrain.run import RunDir, write_json
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",
@@ -104,6 +115,10 @@ def write_translations(
             for source, reference, output in zip(sources, references, outputs, strict=True)
         ],
     )
+    found = analyse(
+        sources, outputs, references, read_run_config(RunDir(run)), TrainingText(None, None)
+    )
+    write_json(directory / f"{split}.best.analysis.json", found.to_json())
     manifest = json.loads((run / "data" / "manifest.json").read_text(encoding="utf-8"))
     scores = {name: asdict(score) for name, score in score_all(outputs, references, "de").items()}
     entry: dict[str, Any] = scores | {
@@ -112,6 +127,7 @@ def write_translations(
         "decode": {"beam_size": 5, "length_penalty": 1.0},
         "seconds": 1.5,
         "test_set_sha256": manifest["split_sha256"][split],
+        "translations": f"{split}.best",
     }
     path = run / "scores.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -256,12 +272,12 @@ def test_hostile_names_are_text_as_well(tmp_path: Path) -> None:
 
 
 def test_sentences_are_scored_as_sacrebleu_does(run: Path) -> None:
-    [comparison] = compare(read_runs([run]))
+    [comparison] = put_side_by_side(read_runs([run]))
     expected = [
         CHRF().sentence_score(output, [reference]).score
         for output, reference in zip(OUTPUTS, REFERENCES, strict=True)
     ]
-    assert comparison.outputs[0].chrf == expected
+    assert comparison.outputs[0].chrf == pytest.approx(expected)
     block = unpacked(comparison.block())
     assert block["outputs"][0]["chrf"] == [round(score, 1) for score in expected]
     assert block["outputs"][0]["scores"] == [-0.25] * len(OUTPUTS)
@@ -272,7 +288,7 @@ def test_the_examples_stand_at_the_quartiles(tmp_path: Path) -> None:
     references = [f"eins zwei drei vier fünf {i:03d}" for i in range(101)]
     outputs = [text[: 8 + i // 8] for i, text in enumerate(references)]
     run = make_run(tmp_path / "run", outputs, sources=references, references=references)
-    comparisons = compare(read_runs([run]))
+    comparisons = put_side_by_side(read_runs([run]))
     grades = {example.grade: example.chrf for example in report.chapters.examples(comparisons)}
     scores = sorted(comparisons[0].outputs[0].chrf)
     assert grades == {"good": scores[75], "usual": scores[50], "poor": scores[25]}
@@ -281,12 +297,20 @@ def test_the_examples_stand_at_the_quartiles(tmp_path: Path) -> None:
 # -- several runs ----------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _without_paired_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take a second."""
+    monkeypatch.setattr(findings, "_MOST_TESTED", 0)
+
+
+@pytest.mark.usefixtures("_without_paired_tests")
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     better = make_run(tmp_path / "runs" / "better", REFERENCES, learning_rate=0.002)
     written = write_report([run, better], tmp_path / "both.html")
     page = Page(written.read_text(encoding="utf-8"))
     assert "tiny and better" in page.text
     assert "2 models side by side: English → German." in page.text
+    assert f"mtrain eval {better} --against {run}" in page.text
     assert "train.optim.learning_rate" in page.text
     block = unpacked(page.blocks[0])
     assert [output["run"] for output in block["outputs"]] == [0, 1]
@@ -296,7 +320,7 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
 
 def test_test_sets_of_one_name_and_other_text_stay_apart(run: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", ["x"], sources=["one"], references=["eins"])
-    first, second = compare(read_runs([run, other]))
+    first, second = put_side_by_side(read_runs([run, other]))
     assert (first.name, second.name) == ("news", "news")
     assert [output.run for output in first.outputs] == [0]
     assert [output.run for output in second.outputs] == [1]
@@ -307,6 +331,92 @@ def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
     assert [facts.label for facts in read_runs([run, other])] == [str(run), str(other)]
     with pytest.raises(UsageError, match="named twice"):
         read_runs([run, run / ".." / "tiny"])
+
+
+def test_whether_a_difference_is_chance(run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "runs" / "other", OUTPUTS)
+    page = Page(write_report([run, other], tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "news, other: BLEU equals that of tiny." in page.text
+
+
+# -- what is wrong, and where ----------------------------------------------------------------
+
+
+def test_faults_lead_to_their_sentences(page: tuple[Path, str]) -> None:
+    found = Page(page[1])
+    links = [a["href"] for tag, a in found.elements if tag == "a" and "flag=" in (a["href"] or "")]
+    assert "#sentences?set=set-0&flag=numbers_lost&sort=worst" in links
+    faults = unpacked(found.blocks[0])["outputs"][0]["faults"]
+    assert faults["numbers_lost"] == {"lines": [1], "worst": [[1, "12 missing"]]}
+    assert "In news, more often than the references: " in found.text
+
+
+def test_contaminated_scores_say_so(run: Path) -> None:
+    scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    scores["news"] |= {"contaminated": True, "n_leaked": 1234}
+    (run / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+    page = Page(write_report([run]).read_text(encoding="utf-8"))
+    assert "contaminated: 1,234 training pairs give sentences of it away" in page.text
+    assert "The scores of news are too good" in page.text
+
+
+def test_what_the_model_is_unsure_of() -> None:
+    def calibration(correlation: float, low: float) -> Calibration:
+        return Calibration(correlation, low, 0.9, [])
+
+    assert "says nothing" in findings.calibration_sentence(calibration(0.1, -0.2))
+    assert "says little" in findings.calibration_sentence(calibration(0.2, 0.1))
+    assert "says something" in findings.calibration_sentence(calibration(0.5, 0.4))
+    assert "(−0.20 to 0.90)" in findings.calibration_sentence(calibration(0.1, -0.2))
+
+
+# -- attention, speed, data ------------------------------------------------------------------
+
+
+def test_attention_speed_and_the_data_report(run: Path) -> None:
+    weights = np.full((1, 2, 3, 3), 1 / 3, np.float32)
+    maps = AttentionMaps(["▁A", "</script>", "</s>"], ["▁Ein", "x", "</s>"], *[weights] * 3)
+    write_json(run / "attention.json", [maps.to_json()])
+    point = {"beam": 5, "length_penalty": 1.0, "precision": "int8", "engine": "ctranslate2"}
+    point |= {"bleu": 38.0, "chrf": 60.0, "sentences_per_s": 1234.5, "recommended": True}
+    write_json(run / "sweep.json", [point])
+    write_json(run / "data" / "report.json", DATA_REPORT)
+    page = Page(write_report([run]).read_text(encoding="utf-8"))
+    assert json.loads(page.blocks[1]) == [maps.to_json()]
+    assert "beam 5, length penalty 1.0, int8, ctranslate2" in page.text
+    assert "1,234.5" in page.text
+    assert "train.0: 10 read, 8 kept" in page.text
+    assert "look at <this>" in page.text
+    assert sum(tag == "svg" for tag, _ in page.elements) == 2
+
+
+def test_lengths_are_drawn_to_the_end() -> None:
+    svg = length_chart("Lengths", [[0, 5, 3] + [0] * 97 + [1], [0, 9]])
+    assert "var(--run-1)" in svg
+    assert "var(--run-2)" in svg
+
+
+DATA_REPORT = {
+    "entries": [
+        {
+            "name": "train.0",
+            "n_read": 10,
+            "n_kept": 8,
+            "dropped": [
+                {
+                    "reason": "ratio",
+                    "words": "of unlike length",
+                    "n_pairs": 2,
+                    "examples": [[HOSTILE[0], "b"]],
+                }
+            ],
+        }
+    ],
+    "sides": {"source": {"lengths": [0, 3, 5]}, "target": {"lengths": [0, 4, 4]}},
+    "repeated_targets": [{"text": "Ja.", "n_pairs": 3}],
+    "near_matches": [{"split": "news", "n_pairs": 1, "examples": [["a b", "a c"]]}],
+    "suspicions": ["look at <this>"],
+}
 
 
 # -- what is not there -----------------------------------------------------------------------
@@ -332,16 +442,27 @@ def test_progress_and_time_left_while_it_trains(tmp_path: Path) -> None:
     assert "Not finished: step 150 of 200, about 25.0s left." in page.text
 
 
-def test_translations_of_an_older_version_have_no_model_scores(run: Path) -> None:
+def test_a_run_of_an_older_version(run: Path) -> None:
     (run / "translations" / "news.best.jsonl").unlink()
-    [comparison] = compare(read_runs([run]))
+    (run / "translations" / "news.best.analysis.json").unlink()
+    [comparison] = put_side_by_side(read_runs([run]))
     assert unpacked(comparison.block())["outputs"][0]["scores"] is None
-    write_report([run])
+    assert comparison.outputs[0].chrf[0] == 100.0
+    page = Page(write_report([run]).read_text(encoding="utf-8"))
+    for sentence in (
+        "Nobody has looked yet.",
+        "before mtrain broke scores down",
+        "No attention was kept.",
+        "Not measured.",
+    ):
+        assert sentence in page.text
+    assert "Zwei Katzen" in json.dumps(unpacked(page.blocks[0]))
 
 
-def test_translations_that_do_not_fit_are_an_error(run: Path) -> None:
-    (run / "translations" / "news.best.txt").write_text("one line\n", encoding="utf-8")
-    with pytest.raises(DataError, match="has 1 lines, but news has 8"):
+def test_translations_of_another_text_are_an_error(run: Path) -> None:
+    path = run / "translations" / "news.best.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("asleep", "awake"), encoding="utf-8")
+    with pytest.raises(DataError, match="of another text"):
         write_report([run])
 
 
@@ -458,6 +579,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_without_paired_tests")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, width: int) -> None:
     run = make_run(tmp_path / "runs" / "tiny", OUTPUTS, n_steps=200)
@@ -481,6 +603,10 @@ def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, width: int) -
     assert page.inner_text("#count").startswith("1 of 8 sentences")
     assert page.inner_text("#list .other") == "essen"
     page.fill("#by-text", "")
+    page.click("#faults a >> nth=0")
+    page.wait_for_function("document.querySelector('#by-flag').value !== ''")
+    assert page.input_value("#by-sort") == "worst"
+    assert page.inner_text("#list .flag >> nth=0")
     page.select_option("#by-flag", "differ")
     assert page.inner_text("#count").startswith("2 of 8 sentences")
     page.select_option("#by-flag", "")

@@ -15,6 +15,7 @@ from babel import Locale, UnknownLocaleError
 from mtrain import console
 from mtrain.delivery.facts import RunFacts
 from mtrain.delivery.side_by_side import SideBySide
+from mtrain.evaluation.samples import samples
 
 METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 LOWER_IS_BETTER = {"ter"}
@@ -246,17 +247,10 @@ def examples(comparisons: Sequence[SideBySide]) -> list[Example]:
         return []
     output = comparisons[0].outputs[0]
     text = output.translated
-    usual = [i for i, source in enumerate(text.sources) if 4 <= len(source.split()) <= 20]
-    candidates = sorted(usual or range(len(text.sources)), key=lambda i: (output.chrf[i], i))
-    found = []
-    for grade, quantile in (("good", 0.75), ("usual", 0.5), ("poor", 0.25)):
-        i = candidates[int(quantile * (len(candidates) - 1))]
-        found.append(
-            Example(
-                grade, text.sources[i], text.references[i], text.translations[i], output.chrf[i]
-            )
-        )
-    return found
+    return [
+        Example(grade, text.sources[i], text.references[i], text.translations[i], output.chrf[i])
+        for grade, i in samples(text.sources, output.chrf).items()
+    ]
 
 
 def usage(run: RunFacts) -> dict[str, str]:

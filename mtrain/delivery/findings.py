@@ -118,9 +118,7 @@ def _faults(number: int, test_set: SideBySide, outputs: Sequence[Output]) -> Fau
     by_name = [{one.name: one for one in diagnosis.diagnostics} for diagnosis in diagnoses]
     names = dict.fromkeys(name for found in by_name for name in found)
     rows = [_fault_row(name, [found.get(name) for found in by_name]) for name in names]
-    skipped = dict.fromkeys(
-        reason for diagnosis in diagnoses for reason in diagnosis.skipped.values()
-    )
+    skipped = {name: reason for one in diagnoses for name, reason in one.skipped.items()}
     is_found = {row.name: any(one and one.n_found for one in row.found) for row in rows}
     return Faults(
         number,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from mtrain.evaluation.analysis import Analysis, TrainingText, analyse
 from mtrain.evaluation.comet import comet_score
 from mtrain.evaluation.comparison import Comparison, compare
 from mtrain.evaluation.metrics import METRICS, Score, notices, score_all
+from mtrain.evaluation.samples import keep_attention
 from mtrain.run import RunDir, Split, atomic_write, write_json
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def evaluate_run(
         result = _with_contamination(result, run, training)
         _give_notice(result, config)
         results[split.name] = _kept(result, run, config) if split.name in names else result
+    _keep_attention(run, translator, results.values())
     return results
 
 
@@ -394,6 +396,15 @@ def _kept(result: Evaluation, run: RunDir, config: Config) -> Evaluation:
     _keep_translations(run, stem, result)
     _write_score(run, key, scores_and_facts(result) | {"translations": stem}, is_new=True)
     return replace(result, kept_as=key)
+
+
+def _keep_attention(run: RunDir, translator: Translator, results: Iterable[Evaluation]) -> None:
+    """Of a few sentences of the first test set that was scored in the run's own way."""
+    own = [result for result in results if result.kept_as == result.split.name]
+    for result in own[:1]:
+        assert result.analysis is not None
+        chrf = result.analysis.breakdown.sentence_chrf
+        keep_attention(run, translator, result.split.sources, result.hypotheses, chrf)
 
 
 def _write_score(run: RunDir, key: str, entry: dict[str, Any], is_new: bool = False) -> None:
