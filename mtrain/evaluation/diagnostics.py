@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mtrain.evaluation import entities, faults, languages
+from mtrain.evaluation import entities, faults, languages, number_words
 from mtrain.evaluation.faults import Fault, Judge, Sentence
 from mtrain.evaluation.metrics import check_counts
 
@@ -62,7 +62,7 @@ class Diagnostic:
     rate: float
     low: float  # ends of the 95 % interval
     high: float
-    reference_rate: float | None  # None: references were not, or cannot be, asked
+    reference_rate: float | None  # None: references were not, or cannot be, judged
     lines: list[int]  # of all suspects, ascending
     worst: list[Suspect]  # at most N_WORST, worst first
 
@@ -114,7 +114,16 @@ def diagnose(
     judges, skipped = _judges(sources, hypotheses, references, source_lang, target_lang, was_seen)
     outputs = _sentences(sources, hypotheses, references)
     as_outputs = None if references is None else _sentences(sources, references, None)
-    found = [_ask(name, judges[name], outputs, as_outputs) for name in TITLES if name in judges]
+    needs_witness = {"names"}  # what only a reference can tell of an output, not of itself
+    if not number_words.knows(target_lang):
+        needs_witness.add("numbers_lost")  # people may have written them in words
+    if not number_words.knows(source_lang):
+        needs_witness.add("numbers_invented")
+    found = [
+        _ask(name, judges[name], outputs, None if name in needs_witness else as_outputs)
+        for name in TITLES
+        if name in judges
+    ]
     return Diagnosis(len(hypotheses), found, skipped)
 
 
@@ -192,14 +201,14 @@ def _ask(
         len(suspects) / len(outputs),
         low,
         high,
-        _reference_rate(name, judge, references),
+        _reference_rate(judge, references),
         [suspect.line for suspect in suspects],
         sorted(suspects, key=lambda suspect: -suspect.severity)[:N_WORST],
     )
 
 
-def _reference_rate(name: str, judge: Judge, references: list[Sentence] | None) -> float | None:
-    if references is None or name == "names":  # which needs the reference as a witness
+def _reference_rate(judge: Judge, references: list[Sentence] | None) -> float | None:
+    if references is None:
         return None
     n_found = sum(judge(sentence) is not None for sentence in references)
     return n_found / len(references)

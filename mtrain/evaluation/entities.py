@@ -131,7 +131,6 @@ class Numbers:
         if _has_digits(number, reading):
             return True
         value = int(number.digits)
-        language = _primary(language)
         if value in reading.romans or number_words.says(reading.text, value, language):
             return True
         if not number_words.knows(language):
@@ -168,10 +167,6 @@ def _is_same(one: _Number, other: _Number) -> bool:
 def _fault(what: str, numbers: Iterable[_Number]) -> Fault | None:
     texts = list(dict.fromkeys(number.text for number in numbers))
     return Fault(len(texts), f"{', '.join(texts)} {what}") if texts else None
-
-
-def _primary(language: str) -> str:
-    return re.split("[-_]", language.lower())[0]
 
 
 # -- URLs ------------------------------------------------------------------------------------

@@ -195,7 +195,8 @@ def _is_cut_off(sentence: Sentence) -> bool:
 
 # -- repetition ------------------------------------------------------------------------------
 
-_MAX_PERIOD = 12  # longest phrase, in words, that is looked for
+_MAX_PERIOD = 40  # longest phrase, in words, that is looked for
+_DOUBLING_SHARE = 0.006  # of references with a doubled word, where a language does that
 _MIN_APART = 5  # words of a phrase that comes again elsewhere in the sentence
 _UNSPACED = re.compile(  # Thai, Lao, Burmese, Khmer, kana, Chinese characters
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
@@ -208,14 +209,15 @@ class Repetition:
     """A judge of phrases that come twice in a row, or long ones that come again later."""
 
     doubled: Counter[str]  # words that people double: in how many references
+    may_double: bool  # the language doubles words as a matter of course
 
     @classmethod
     def learn(cls, references: Sequence[str]) -> Repetition:
         """Which words are doubled by people, as in "that that", from the references."""
         doubled: Counter[str] = Counter()
         for words in map(units, references):
-            doubled.update({a for a, b in pairwise(words) if a == b})
-        return cls(doubled)
+            doubled.update({a for a, b in pairwise(words) if a == b and a.isalpha()})
+        return cls(doubled, doubled.total() > _DOUBLING_SHARE * len(references))
 
     def __call__(self, sentence: Sentence) -> Fault | None:
         words = units(sentence.output)
@@ -248,14 +250,16 @@ class Repetition:
         return best
 
     def _is_fault(self, phrase: list[str], n_times: int, n_own: int) -> bool:
-        """Words and phrases twice; of characters four or more twice, or fewer four times."""
+        """Words and phrases twice; of characters four or more twice, two three times, one four."""
         if any(_UNSPACED.match(word) for word in phrase):
-            return n_times >= (2 if len(phrase) >= 4 else 4)
-        if not any(len(word) > 1 and word[0].isalnum() for word in phrase):
-            return False  # signs and initials
-        if len(phrase) == 1 and n_times == 2:
-            return phrase[0].isalpha() and self.doubled[phrase[0]] <= n_own
-        return n_times >= (3 if len(phrase) == 1 else 2)
+            n_characters = sum(map(len, phrase))
+            return n_times >= (2 if n_characters >= 4 else 3 if n_characters >= 2 else 4)
+        n_words = sum(len(word) > 1 and word[0].isalnum() for word in phrase)
+        if n_words == 0 or n_times > 2:
+            return n_words > 0  # signs and initials are no fault
+        if len(phrase) == 1:
+            return phrase[0].isalpha() and not self.may_double and self.doubled[phrase[0]] <= n_own
+        return n_words > 1 or all(word[0].isalnum() for word in phrase)  # "very, very" is none
 
 
 def _again(words: list[str], length: int) -> list[str]:

@@ -97,16 +97,20 @@ def _months(language: str) -> dict[int, tuple[str, ...]]:
     return {number: tuple(found) for number, found in names.items()}
 
 
+def _primary(language: str) -> str:
+    return re.split("[-_]", language.lower())[0]
+
+
 def knows(language: str) -> bool:
-    """True where numbers in words are recognised."""
-    return language in _STEMS
+    """True where numbers in words are recognised; of a code such as pt-BR the first part counts."""
+    return _primary(language) in _STEMS
 
 
 def says(text: str, number: int, language: str) -> bool:
     """True if a casefolded text may say the number in words, or the month of that number."""
     if any(name in text for name in _months(language).get(number, ())):
         return True
-    patterns = _patterns(language)
+    patterns = _patterns(_primary(language))
     if not patterns:
         return False
     if number in patterns:
