@@ -133,7 +133,8 @@ def wilson_interval(n_found: int, n: int) -> tuple[float, float]:
     centre = share + _Z95**2 / (2 * n)
     half_width = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n))
     scale = 1 + _Z95**2 / n
-    return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
+    low, high = (centre - half_width) / scale, (centre + half_width) / scale
+    return max(0.0, min(share, low)), min(1.0, max(share, high))  # rounding stays out of it
 
 
 def _judges(

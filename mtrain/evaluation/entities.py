@@ -144,24 +144,30 @@ class Numbers:
 
 def _has_digits(number: _Number, reading: _Reading) -> bool:
     """True if the digits are there, whatever stands between them."""
-    if number.digits in reading.forms or all(run in reading.forms for run in number.runs):
+    if number.digits in reading.forms or all(_has_run(run, reading) for run in number.runs):
         return True
     if len(number.digits) >= 3 and number.digits in reading.digits:
         return True
     return any(_is_same(number, other) for other in reading.numbers)
 
 
+def _has_run(run: str, reading: _Reading) -> bool:
+    """True if the digits between two separators are there, or the same hour of the other half."""
+    if run in reading.forms:
+        return True
+    value = int(run)
+    return value <= 24 and any(str(value + half) in reading.forms for half in (12, -12))
+
+
 def _is_same(one: _Number, other: _Number) -> bool:
-    """Another notation of the same: 1.5 million, 80er, 5 pm."""
+    """Another notation of the same: 1.5 million, 80er."""
     if one.significant == other.significant:
         n_zeros = abs(one.n_zeros - other.n_zeros)
         if n_zeros % 3 == 0 or n_zeros % 4 == 0 or one.has_mark or other.has_mark:
             return True
     short, long = sorted((one.digits, other.digits), key=len)
-    if (len(short), len(long)) == (2, 4) and long[:2] in ("18", "19", "20"):
-        return long.endswith(short)  # a year or a decade
-    values = int(short), int(long)
-    return max(values) <= 24 and abs(values[0] - values[1]) == 12  # of the clock
+    is_year = (len(short), len(long)) == (2, 4) and long[:2] in ("18", "19", "20")
+    return is_year and long.endswith(short)
 
 
 def _fault(what: str, numbers: Iterable[_Number]) -> Fault | None:
