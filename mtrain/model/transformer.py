@@ -307,7 +307,7 @@ class Cache:
     values of the source are projected once, and never copied for the beam.
     """
 
-    STEPS_OF_ROOM = 6  # more: fewer copies, but attention reads more nodes that are on no path
+    STEPS_OF_ROOM = 4  # more: fewer copies, but attention reads more nodes that are on no path
 
     def __init__(
         self, cross: list[tuple[Tensor, Tensor]], src_mask: Tensor | None, beam_size: int
@@ -317,28 +317,28 @@ class Cache:
         self.beam_size = beam_size
         self.step = 0
         keys = cross[0][0]
-        self.past = [(keys[:, :, :0], keys[:, :, :0]) for _ in cross]  # (B, H, n and room, E) each
-        self.paths = keys.new_empty(len(keys), beam_size, 0, dtype=torch.bool)  # (B, K, n)
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(B, 1, K, n) of self-attention; None where a sentence has one path through all nodes."""
-        return self.paths.unsqueeze(1) if self.beam_size > 1 else None
+        batch, heads, _, d_head = keys.shape
+        self.paths = keys.new_empty(batch, beam_size, 0, dtype=torch.bool)  # (B, K, n)
+        self.past = keys.new_empty(batch, 0, len(cross), 2, heads, d_head)  # (B, n.., L, 2, H, E)
+        self.mask: Tensor | None = None  # (B, 1, K, n) to be added to the scores: 0 or -inf
 
     def open_step(self) -> None:
         """Let each hypothesis end in a new node, whose key and value `append` brings."""
-        if self.paths.shape[2] == self.past[0][0].shape[2]:
+        if self.paths.shape[2] == self.past.shape[1]:
             self._make_room()
         own = torch.eye(self.beam_size, dtype=torch.bool, device=self.paths.device)
         self.paths = torch.cat([self.paths, own.expand(len(self.paths), -1, -1)], 2)
+        if self.beam_size > 1:  # else all nodes are on the one path
+            zeros = torch.zeros(self.paths.shape, dtype=self.past.dtype, device=self.past.device)
+            self.mask = zeros.masked_fill_(~self.paths, float("-inf")).unsqueeze(1)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store those of the new nodes, (B, H, K, E) each; return those of all, (B, H, n, E)."""
         end = self.paths.shape[2]
-        keys, values = self.past[layer]
-        keys[:, :, end - self.beam_size : end] = k
-        values[:, :, end - self.beam_size : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        known = self.past[:, :end, layer]  # (B, n, 2, H, E)
+        known[:, -self.beam_size :, 0] = k.transpose(1, 2)
+        known[:, -self.beam_size :, 1] = v.transpose(1, 2)
+        return known[:, :, 0].transpose(1, 2), known[:, :, 1].transpose(1, 2)
 
     def reorder(self, rows: Tensor) -> None:
         """Row r goes on from what was row `rows[r]` (R,), of the same sentence."""
@@ -346,35 +346,30 @@ class Cache:
 
     def keep_sentences(self, sentences: Tensor) -> None:
         """Go on with these sentences (B',) only."""
-
-        def keep(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return pair[0].index_select(0, sentences), pair[1].index_select(0, sentences)
-
-        self.cross, self.past = [keep(pair) for pair in self.cross], [keep(p) for p in self.past]
+        self.cross = [
+            (k.index_select(0, sentences), v.index_select(0, sentences)) for k, v in self.cross
+        ]
+        self.past = self.past.index_select(0, sentences)
         self.paths = self.paths.index_select(0, sentences)
         if self.src_mask is not None:
             self.src_mask = self.src_mask.index_select(0, sentences)
 
     def _make_room(self) -> None:
         """Drop the nodes that are on no path, as far as all sentences can, and append room."""
-        order = None
-        if self.beam_size > 1 and self.step:
-            is_needed = self.paths.any(1)  # (B, n)
-            n_needed = int(is_needed.sum(1).max())
-            order = torch.argsort(is_needed.byte(), dim=1, descending=True, stable=True)[
-                :, :n_needed
-            ]
-            self.paths = self.paths.gather(2, order[:, None].expand(-1, self.beam_size, -1))
-        self.past = [(self._moved(k, order), self._moved(v, order)) for k, v in self.past]
-
-    def _moved(self, x: Tensor, order: Tensor | None) -> Tensor:
-        """x (B, H, n, E), nodes in the given order (B, n'), with room for more of them behind."""
-        if order is not None:
-            x = x.gather(2, order[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-        batch, heads, n_nodes, d_head = x.shape
-        room = x.new_empty(batch, heads, n_nodes + self.STEPS_OF_ROOM * self.beam_size, d_head)
-        room[:, :, :n_nodes] = x
-        return room
+        batch, n_nodes = self.past.shape[:2]
+        is_needed = self.paths.any(1)  # (B, n)
+        n_needed = int(is_needed.sum(1).max()) if n_nodes else 0
+        n_room = self.beam_size * max(self.STEPS_OF_ROOM, n_needed // (4 * self.beam_size))
+        if not n_needed:
+            self.past = self.past.new_empty(batch, n_room, *self.past.shape[2:])
+            return
+        order = torch.argsort(is_needed.byte(), dim=1, descending=True, stable=True)
+        order = order[:, :n_needed]  # those that are needed first
+        self.paths = self.paths.gather(2, order.unsqueeze(1).expand(-1, self.beam_size, -1))
+        first = torch.arange(0, batch * n_nodes, n_nodes, device=order.device).unsqueeze(1)
+        chosen = F.pad(order, (0, n_room)) + first  # what is in the room does not matter
+        moved = self.past.flatten(0, 1).index_select(0, chosen.flatten())
+        self.past = moved.view(batch, n_needed + n_room, *self.past.shape[2:])
 
 
 @dataclass(frozen=True, slots=True)
