@@ -330,8 +330,8 @@ class DecodeConfig(Section):
     )
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="source tokens x beam decoded at a time; auto: 4,096 on a CPU, in each thread, "
-        "and 65,536 on a GPU",
+        description="source tokens x beam decoded at a time; auto: 12,288 on a CPU, in each "
+        "thread, and 65,536 on a GPU",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="of matrix products; auto: bf16 where the hardware has it"

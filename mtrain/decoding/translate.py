@@ -33,7 +33,7 @@ from mtrain.model.weights import load_model
 from mtrain.run import RunDir
 
 EXTRA_TOKENS = 10  # an output may always be so much longer than its source or its prefix
-AUTO_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
+AUTO_BATCH_TOKENS = {"cpu": 12_288, "cuda": 65_536}
 
 Progress = Callable[[int], object]  # told how many more lines are done
 

@@ -322,22 +322,28 @@ class Cache:
         self.past = keys.new_empty(batch, 0, len(cross), 2, heads, d_head)  # (B, n.., L, 2, H, E)
         self.mask: Tensor | None = None  # (B, 1, K, n) to be added to the scores: 0 or -inf
 
-    def open_step(self) -> None:
-        """Let each hypothesis end in a new node, whose key and value `append` brings."""
-        if self.paths.shape[2] == self.past.shape[1]:
+    def open_step(self, is_shared: bool) -> None:
+        """Let each hypothesis end in a new node, or all of a sentence in the same one.
+
+        `append` brings their keys and values.
+        """
+        n_new = 1 if is_shared else self.beam_size
+        if self.paths.shape[2] + n_new > self.past.shape[1]:
             self._make_room()
-        own = torch.eye(self.beam_size, dtype=torch.bool, device=self.paths.device)
+        own = torch.eye(n_new, dtype=torch.bool, device=self.paths.device)
+        own = own.expand(self.beam_size, -1)  # (K, new)
         self.paths = torch.cat([self.paths, own.expand(len(self.paths), -1, -1)], 2)
-        if self.beam_size > 1:  # else all nodes are on the one path
+        self.mask = None
+        if n_new > 1:  # else every node is on the one path
             zeros = torch.zeros(self.paths.shape, dtype=self.past.dtype, device=self.past.device)
             self.mask = zeros.masked_fill_(~self.paths, float("-inf")).unsqueeze(1)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store those of the new nodes, (B, H, K, E) each; return those of all, (B, H, n, E)."""
-        end = self.paths.shape[2]
+        """Store those of the new nodes, (B, H, new, E) each; return those of all, (B, H, n, E)."""
+        end, n_new = self.paths.shape[2], k.shape[2]
         known = self.past[:, :end, layer]  # (B, n, 2, H, E)
-        known[:, -self.beam_size :, 0] = k.transpose(1, 2)
-        known[:, -self.beam_size :, 1] = v.transpose(1, 2)
+        known[:, -n_new:, 0] = k.transpose(1, 2)
+        known[:, -n_new:, 1] = v.transpose(1, 2)
         return known[:, :, 0].transpose(1, 2), known[:, :, 1].transpose(1, 2)
 
     def reorder(self, rows: Tensor) -> None:
@@ -521,14 +527,19 @@ class Transformer(nn.Module):
 
     def decode_step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """The next position of every row: tokens (R,) -> logits (R, V); the cache grows by one."""
-        cache.open_step()
-        x = self.embed(self.tgt_embedding, tokens[:, None], cache.step)  # (R, 1, D)
-        x = x.view(-1, cache.beam_size, x.shape[2])  # (B, K, D)
+        of_sentences = tokens.view(-1, cache.beam_size)  # (B, K)
+        is_shared = cache.step == 0 and bool((of_sentences == of_sentences[:, :1]).all())
+        if is_shared:  # they all begin with BOS: what is the same for all is computed once
+            of_sentences = of_sentences[:, :1]
+        cache.open_step(is_shared)
+        x = self.embed(self.tgt_embedding, of_sentences.reshape(-1, 1), cache.step)
+        x = x.view(*of_sentences.shape, -1)  # (B, K, D) or (B, 1, D)
         for i, layer in enumerate(self.decoder):
             assert isinstance(layer, DecoderLayer)
             x = layer.step(x, cache, i)
         cache.step += 1
-        return self.project(self.decoder_norm(x)).flatten(0, 1)
+        logits = self.project(self.decoder_norm(x))
+        return logits.expand(-1, cache.beam_size, -1).contiguous().flatten(0, 1)
 
 
 def with_matrices_in(model: Transformer, dtype: torch.dtype) -> Transformer:
