@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow
+import pytest
 from pyarrow import parquet
 
 
@@ -75,6 +77,31 @@ def running_hub() -> Iterator[Hub]:
         http.shutdown()
         thread.join()
         http.server_close()
+
+
+def environment(hub: Hub, directory: Path) -> dict[str, str]:
+    """The environment of a user of this hub, all of whose caches lie in a directory."""
+    return {
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(directory / "hf"),
+        "MTRAIN_CACHE": str(directory / "cache"),
+        "no_proxy": "*",
+    }
+
+
+def use_hub(hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment, and what the libraries take from it when they are imported."""
+    import datasets
+    from huggingface_hub import constants
+
+    for name, value in environment(hub, directory).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MTRAIN_MIRROR", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(directory / "hf"))
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, run_mtrain
-from hub_server import Hub, Repository, card, running_hub, translations
+from hub_server import Hub, Repository, card, environment, running_hub, translations, use_hub
 from sacrebleu.dataset import DATASETS
 from test_catalogues import archive_of_newstest
 
@@ -52,30 +52,10 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(autouse=True)
 def _surroundings(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT does when the libraries are imported, done after it."""
-    import datasets
-    from huggingface_hub import constants
-
     monkeypatch.chdir(tmp_path)
-    for name, value in environment(hub, tmp_path).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("MTRAIN_MIRROR", raising=False)
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.address)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    use_hub(hub, tmp_path, monkeypatch)
     hub.repositories = {"wmt/toy": toy_repository()}
     hub.requests.clear()
-
-
-def environment(hub: Hub, directory: Path) -> dict[str, str]:
-    return {
-        "HF_ENDPOINT": hub.address,
-        "HF_HOME": str(directory / "hf"),
-        "MTRAIN_CACHE": str(directory / "cache"),
-        "no_proxy": "*",
-    }
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow
 import pytest
 from conftest import REPOSITORY
+from hub_server import Repository, card, running_hub, translations, use_hub
 from pyarrow import parquet
 from test_stored_files import make_tar, make_zip, zstd
 from web_server import Server, running_server
@@ -26,6 +27,7 @@ from web_server import Server, running_server
 from mtrain.config import (
     Entry,
     FilesEntry,
+    HubEntry,
     JsonlEntry,
     OpusEntry,
     ParquetEntry,
@@ -141,6 +143,22 @@ KINDS: dict[str, Callable[[Server], Entry]] = {
 @pytest.mark.parametrize("convert", KINDS.values(), ids=KINDS)
 def test_python_docs_come_out_whole(convert: Callable[[Server], Entry], server: Server) -> None:
     assert read(convert(server)) == (lines(PYTHON_DOCS, "en"), lines(PYTHON_DOCS, "fr"))
+
+
+def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tatoeba's validation set as two shards of a data set."""
+    stem = SHARED / "tatoeba.en-de" / "valid"
+    pairs = list(zip(lines(stem, "en"), lines(stem, "de"), strict=True))
+    files = {
+        f"de-en/train-{i:05d}-of-00002.parquet": translations(shard, ("en", "de"))
+        for i, shard in enumerate((pairs[:1500], pairs[1500:]))
+    }
+    files["README.md"] = card({"de-en": {"train": "de-en/train-*"}}, "cc-by-2.0")
+    with running_hub() as hub:
+        use_hub(hub, tmp_path, monkeypatch)
+        hub.repositories["toy/tatoeba"] = Repository(files)
+        entry = HubEntry(hub="toy/tatoeba", config="de-en", languages=("en", "de"))
+        assert read(entry) == (lines(stem, "en"), lines(stem, "de"))
 
 
 def test_a_sacrebleu_test_set(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
