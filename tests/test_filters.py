@@ -112,6 +112,11 @@ def test_copies() -> None:
     [
         ("in 1984", "im Jahr 1985", True),
         ("4 months ago", "vor 6 Monaten", True),
+        ("9 dogs", "59 Hunde", True),
+        ("10 dogs", "100 Hunde", True),
+        ("50 dogs", "62 Hunde", True),
+        ("2 million", "2.000.000", False),
+        ("2 million of 7", "2.000.000 von 7", False),
         ("99.00 EUR 7.425", "99,00 EUR 7.524", True),
         ("1,000,000 people", "1.000.000 Menschen", False),
         ("1,000 people", "1000 Menschen", False),
@@ -146,6 +151,8 @@ def test_markup() -> None:
     assert only("markup")("<b>Hello</b> there", "Hallo")
     assert only("markup")("Hello {name}", "Hallo")
     assert not only("markup")("<b>Hello</b> <i>you</i>", "<i>du</i>, <b>hallo</b>")
+    assert only("markup")('See <A HREF="x.html">here<br/>', "Siehe hier")
+    assert not only("markup")("the <interpreter shutdown> and <https://x.org>", "Ende")
     assert not only("markup")("5 < 6 & 7 > 3", "Hallo")
 
 

@@ -378,6 +378,28 @@ def test_nothing_left_names_the_filter() -> None:
     assert leftovers() == []
 
 
+def test_when_cleaning_leaves_nothing_its_filter_is_named() -> None:
+    numbers = [(f"{i} dogs sat here today", f"{i + 50} Hunde saßen heute da") for i in range(20)]
+    pairs = [*numbers, ("See here {", "Siehe da")]
+    with pytest.raises(DataError) as error:
+        prepare(make_config(pairs, clean={}), CONFIG)
+    assert "no training pair is left of 21: " in error.value.message
+    assert "20 other numbers, 1 markup on one side" in error.value.message
+    assert "`data.clean.numbers`" in (error.value.fix or "")
+
+
+def test_sides_in_each_others_place_are_an_error() -> None:
+    months = [("January", "Januar"), ("March", "März"), ("June", "Juni"), ("July", "Juli")]
+    pairs = [
+        (f"Im {monat} und im {other} regnet es.", f"It rains in {month} and {another}.")
+        for month, monat in months
+        for another, other in months
+    ]
+    with pytest.raises(DataError, match=r"data.train.0: the sides are swapped: its source text is"):
+        prepare(make_config(pairs), CONFIG)
+    assert not list(Path("data").glob("*/*/manifest.json"))
+
+
 def test_no_training_pairs_at_all() -> None:
     with pytest.raises(DataError, match=r"data\.train holds no sentence pairs"):
         prepare(make_config([]), CONFIG)

@@ -196,10 +196,13 @@ class CorpusCounts:
         if self.n_kept == 0:
             dropped = ", ".join(f"{n:,} {reason}" for reason, n in self.rows().items() if n)
             dropped = dropped.removeprefix(f"{self.n_read:,} read, ")
+            commonest = max(self.dropped, key=lambda reason: self.dropped[reason])
+            keys = "`data.max_length`, `data.decontaminate`, `data.valid`"
+            if commonest in REASONS:
+                keys = f"`data.clean.{commonest}`, which may have another threshold or be `false`"
             raise DataError(
                 f"no training pair is left of {self.n_read:,}: {dropped}",
-                "look at the text, or at `data.max_length`, `data.clean`, `data.decontaminate`, "
-                "`data.valid`",
+                f"look at the text, or at {keys}",
             )
 
 

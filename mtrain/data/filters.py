@@ -60,7 +60,12 @@ _GARBLED = re.compile(
     "\u00bc-\u00be\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013\u2014"
     "\u2018-\u201e\u2020-\u2022\u2026\u2030\u2039\u203a\u20ac\u2122]|\ufffd"
 )
-_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|[{}]")
+_TAGS = (  # of HTML; other words in angle brackets are often text
+    "a|abbr|b|big|body|br|button|center|code|col|dd|div|dl|dt|em|font|form|frame|h[1-6]|head|hr|"
+    "html|i|iframe|img|input|label|li|link|meta|object|ol|option|p|param|pre|s|script|select|"
+    "small|span|strong|style|sub|sup|table|tbody|td|textarea|th|thead|title|tr|tt|u|ul"
+)
+_MARKUP = re.compile(rf"</?(?:{_TAGS})(?:\s[^<>]*)?/?>|[{{}}]", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\S+")
 
 
@@ -239,13 +244,15 @@ class PairFilter:
 def numbers_differ(source: str, target: str) -> bool:
     """True if each text has a number that is not in the other one, however written.
 
-    Thousands and decimal separators, order, leading and trailing zeros (1.5 million), centuries
-    (1998, '98) and the 12-hour clock make no difference. A number on one side alone may be a word
-    or the name of a month on the other.
+    Thousands and decimal separators, order, leading zeros, zeros that stand for a word (1.5
+    million), centuries (1998, '98) and the 12-hour clock make no difference. A number on one side
+    alone may be a word or the name of a month on the other.
     """
     sources, targets = _numbers_of(source), _numbers_of(target)
     only_source, only_target = sources - targets, targets - sources
-    if _spelled(only_source) == _spelled(only_target):
+    # One after the other: the same for 1.5 and 15, for 14:30 and 1430.
+    spelled = ["".join(map(str, numbers.elements())) for numbers in (only_source, only_target)]
+    if spelled[0] == spelled[1] or _are_equal_but_for_zeros(*spelled):
         return False
     return _has_other(only_source, only_target) and _has_other(only_target, only_source)
 
@@ -254,22 +261,25 @@ def _numbers_of(text: str) -> Counter[int]:
     return Counter(map(int, _NUMBER.findall(_SEPARATOR.sub("", text))))
 
 
-def _spelled(numbers: Counter[int]) -> str:
-    """One after the other: the same for 1.5 and 15, for 14:30 and 1430."""
-    return "".join(map(str, numbers.elements()))
-
-
 def _has_other(numbers: Counter[int], others: Counter[int]) -> bool:
     """True if some number stands for none of the others."""
     return any(not any(_may_be_same(number, other) for other in others) for number in numbers)
 
 
 def _may_be_same(number: int, other: int) -> bool:
-    """3 and 15 o'clock, 98 and 1998, 15 and 1500000."""
-    if abs(number - other) == _HOURS:
-        return True
-    shorter, longer = sorted((str(number).rstrip("0"), str(other).rstrip("0")), key=len)
-    return bool(shorter) and len(longer) > 1 and longer.endswith(shorter)
+    """3 and 15 o'clock, 98 and 1998, 2 and 2000000."""
+    small, large = sorted((number, other))
+    return (
+        (large - small == _HOURS and large < 2 * _HOURS)
+        or (9 < small < 100 < large < 10_000 and large % 100 == small)
+        or _are_equal_but_for_zeros(str(small), str(large))
+    )
+
+
+def _are_equal_but_for_zeros(number: str, other: str) -> bool:
+    """True if one is the other with two zeros or more, as a word for hundred or million has."""
+    short, long = sorted((number, other), key=len)
+    return bool(short) and len(long) >= len(short) + 2 and long.rstrip("0") == short.rstrip("0")
 
 
 def _has_longer_word(side: Side, limit: float) -> bool:
