@@ -52,8 +52,8 @@ FONT_SIZE, CHARACTER = 8.5, 0.07  # points; the width of a character at that siz
 GAP, MARGIN, CAPTION = 0.22, 0.25, 0.24
 LINE, TITLE, NAME = 0.24, 0.3, 0.3  # heights: of a sentence, of a block's title, of a head's
 HEADING = 2 * LINE + 0.16
-HEADS_A_ROW = 4
-RESOLUTION = 200  # pixels an inch, of a PNG
+HEADS_A_ROW, MOST_ACROSS = 4, 20.0  # and how wide a row of them may be
+RESOLUTION, MOST_PIXELS = 200, 6000  # pixels an inch, of a PNG, and along its longer side
 MISSING = "\u25a1"
 
 
@@ -217,6 +217,11 @@ class _Block:
         return CELL * len(self.columns), CELL * len(self.rows)
 
     @property
+    def n_across(self) -> int:
+        """Heads side by side: four, but fewer of a long sentence."""
+        return min(len(self.panels), HEADS_A_ROW, max(1, int(MOST_ACROSS / self.pitch[0])))
+
+    @property
     def pitch(self) -> tuple[float, float]:
         """From one panel to the next: to the right, and down."""
         width, height = self.panel_size
@@ -225,12 +230,11 @@ class _Block:
     @property
     def width(self) -> float:
         """From the left edge of the first panel to the right edge of the scale's numbers."""
-        n_across = min(len(self.panels), HEADS_A_ROW)
-        return max(n_across * self.pitch[0] + 0.6, 0.1 * len(self.title))
+        return max(self.n_across * self.pitch[0] + 0.6, 0.1 * len(self.title))
 
     @property
     def height(self) -> float:
-        return TITLE + -(-len(self.panels) // HEADS_A_ROW) * self.pitch[1] + GAP
+        return TITLE + -(-len(self.panels) // self.n_across) * self.pitch[1] + GAP
 
     def draw(self, figure: Figure, left: float, top: float) -> None:
         """Onto a figure: panels from `left`, all from `top` (inches above its lower edge) down."""
@@ -246,11 +250,11 @@ class _Block:
         )
         top -= TITLE + NAME
         for number, (name, weights) in enumerate(self.panels):
-            across, down = number % HEADS_A_ROW, number // HEADS_A_ROW
+            down, across = divmod(number, self.n_across)
             bottom = top - down * self.pitch[1] - self.panel_size[1]
             axes = _axes(figure, left + across * self.pitch[0], bottom, *self.panel_size)
             image = self._draw_panel(axes, name, weights, with_rows=across == 0)
-        right = left + min(len(self.panels), HEADS_A_ROW) * self.pitch[0] - GAP / 2
+        right = left + self.n_across * self.pitch[0] - GAP / 2
         length = min(self.panel_size[1], 1.5)
         bar = _axes(figure, right, top - length, 0.1, length)
         figure.colorbar(image, cax=bar, ticks=[0, 0.5, 1])
@@ -380,8 +384,9 @@ def _bytes(figure: Figure, format: Literal["png", "svg"]) -> bytes:
         "hatch.linewidth": 0.5,
     }
     metadata = {"Date": None} if format == "svg" else {"Software": None}
+    resolution = min(RESOLUTION, MOST_PIXELS / max(figure.get_size_inches()))
     with rc_context(settings):
-        figure.savefig(picture, format=format, dpi=RESOLUTION, metadata=metadata)
+        figure.savefig(picture, format=format, dpi=resolution, metadata=metadata)
     return picture.getvalue()
 
 
