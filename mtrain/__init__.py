@@ -24,8 +24,10 @@ __version__ = "0.1.0"
 def load(run: str | Path, checkpoint: str | None = None, device: str = "auto") -> Translator:
     """Load a trained run: `load("runs/x").translate(["A dog."])` gives one line for each line.
 
+    `run` is a run directory, or the one file that `mtrain export --to safetensors` wrote;
     `checkpoint` is a name such as `best` (the default), `last` or `step-12000`; `device` is
-    `auto`, `cpu` or `cuda`. What goes wrong is raised as an `mtrain.errors.MtrainError`.
+    `auto`, `cpu` or `cuda`. `load(...).with_ctranslate2("int8")` is the same translator on another
+    engine. What goes wrong is raised as an `mtrain.errors.MtrainError`.
     """
     from mtrain.decoding.translate import Translator
 
