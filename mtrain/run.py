@@ -9,6 +9,7 @@
       tensorboard/             the same numbers, where the config asks for them
       alignment.json           the attention head that shows word links, once they were asked for
       sweep.json, sweep.svg    quality against speed, once `eval --sweep` measured it
+      environment.json         versions and machines it was trained with
       attention.json           of a few test sentences
       scores.json              test set -> metric -> score, low, high, signature; facts
       translations/            what `eval` scored: <split>.<checkpoint>.txt, with sources and model
@@ -125,6 +126,7 @@ class RunDir:
         self.tensorboard = self.files / "tensorboard"
         self.scores = self.files / "scores.json"
         self.alignment = self.files / "alignment.json"  # see decoding.alignment
+        self.environment = self.files / "environment.json"  # see runtime.environment
         self.attention = self.files / "attention.json"  # of a few sentences: evaluation.samples
         self.sweep = self.files / "sweep.json"  # see evaluation.sweep
         self.translations = self.files / "translations"

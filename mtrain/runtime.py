@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
 import torch
 
+from mtrain import __version__
 from mtrain.errors import DeviceError
 
 Precision = Literal["fp32", "bf16"]
@@ -95,6 +98,30 @@ def side_by_side(
 def _start_worker() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions, machine, device and threads: what the bytes of a model depend on."""
+    libraries = ("torch", "numpy", "sentencepiece", "sacrebleu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "mtrain": __version__,
+        "Python": platform.python_version(),
+        **{library: version(library) for library in libraries},
+        "system": platform.platform(),
+        "device": f"{device.type}: {name}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _processor() -> str:
+    """The name of the CPU, as Linux tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
 
 
 def seed_of(*parts: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import invoke
+from conftest import TrainedRun, invoke
 from sacrebleu.metrics.chrf import CHRF
 from safetensors.numpy import save_file
 
@@ -40,6 +40,7 @@ from mtrain.errors import CheckpointError, DataError, UsageError
 from mtrain.evaluation.analysis import TrainingText, analyse
 from mtrain.evaluation.breakdown import Calibration
 from mtrain.evaluation.metrics import score_all
+from mtrain.evaluation.sweep import Point
 from mtrain.run import RunDir, write_json
 
 HOSTILE = [
@@ -367,6 +368,7 @@ def test_what_the_model_is_unsure_of() -> None:
     assert "says nothing" in findings.calibration_sentence(calibration(0.1, -0.2))
     assert "says little" in findings.calibration_sentence(calibration(0.2, 0.1))
     assert "says something" in findings.calibration_sentence(calibration(0.5, 0.4))
+    assert "says much" in findings.calibration_sentence(calibration(0.7, 0.6))
     assert "(−0.20 to 0.90)" in findings.calibration_sentence(calibration(0.1, -0.2))
 
 
@@ -377,17 +379,38 @@ def test_attention_speed_and_the_data_report(run: Path) -> None:
     weights = np.full((1, 2, 3, 3), 1 / 3, np.float32)
     maps = AttentionMaps(["▁A", "</script>", "</s>"], ["▁Ein", "x", "</s>"], *[weights] * 3)
     write_json(run / "attention.json", [maps.to_json()])
-    point = {"beam": 5, "length_penalty": 1.0, "precision": "int8", "engine": "ctranslate2"}
-    point |= {"bleu": 38.0, "chrf": 60.0, "sentences_per_s": 1234.5, "recommended": True}
-    write_json(run / "sweep.json", [point])
+    write_json(run / "sweep.json", [sweep_point(5, 1.0), sweep_point(1, 1.0), sweep_point(5, 0.6)])
+    environment = {"torch": "2.99", "device": "cpu: <b>"}
+    write_json(run / "environment.json", [environment])
     write_json(run / "data" / "report.json", DATA_REPORT)
     page = Page(write_report([run]).read_text(encoding="utf-8"))
     assert json.loads(page.blocks[1]) == [maps.to_json()]
-    assert "beam 5, length penalty 1.0, int8, ctranslate2" in page.text
-    assert "1,234.5" in page.text
+    assert (
+        "Recommended: beam 5, length penalty 1.0, mtrain fp32, with BLEU 38.00, chrF2 60.00, "
+        "1,234.5 sentences a second." in page.text
+    )
+    assert "All 3 ways" in page.text
+    assert "2.99" in page.text
     assert "train.0: 10 read, 8 kept" in page.text
     assert "look at <this>" in page.text
     assert sum(tag == "svg" for tag, _ in page.elements) == 2
+
+
+def sweep_point(beam: int, penalty: float) -> dict[str, Any]:
+    point = Point(beam, penalty, "fp32", "mtrain", 38.0, 60.0, 1234.5, (beam, penalty) == (5, 1.0))
+    return asdict(point)
+
+
+def test_an_exported_file_has_a_page(trained_run: TrainedRun, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    done = invoke("export", trained_run.path, "--to", "safetensors", "-o", file, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert invoke("report", file, cwd=tmp_path).returncode == 0
+    page = Page((tmp_path / "model.report.html").read_text(encoding="utf-8"))
+    [weights] = [facts.weights for facts in read_runs([trained_run.path])]
+    assert weights is not None
+    assert f"{weights.n_parameters:,}" in page.text
+    assert "No test set has been translated yet." in page.text
 
 
 def test_lengths_are_drawn_to_the_end() -> None:

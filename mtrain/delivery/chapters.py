@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from babel import Locale, UnknownLocaleError
@@ -200,7 +201,7 @@ def training_facts(run: RunFacts) -> list[Fact]:
             Fact(
                 "Training time",
                 console.duration(last["elapsed_s"]),
-                f"{last['tokens_per_s']:,.0f} tokens/s",
+                f"{median(record['tokens_per_s'] for record in trained):,.0f} tokens/s",
             )
         )
     best = [record for record in valid if record.get("is_best")]
@@ -356,14 +357,6 @@ def how_scored(entry: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def decoding_name(entry: Mapping[str, Any]) -> str:
-    """beam 5, length penalty 1.0, int8, ctranslate2"""
-    parts = [f"beam {entry['beam']}"]
-    if "length_penalty" in entry:
-        parts.append(f"length penalty {entry['length_penalty']}")
-    return ", ".join([*parts, *(entry[key] for key in ("precision", "engine") if key in entry)])
-
-
 def _contamination(entry: Mapping[str, Any]) -> str:
     if not entry.get("contaminated"):
         return ""
@@ -426,6 +419,12 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def environments(run: RunFacts) -> list[list[Fact]]:
+    """Versions and machines that the run was trained with, one after the other."""
+    known = run.read_object(run.run.environment) or []
+    return [[Fact(name, value) for name, value in entry.items()] for entry in known]
+
+
 def hashes(run: RunFacts) -> list[Fact]:
     """sha256 of what went in and what came out."""
     found = []
@@ -448,4 +447,5 @@ def again(run: RunFacts) -> dict[str, Any]:
         "commands": f"mtrain train {run.run.config} --set run={path}\nmtrain eval {path}",
         "config": config,
         "hashes": hashes(run),
+        "environments": environments(run),
     }

@@ -22,9 +22,9 @@ N_RUN_COLOURS = 6
 N_BARS = 25  # of a histogram; the last one holds all that is longer
 MOST_POINTS = 400  # of a line; more cannot be told apart at this size
 
-_INK, _RULE = "#fe0001", "#fe0002"
+_INK, _RULE, _PAPER = "#fe0001", "#fe0002", "#fe0003"
 _RUNS = [f"#fd000{number}" for number in range(1, N_RUN_COLOURS + 1)]
-_VARIABLES = {_INK: "var(--soft)", _RULE: "var(--rule)"} | {
+_VARIABLES = {_INK: "var(--soft)", _RULE: "var(--rule)", _PAPER: "var(--paper)"} | {
     colour: f"var(--run-{number})" for number, colour in enumerate(_RUNS, 1)
 }
 _STYLE: dict[Any, Any] = {
@@ -56,10 +56,10 @@ class Line:
     is_dotted: bool = False  # few points, each of them marked
 
 
-def line_chart(title: str, lines: Sequence[Line]) -> str:
+def line_chart(title: str, lines: Sequence[Line], may_be_log: bool = False) -> str:
     """Lines over the training steps, as an `<svg>` to stand in a page; `title` says what it is.
 
-    The scale is logarithmic where the values span more than two powers of ten.
+    With `may_be_log` the scale is logarithmic where values span more than two powers of ten.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.0, 2.3), layout="constrained")
@@ -67,7 +67,7 @@ def line_chart(title: str, lines: Sequence[Line]) -> str:
         for line in lines:
             x, y = thinned(line.x, line.y)
             axes.plot(x, y, "o--" if line.is_dotted else "-", color=run_colour(line.run), ms=3.5)
-        if _spans_powers_of_ten(lines):
+        if may_be_log and _spans_powers_of_ten(lines):
             axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
@@ -76,32 +76,27 @@ def line_chart(title: str, lines: Sequence[Line]) -> str:
         return to_svg(figure, title)
 
 
-@dataclass(frozen=True)
-class Point:
-    """One way of decoding: how fast, and how good."""
-
-    run: int
-    x: float
-    y: float
-    label: str
-    is_recommended: bool = False
+# Of one system: sentences a second, BLEU, beam, whether it is recommended.
+Series = list[tuple[float, float, int, bool]]
 
 
-def point_chart(title: str, points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """Labelled points, as an `<svg>`; those of a run in its colour, the recommended one filled."""
+def speed_chart(title: str, systems: Sequence[Series]) -> str:
+    """A line a system, from beam to beam, as an `<svg>`; the recommended way is filled."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.0, 3.2), layout="constrained")
         axes = figure.subplots()
-        for point in points:
-            colour = run_colour(point.run)
-            filling = colour if point.is_recommended else "none"
-            axes.plot(point.x, point.y, "o", ms=7, mec=colour, mfc=filling)
-            axes.annotate(
-                point.label, (point.x, point.y), xytext=(6, 4), textcoords="offset points"
-            )
-        axes.margins(0.12)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        for number, points in enumerate(systems):
+            colour = run_colour(number)
+            axes.plot([point[0] for point in points], [point[1] for point in points], c=colour)
+            for speed, bleu, beam, is_recommended in points:
+                face = colour if is_recommended else _PAPER
+                axes.plot(speed, bleu, "o", ms=9 if is_recommended else 5, mec=colour, mfc=face)
+                axes.annotate(
+                    str(beam), (speed, bleu), xytext=(0, 7), textcoords="offset points", ha="center"
+                )
+        axes.margins(0.1)
+        axes.set_xlabel("sentences a second")
+        axes.set_ylabel("BLEU")
         return to_svg(figure, title)
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from mtrain.config import Config, read_run_config
 from mtrain.errors import CheckpointError, DataError, UsageError
 from mtrain.evaluation.analysis import Analysis
+from mtrain.portable import FILE
 from mtrain.run import RunDir, sha256_of
 
 
@@ -77,7 +78,7 @@ class RunFacts:
     @cached_property
     def translated(self) -> list[Translated]:
         """The test sets (and valid) that `eval` scored, in the config's order."""
-        names = [*self.test_sets, "valid"]
+        names = [] if self.run.is_exported else [*self.test_sets, "valid"]
         return [_read_translated(self.run, name) for name in names if name in self.scores]
 
     def read_object(self, path: Path) -> Any:
@@ -127,7 +128,8 @@ def _read_weights(run: RunDir) -> Weights | None:
     try:
         path = run.checkpoint_files(None)[0]
         with safe_open(path, "np") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+            names = [name for name in file.keys() if not name.startswith(FILE)]  # noqa: SIM118
+            shapes = [file.get_slice(name).get_shape() for name in names]
             note = json.loads((file.metadata() or {}).get("mtrain", "{}"))
     except FileNotFoundError:  # pruned by training meanwhile
         return None

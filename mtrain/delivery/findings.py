@@ -222,7 +222,8 @@ def calibration_sentence(calibration: Calibration) -> str:
     if calibration.low <= 0:
         says = "nothing"
     else:
-        says = "little" if calibration.correlation < 0.3 else "something"
+        limits = ((0.6, "much"), (0.3, "something"), (0.0, "little"))
+        says = next(word for limit, word in limits if calibration.correlation >= limit)
     numbers = (calibration.correlation, calibration.low, calibration.high)
     correlation, low, high = (f"{number:.2f}".replace("-", "−") for number in numbers)
     return (
@@ -293,11 +294,13 @@ def _fault_sentence(diagnosis: Diagnosis, test_set: str) -> str:
     if not noteworthy:
         return f"In {test_set}, no fault is more frequent than in the references."
     commonest = sorted(noteworthy, key=lambda fault: -fault.rate)[:_MOST_NAMED]
-    named = [
-        f"{fault.title} {fault.rate:.1%} (references {fault.reference_rate or 0:.1%})"
-        for fault in commonest
-    ]
+    named = [f"{fault.title} {fault.rate:.1%}{_usual(fault)}" for fault in commonest]
     return f"In {test_set}, more often than the references: {', '.join(named)}."
+
+
+def _usual(fault: Diagnostic) -> str:
+    rate = fault.reference_rate
+    return "" if rate is None else f" (references {rate:.1%})"
 
 
 def _weak_spots(breakdown: Breakdown) -> list[str]:

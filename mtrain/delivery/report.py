@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from markupsafe import Markup, escape
 
 from mtrain import __version__
 from mtrain.delivery import chapters, findings
-from mtrain.delivery.curves import Line, Point, line_chart, point_chart
+from mtrain.delivery.curves import Line, line_chart
 from mtrain.delivery.facts import RunFacts, read_runs
 from mtrain.delivery.side_by_side import put_side_by_side
+from mtrain.delivery.speeds import speed_chapter
 from mtrain.delivery.training_data import data_chapters
 from mtrain.evaluation.diagnostics import TITLES
 from mtrain.run import RunDir, atomic_write
@@ -46,19 +47,6 @@ _CHAPTERS = (
     ("data", "Data"),
     ("again", "Make it again"),
 )
-_LIBRARIES = ("torch", "sentencepiece", "sacrebleu", "numpy")
-
-
-@dataclass(frozen=True)
-class SpeedPoint:
-    """One way of decoding, in words."""
-
-    run: int
-    name: str
-    bleu: str
-    chrf: str
-    speed: str
-    is_recommended: bool
 
 
 @dataclass(frozen=True)
@@ -147,7 +135,7 @@ def render(runs: Sequence[RunFacts], refresh_s: int = 0) -> str:
             trainings=[chapters.training_facts(run) for run in runs],
             curves=_curves(runs),
             attention=_attention(runs),
-            sweep=_sweep(runs),
+            speeds=speed_chapter(runs),
             data=data_chapters(runs),
             differences=chapters.config_differences(runs) if len(runs) > 1 else [],
             again=[chapters.again(run) for run in runs],
@@ -263,7 +251,8 @@ def _curves(runs: Sequence[RunFacts]) -> list[Curve]:
             if (line := _line(run, number, kind, key, is_dotted))
         ]
         if lines:
-            curves.append(Curve(title, caption, Markup(line_chart(title, lines))))
+            svg = line_chart(title, lines, may_be_log=title == "Gradient norm")
+            curves.append(Curve(title, caption, Markup(svg)))
     return curves
 
 
@@ -275,22 +264,6 @@ def _attention(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
             text = "".join(maps["source"][:-1]).replace("\u2581", " ").strip()
             found.append({"run": number, "text": text, "maps": maps})
     return found
-
-
-def _sweep(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """What `eval --sweep` measured, as points of a picture and rows of a table."""
-    points, rows = [], []
-    for number, run in enumerate(runs):
-        for entry in run.read_object(run.run.sweep) or []:
-            name = chapters.decoding_name(entry)
-            is_recommended = bool(entry.get("recommended"))
-            speed, bleu = entry["sentences_per_s"], entry["bleu"]
-            label = f"beam {entry['beam']}"
-            points.append(Point(number, speed, bleu, label, is_recommended))
-            numbers = (f"{bleu:.2f}", f"{entry['chrf']:.2f}", f"{speed:,.1f}")
-            rows.append(SpeedPoint(number, name, *numbers, is_recommended))
-    picture = point_chart("Quality and speed", points, "sentences/s", "BLEU") if points else ""
-    return {"points": rows, "svg": Markup(picture)}
 
 
 def _line(run: RunFacts, number: int, kind: str, key: str, is_dotted: bool) -> Line | None:
@@ -307,13 +280,7 @@ def _line(run: RunFacts, number: int, kind: str, key: str, is_dotted: bool) -> L
 
 def _versions() -> list[chapters.Fact]:
     """Of what wrote this page."""
-    found = [
-        chapters.Fact("mtrain", __version__),
-        chapters.Fact("Python", platform.python_version()),
-    ]
-    for name in _LIBRARIES:
-        try:
-            found.append(chapters.Fact(name, version(name)))
-        except PackageNotFoundError:
-            continue
-    return found
+    names = ("sacrebleu", "numpy", "matplotlib")
+    found = {"mtrain": __version__, "Python": platform.python_version()}
+    found |= {name: version(name) for name in names}
+    return [chapters.Fact(name, value) for name, value in found.items()]

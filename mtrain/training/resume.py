@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from mtrain import console
 from mtrain.config import Config, dump_config, read_run_config
 from mtrain.data.prepare import Prepared, copy_into_run
 from mtrain.errors import UsageError
-from mtrain.run import RunDir, atomic_write, storage_errors
+from mtrain.run import RunDir, atomic_write, storage_errors, write_json
 from mtrain.training.state import Progress
 
 # A change of these makes another model, another order or another optimum: refused on resume.
@@ -40,6 +41,15 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
     with storage_errors(run.path):
         run.checkpoints.mkdir(exist_ok=True)
     return run
+
+
+def note_environment(run: RunDir, environment: dict[str, str]) -> None:
+    """Remember what a run is trained with; several entries where it went on elsewhere."""
+    known: list[dict[str, str]] = []
+    if run.environment.exists():
+        known = json.loads(run.environment.read_text(encoding="utf-8"))
+    if environment not in known:
+        write_json(run.environment, [*known, environment])
 
 
 @contextmanager

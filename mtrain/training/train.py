@@ -33,7 +33,7 @@ from mtrain.training.fit import show, try_out
 from mtrain.training.journal import Journal
 from mtrain.training.learner import Learner
 from mtrain.training.meter import Meter
-from mtrain.training.resume import alone_in, drop_lines_beyond, open_run
+from mtrain.training.resume import alone_in, drop_lines_beyond, note_environment, open_run
 from mtrain.training.signals import StopRequest
 from mtrain.training.state import (
     Progress,
@@ -99,6 +99,7 @@ def _train(config: Config, prepared: Prepared, processes: Processes) -> None:
     else:
         console.message(f"resuming {run.path} at step {progress.step}: {loop.describe()}")
     if processes.is_first:
+        note_environment(run, runtime.environment(processes.device))
         drop_lines_beyond(run, progress)
         run.weights.unlink(missing_ok=True)  # of an earlier end: `best` holds the same
     with StopRequest() as stop:
