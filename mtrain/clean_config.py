@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mtrain.entries import Section
 
-Off = Literal[False]
+# Zero, which Python takes for false, is a number like any other.
+Off = Annotated[Literal[False], BeforeValidator(lambda value: False if value is False else None)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -98,5 +99,7 @@ class CleanConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _false_is_all_off(cls, value: Any) -> Any:
-        """`clean: false` switches off every filter."""
-        return dict.fromkeys(cls.model_fields, False) if value is False else value
+        """`clean: false` switches off every filter, `true` is as if it were not there."""
+        if value is False:
+            return dict.fromkeys(cls.model_fields, False)
+        return {} if value is True else value

@@ -237,7 +237,7 @@ def _wrong_value(node: Node, errors: list[ErrorDetails]) -> Problem:
 def _expected(error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
-        return re.sub(r"'([^']*)'", r"`\1`", context["expected"])
+        return re.sub(r"'([^']*)'", r"`\1`", context["expected"]).replace("False", "`false`")
     if error["type"] == "string_pattern_mismatch":
         return _PATTERNS[context["pattern"]]
     if error["type"] == "missing":  # an item of a list of fixed length, such as `columns`

@@ -89,7 +89,7 @@ def _values(field: dict[str, Any]) -> str:
     """What may stand there: choices, or a type and its bounds."""
     if "enum" in field or "const" in field:
         choices = field.get("enum", [field.get("const")])
-        return ", ".join(f"`{choice}`" for choice in choices)
+        return ", ".join(f"`{'false' if choice is False else choice}`" for choice in choices)
     if "anyOf" in field:
         kinds = [_values(choice) for choice in field["anyOf"]]
         return " or ".join(dict.fromkeys(kind for kind in kinds if kind))

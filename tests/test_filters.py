@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from mtrain.clean_config import CleanConfig
 from mtrain.data.cleaning import normalize
@@ -39,6 +40,15 @@ def test_every_key_of_the_config_has_words_in_the_order_of_the_config() -> None:
 def test_false_switches_all_filters_off() -> None:
     off = CleanConfig.model_validate(False)
     assert PairFilter(off, "en", "de").reason("<b>1 2 3 4 5", "日本") is None
+
+
+def test_zero_is_a_threshold_and_true_is_none() -> None:
+    assert CleanConfig.model_validate({"copies": 0}).copies == 0.0
+    assert CleanConfig.model_validate({"copies": 0}).copies is not False
+    for wrong in ({"max_words": 0}, {"max_words": True}, {"numbers": 0}):
+        with pytest.raises(ValidationError):
+            CleanConfig.model_validate(wrong)
+    assert CleanConfig.model_validate(True) == CleanConfig()
 
 
 def test_a_filter_survives_pickling() -> None:
