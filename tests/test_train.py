@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import invoke, write_lines
+from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 
 from mtrain.config import load_config
 from mtrain.data.batching import Batch
@@ -872,6 +873,41 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
     assert not list(run.path.rglob("*.tmp"))
     assert run.step_checkpoints()[0][0] == 3
     assert_alike(workspace.train(run.path), straight)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(directory, straight, tmp_path):
+    """A file system too small for the third checkpoint; made larger, the run ends as it should."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    checkpoint = straight.step_checkpoints()[0][1]
+    others = [path for path in straight.path.rglob("*") if straight.checkpoints not in path.parents]
+    n_pages = sum(-(-path.stat().st_size // 4096) for path in others if path.is_file())
+    n_pages += 2.5 * sum(-(-path.stat().st_size // 4096) + 1 for path in checkpoint.iterdir())
+    train = " ".join(mtrain_command("train", "copy.yaml", "--set", f"run={disk}/run"))
+    program = f"""
+        mount -t tmpfs -o size={4 * int(n_pages)}k tmpfs {disk} || exit 90
+        {train}; echo "exit code $?"
+        ls {disk}/run/checkpoints
+        mount -o remount,size=100m {disk}
+        {train}; echo "exit code $?"
+        cp -r {disk}/run {kept}
+    """
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", program],
+        cwd=directory,
+        env=mtrain_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split("\n")[0] == "exit code 3", done.stderr
+    assert "no space left on the disk" in done.stderr
+    assert ".tmp" not in done.stdout
+    assert done.stdout.split("\n")[-2] == "exit code 0", done.stderr
+    assert_alike(RunDir(kept), straight)
 
 
 # -- real kills ------------------------------------------------------------------------------

@@ -1,20 +1,20 @@
 """How long a run lasts: to max_steps, or to the last step that a time budget allows.
 
 A budget becomes steps by measurement: before the first step from a trial, after warm-up and at
-validations from the steps since. Each result is kept in the state as (step, max_steps), so the
-learning rate stays a function of (step, plan), and a resumed run keeps its plan.
+validations from the steps since. Each result is kept in the state as (step, max_steps, number of
+validations from there to the end), so learning rate and validations stay functions of (step, plan),
+and a resumed run keeps its plan.
 """
 
 from __future__ import annotations
 
-import math
-
 from mtrain.config import TrainConfig
-from mtrain.training.optim import learning_rate, share_left
+from mtrain.training.optim import learning_rate
 from mtrain.training.state import Progress
 
 USUAL_VALIDATE_EVERY = 1000
-N_VALIDATIONS = 10  # of a budget
+MOST_VALIDATIONS = 10  # of a budget
+VALIDATION_SHARE = 0.15  # of what is left of a budget, at most
 LONGEST_WARMUP = 0.1  # of a budget
 
 
@@ -28,7 +28,7 @@ class Plan:
     @property
     def corrections(self) -> list[tuple[int, int]]:
         """(step, max_steps), oldest first; none without a budget."""
-        return [(step, max_steps) for step, max_steps in self.progress.plan]
+        return [(step, max_steps) for step, max_steps, _ in self.progress.plan]
 
     @property
     def max_steps(self) -> int:
@@ -55,7 +55,7 @@ class Plan:
         return learning_rate(step, first, optim, later)
 
     def is_validation_due(self, step: int) -> bool:
-        """At the end; every so many steps, or at each tenth of the way through a budget."""
+        """At the end; every so many steps, or evenly over the way through a budget."""
         if step >= self.max_steps:
             return True
         every = self.train.validate_every
@@ -63,12 +63,12 @@ class Plan:
             every = USUAL_VALIDATE_EVERY
         if every != "auto":
             return step % every == 0
-        return self._tenths_left(step) < self._tenths_left(step - 1)
+        return self._n_validations_left(step) < self._n_validations_left(step - 1)
 
     def begin(self, step_s: float) -> None:
         """Turn a budget into steps before the first one, from how long a trial took."""
         if self.train.budget_s is not None:
-            self._correct(self.train.budget_s / step_s)
+            self._correct(self.train.budget_s / step_s, MOST_VALIDATIONS)
 
     def is_warmed_up(self, step: int) -> bool:
         """True once, where the pace of a budget is first measured."""
@@ -84,12 +84,15 @@ class Plan:
         if self.train.budget_s is None or progress.step in (step, self.max_steps):
             return
         step_s = (progress.elapsed_s - elapsed_s) / (progress.step - step)
-        left_s = self.train.budget_s - progress.elapsed_s - progress.validating_s
-        if self.train.validate_every == "auto":  # the last one comes after the deadline
-            left_s -= validation_s * (self._tenths_left(progress.step) - 1)
-        else:
+        left_s = self.left_s()
+        n_validations = self._n_validations_left(progress.step)
+        if self.train.validate_every != "auto":
             step_s += validation_s / self.train.validate_every
-        self._correct(progress.step + left_s / step_s)
+        elif validation_s:
+            affordable = int(VALIDATION_SHARE * left_s / validation_s)
+            n_validations = min(n_validations, 1 + affordable)  # the last is after the deadline
+            left_s -= validation_s * (n_validations - 1)
+        self._correct(progress.step + left_s / step_s, n_validations)
 
     def left_s(self) -> float:
         """Seconds to go, at the pace so far."""
@@ -98,13 +101,13 @@ class Plan:
             return max(0.0, self.train.budget_s - progress.elapsed_s - progress.validating_s)
         return progress.elapsed_s / progress.step * (self.max_steps - progress.step)
 
-    def _tenths_left(self, step: int) -> int:
-        (_, max_steps), *later = self.corrections
-        share = share_left(step, max_steps, self.warmup_steps, later)
-        return math.ceil(N_VALIDATIONS * share)
+    def _n_validations_left(self, step: int) -> int:
+        """After `step`, by the plan in force there."""
+        start, end, n = next(entry for entry in reversed(self.progress.plan) if entry[0] <= step)
+        return max(1, n - (step - start) * n // (end - start))
 
-    def _correct(self, max_steps: float) -> None:
+    def _correct(self, max_steps: float, n_validations: int) -> None:
         last = max(self.progress.step + 1, int(max_steps))
         if self.train.max_steps is not None:
             last = min(last, self.train.max_steps)
-        self.progress.plan.append([self.progress.step, last])
+        self.progress.plan.append([self.progress.step, last, n_validations])

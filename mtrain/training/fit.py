@@ -98,7 +98,7 @@ def _fits(learner: Learner, plan: BatchPlan, progress: Progress) -> bool:
 def largest_micro_batch(plan: BatchPlan, max_tokens: int) -> Indices:
     """As many of the longest pairs as one micro-batch can hold."""
     longest = np.maximum(plan.src_lengths, plan.tgt_lengths)
-    order = np.argsort(-longest, kind="stable")
+    order = np.argsort(longest, kind="stable")[::-1]
     return order[: max(1, max_tokens // int(longest[order[0]]))]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtrain import console
 from mtrain.data.prepare import Prepared
-from mtrain.data.tokenizer import model_files
+from mtrain.data.tokenizer import load_tokenizers
 from mtrain.errors import CheckpointError, UsageError
 from mtrain.model.weights import load_tensors, weights_of
 from mtrain.run import RunDir
@@ -58,10 +58,10 @@ def _find(weights: Mapping[str, Tensor], name: str) -> Tensor | None:
 def _check_tokenizer(run: RunDir, prepared: Prepared) -> None:
     """The ids of the data must mean the pieces of the run."""
     own, theirs = (
-        [path.read_bytes() for path in model_files(p)] for p in (prepared.path, run.files)
+        [side.all_pieces() for side in load_tokenizers(path)] for path in (prepared.path, run.path)
     )
     if own != theirs:
         raise UsageError(
             f"`train.init_from` is {run.path}, but the data was prepared with another tokenizer",
-            f"set `tokenizer.model: {run.path}`, so that its pieces are used again",
+            "take over that run's with `tokenizer.model`, and prepare again",
         )
