@@ -470,6 +470,7 @@ def translate(
         "mtrain eval runs/my-model --split valid --json",
         "mtrain eval runs/my-model --source new.en --reference new.de",
         "mtrain eval runs/my-model --hypothesis theirs.de --reference new.de",
+        "mtrain eval runs/my-model --sacrebleu wmt14/full --sacrebleu wmt20",
         "mtrain eval runs/my-model --against runs/baseline",
         "mtrain eval runs/seed1 runs/seed2 runs/seed3",
         "mtrain eval runs/my-model --sweep --adopt",
@@ -492,6 +493,10 @@ def evaluate(
     reference: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="... and compare with this one; may be repeated."),
+    ] = None,
+    sacrebleu: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Translate a test set of sacreBLEU, such as wmt14/full."),
     ] = None,
     hypothesis: Annotated[
         list[Path] | None,
@@ -541,6 +546,11 @@ def evaluate(
         _check_sweep(sweep, len(runs), bool(chooses or comet or length_penalty is not None))
         _sweep(runs[0], checkpoint, device, adopt, as_json)
         return
+    if hypothesis and sacrebleu:
+        raise UsageError(
+            "--sacrebleu names a test set to be translated, --hypothesis is a translation already",
+            "give --hypothesis FILE --reference FILE, or --sacrebleu alone",
+        )
     files = _files_to_evaluate(split or [], source or [], reference or [], hypothesis or [])
     decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device.value)
     results = {}
@@ -548,7 +558,9 @@ def evaluate(
         if hypothesis:
             found = evaluation.evaluate_hypotheses(run, files, comet)
         else:
-            found = evaluation.evaluate_run(run, split or [], files, decoding, comet)
+            found = evaluation.evaluate_run(
+                run, split or [], files, decoding, comet, sacrebleu or []
+            )
         results[str(run)] = evaluation.compare_with(run, found, against, device.value)
     means = summary.spreads_of_seeds(results)
     if as_json:

@@ -10,29 +10,44 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from sacrebleu.significance import PairedTest
 
 from mtrain.config import Config, dump_config, read_run_config
+from mtrain.data.cleaning import hash_text
+from mtrain.data.sources import Pair
 from mtrain.decoding.translate import Translation
-from mtrain.errors import DataError, UsageError
-from mtrain.evaluation import evaluate
+from mtrain.entries import SacrebleuEntry
+from mtrain.errors import DataError, MtrainError, UsageError
+from mtrain.evaluation import analysis, evaluate, metrics
+from mtrain.evaluation.analysis import Analysis
 from mtrain.evaluation.evaluate import (
     Decoding,
     Evaluation,
     GivenFiles,
+    compare_with,
     evaluate_hypotheses,
     evaluate_run,
     evaluate_split,
     scores_and_facts,
 )
-from mtrain.evaluation.metrics import score_all
-from mtrain.evaluation.summary import to_json
+from mtrain.evaluation.metrics import Score, score_all
+from mtrain.evaluation.summary import (
+    Spread,
+    mean_sentences,
+    remarks,
+    score_rows,
+    spreads_of_seeds,
+    to_json,
+)
 from mtrain.model.weights import digest
-from mtrain.run import RunDir, write_json
+from mtrain.run import RunDir, TranslatedLine, write_json
 
 SOURCES = [f"A man buys {number} red apples." for number in range(30)]
 REFERENCES = [f"Ein Mann kauft {number} rote Äpfel." for number in range(30)]
@@ -99,6 +114,12 @@ def make_run(path: Path, splits: list[str], **sections: Any) -> RunDir:
     manifest = {"splits": splits, "split_sha256": dict.fromkeys(splits, digest)}
     write_json(run.manifest, manifest | {"files": {}, "length_ratio": {"mean": 1.0, "std": 0.1}})
     return run
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals in less time."""
+    monkeypatch.setattr(metrics, "BOOTSTRAP_SAMPLES", 50)
 
 
 @pytest.fixture
@@ -292,3 +313,282 @@ def test_notices_reach_the_user_once(
     assert len(lines) == 2
     assert lines[0].startswith("warning: file: 20 of 20 hypotheses end in a period")
     assert lines[1].startswith("warning: file: 20 of 20 references end in a period")
+
+
+# -- several test sets, comparisons, seeds ---------------------------------------------------
+
+
+def test_any_number_of_files(run: RunDir, table: Table, tmp_path: Path) -> None:
+    source, reference = (
+        write_lines(tmp_path / "s", SOURCES),
+        write_lines(tmp_path / "r", REFERENCES),
+    )
+    results = evaluate_run(run.path, files=[GivenFiles(reference, source)] * 2)
+    assert list(results) == ["file", "file2"]
+    assert results["file"].scores == results["file2"].scores
+
+
+def test_a_hypothesis_with_its_source_is_diagnosed(run: RunDir, tmp_path: Path) -> None:
+    files = [write_lines(tmp_path / "r", REFERENCES), write_lines(tmp_path / "s", SOURCES)]
+    [result] = evaluate_hypotheses(run.path, [GivenFiles(*files, files[1])]).values()
+    assert result.analysis is not None
+    assert result.analysis.breakdown.calibration is None
+    assert any("copied from the source" in text for text in remarks({"file": result}))
+
+
+def test_a_test_set_of_sacrebleu(
+    run: RunDir, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def read_entry(entry: SacrebleuEntry, where: str, lock: object) -> list[Pair]:
+        asked.append((entry.sacrebleu, entry.languages, where))
+        return [Pair(*pair) for pair in zip(SOURCES, REFERENCES, strict=True)]
+
+    monkeypatch.setattr(evaluate, "read_entry", read_entry)
+    [name] = evaluate_run(run.path, sacrebleu=["wmt14/full"])
+    assert name == "wmt14/full"
+    assert asked == [("wmt14/full", ("en", "de"), "--sacrebleu wmt14/full")]
+
+
+def test_an_unknown_test_set_of_sacrebleu(run: RunDir, table: Table) -> None:
+    with pytest.raises(MtrainError, match="--sacrebleu wmt41: sacreBLEU has no test set `wmt41`"):
+        evaluate_run(run.path, sacrebleu=["wmt41"])
+
+
+@pytest.fixture
+def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PairedTest, "_DEFAULT_SAMPLES", {"ar": 50, "bs": 50})
+
+
+@pytest.mark.usefixtures("few_trials")
+def test_against_another_run(run: RunDir, table: Table, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", ["flickr"])
+    table.outputs = REFERENCES
+    evaluate_run(other.path)
+    table.outputs = TRANSLATIONS
+    results = evaluate_run(run.path, ["flickr"])
+    n_asked = len(table.asked)
+    compared = compare_with(run.path, results, other.path)["flickr"]
+    assert len(table.asked) == n_asked  # the translations that it keeps are of the same weights
+    assert compared.comparison is not None
+    assert compared.comparison.metrics["bleu"].baseline_score == pytest.approx(100)
+    [sentence, *_] = remarks({"flickr": compared})
+    assert sentence.startswith("flickr: ")
+    assert f"BLEU worse than {other.path}, p = " in sentence
+    kept = run.read_scores()["flickr"]["against"]
+    assert kept == compared.comparison.to_json()
+    assert set(kept) == {"baseline", "bleu", "chrf", "ter"}
+
+    table.model = torch.nn.Linear(2, 1)  # other weights: what is kept of them is not asked for
+    compare_with(run.path, results, other.path)
+    assert len(table.asked) == n_asked + 1
+
+
+@pytest.mark.usefixtures("few_trials")
+def test_against_a_file(run: RunDir, table: Table, tmp_path: Path) -> None:
+    theirs = write_lines(tmp_path / "theirs", TRANSLATIONS)
+    compared = compare_with(run.path, evaluate_run(run.path, ["flickr"]), theirs)
+    assert remarks(compared)[0] == f"flickr: BLEU equals that of {theirs}"
+    with pytest.raises(UsageError, match="is one file, and 2 test sets are scored: flickr, news"):
+        compare_with(run.path, evaluate_run(run.path), theirs)
+    short = write_lines(tmp_path / "short", TRANSLATIONS[:-1])
+    with pytest.raises(DataError, match="short has 29 lines, but the reference of flickr has 30"):
+        compare_with(run.path, evaluate_run(run.path, ["flickr"]), short)
+
+
+def test_against_a_run_with_another_text(run: RunDir, table: Table, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", ["flickr"])
+    replace_text(other, "flickr", REFERENCES[::-1])
+    with pytest.raises(DataError, match=r"the test set `flickr` of .*other is another text"):
+        compare_with(run.path, evaluate_run(run.path, ["flickr"]), other.path)
+
+
+def test_a_run_cannot_translate_a_missing_source(run: RunDir, table: Table, tmp_path: Path) -> None:
+    given = write_lines(tmp_path / "ref", REFERENCES)
+    with pytest.raises(UsageError, match="only where it has a source"):
+        compare_with(run.path, evaluate_hypothesis(run.path, given, given), run.path)
+
+
+def test_mean_and_spread_of_seeds(run: RunDir, table: Table, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "seed2", ["flickr"], train={"seed": 2})
+    first = evaluate_run(run.path, ["flickr"])
+    table.outputs = REFERENCES
+    runs = {str(run.path): first, str(other.path): evaluate_run(other.path)}
+    replace_config(run, other)
+    means = spreads_of_seeds(runs)
+    low = first["flickr"].scores["bleu"].score
+    assert means["flickr"]["bleu"] == Spread(
+        pytest.approx((low + 100) / 2), pytest.approx((100 - low) / 2**0.5), 2
+    )
+    [sentence] = mean_sentences(means)
+    assert sentence.startswith("flickr: ")
+    assert sentence.endswith("TER (mean and standard deviation of 2 runs)")
+    found = to_json(runs, means)
+    assert list(found["runs"]) == [str(run.path), str(other.path)]
+    assert found["mean"]["flickr"]["bleu"]["n_runs"] == 2
+
+
+def test_different_models_have_no_mean(
+    run: RunDir, table: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_run(tmp_path / "big", ["valid", "flickr", "news"], model={"preset": "big"})
+    runs = {str(path): evaluate_run(path, ["flickr"]) for path in (run.path, other.path)}
+    assert spreads_of_seeds(runs) == {}
+    assert "they differ in `model.preset`, `model.d_model`" in capsys.readouterr().err
+    assert spreads_of_seeds({str(run.path): runs[str(run.path)]}) == {}
+
+
+# -- what is kept, and what is said of it ----------------------------------------------------
+
+
+def replace_text(run: RunDir, name: str, references: list[str]) -> None:
+    """Another reference, with its hash in the manifest."""
+    texts = ["".join(f"{line}\n" for line in side).encode() for side in (SOURCES, references)]
+    (run.data / f"{name}.target").write_bytes(texts[1])
+    manifest = run.read_manifest()
+    manifest["split_sha256"][name] = hashlib.sha256(b"\0".join(texts)).hexdigest()
+    write_json(run.manifest, manifest)
+
+
+def replace_config(run: RunDir, other: RunDir) -> None:
+    """The same data in both configs; the seeds stay."""
+    config = yaml.safe_load(other.config.read_text(encoding="utf-8"))
+    config["data"] = yaml.safe_load(run.config.read_text(encoding="utf-8"))["data"]
+    other.config.write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def test_translations_and_analysis_are_kept(run: RunDir, table: Table) -> None:
+    [result] = evaluate_run(run.path, ["flickr"]).values()
+    lines = run.read_translations("flickr")
+    assert [line.translation for line in lines] == TRANSLATIONS
+    assert lines[0] == TranslatedLine(SOURCES[0], REFERENCES[0], TRANSLATIONS[0], -0.24)
+    kept = run.read_analysis("flickr")
+    assert kept is not None
+    assert Analysis.from_json(kept) == result.analysis
+    with pytest.raises(DataError, match="keeps no translation of `news`"):
+        run.read_translations("news")
+
+
+def test_a_run_of_before_diagnostics_is_read(run: RunDir, table: Table) -> None:
+    write_json(run.scores, {"flickr": {"bleu": {"score": 1.0}, "checkpoint": "best"}})
+    run.translations.mkdir()
+    write_lines(run.translations / "flickr.best.txt", TRANSLATIONS)
+    line = run.read_translations("flickr")[1]
+    assert line == TranslatedLine(SOURCES[1], REFERENCES[1], TRANSLATIONS[1], None)
+    assert run.read_analysis("flickr") is None
+    [result] = evaluate_run(run.path, ["flickr"]).values()
+    assert result.analysis is not None
+    assert "seen_in_training" in result.analysis.diagnosis.skipped
+    assert "rarest_word" in result.analysis.breakdown.skipped
+    assert "contaminated" not in result.facts  # nobody counted
+
+
+def test_a_changed_test_set_is_told(
+    run: RunDir, table: Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_run(run.path, ["flickr"])
+    assert "was changed" not in capsys.readouterr().err
+    replace_text(run, "flickr", REFERENCES[::-1])
+    evaluate_run(run.path, ["flickr"])
+    assert "the text of `flickr` was changed since it was last scored" in capsys.readouterr().err
+    evaluate_run(run.path, ["flickr"])
+    assert "was changed" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("decontaminated", [False, True])
+def test_contaminated_scores_say_so(
+    run: RunDir, table: Table, capsys: pytest.CaptureFixture[str], decontaminated: bool
+) -> None:
+    facts = {"n_leaked": {"flickr": 7}, "decontaminated": decontaminated}
+    write_json(run.manifest, run.read_manifest() | facts)
+    [result] = evaluate_run(run.path, ["flickr"]).values()
+    assert result.facts["contaminated"] is not decontaminated
+    warned = "flickr is contaminated: 7 training pairs" in capsys.readouterr().err
+    assert warned is not decontaminated
+    assert run.read_scores()["flickr"]["contaminated"] is not decontaminated
+
+
+def test_given_files_are_looked_up_in_the_training_data(
+    run: RunDir,
+    table: Table,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hashes = np.array([hash_text(text) for text in REFERENCES[:4]], dtype="<u8")
+    monkeypatch.setattr(RunDir, "prepared_data", lambda self: tmp_path)
+    monkeypatch.setattr(analysis, "read_target_hashes", lambda directory: hashes)
+    source, reference = (
+        write_lines(tmp_path / "s", SOURCES),
+        write_lines(tmp_path / "r", REFERENCES),
+    )
+    [result] = evaluate_files(run.path, source, reference).values()
+    assert result.facts["contaminated"]
+    assert "4 of its references stand in the training data" in capsys.readouterr().err
+    assert result.analysis is not None
+    [seen] = [d for d in result.analysis.diagnosis.diagnostics if d.name == "seen_in_training"]
+    assert seen.reference_rate == pytest.approx(4 / 30)
+
+
+def test_the_words_of_the_training_data(run: RunDir, table: Table) -> None:
+    write_json(run.word_counts, {"source": {"a": 500, "man": 20, "buys": 5}, "target": {}})
+    [result] = evaluate_run(run.path, ["flickr"]).values()
+    assert result.analysis is not None
+    [rarest] = [g for g in result.analysis.breakdown.groupings if g.name == "rarest_word"]
+    assert [(group.label, group.n_sentences) for group in rarest.groups] == [("never", 30)]
+
+
+def test_empty_references_are_told(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hypothesis = write_lines(tmp_path / "hyp", ["a b c", "d"])
+    reference = write_lines(tmp_path / "ref", ["a b c", ""])
+    evaluate_hypothesis(run.path, hypothesis, reference)
+    assert "1 of 2 references are empty" in capsys.readouterr().err
+
+
+# -- COMET -----------------------------------------------------------------------------------
+
+
+def test_comet_that_is_not_installed_names_the_extra(
+    run: RunDir, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "comet", None)
+    with pytest.raises(UsageError, match="COMET is not installed") as caught:
+        evaluate_run(run.path, ["flickr"], comet="Unbabel/wmt22-comet-da")
+    assert caught.value.fix is not None
+    assert 'pip install "mtrain[comet]"' in caught.value.fix
+
+
+def test_comet_stands_beside_the_others(
+    run: RunDir, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the library, which gives every sentence its length / 100."""
+
+    class Model:
+        def predict(self, lines: list[dict[str, str]], **options: Any) -> SimpleNamespace:
+            assert lines[0] == {"src": SOURCES[0], "mt": TRANSLATIONS[0], "ref": REFERENCES[0]}
+            return SimpleNamespace(scores=[len(line["mt"]) / 100 for line in lines])
+
+    library = SimpleNamespace(download_model=str, load_from_checkpoint=lambda path: Model())
+    monkeypatch.setitem(sys.modules, "comet", library)
+    [result] = evaluate_run(run.path, ["flickr"], comet="a/model").values()
+    score = result.scores["comet"]
+    assert score.score == pytest.approx(np.mean([len(text) for text in TRANSLATIONS]))
+    assert score.low is not None
+    assert score.high is not None
+    assert score.low < score.score < score.high
+    assert score.signature == "nrefs:1|bs:1000|seed:12345|model:a/model|version:unknown"
+    assert [row[1] for row in score_rows({"flickr": result})][-1] == "COMET"
+
+
+def test_rows_for_people(run: RunDir) -> None:
+    scores = {
+        "bleu": Score(41.237, 40.0, 42.5, "nrefs:1|bs:1000"),
+        "ter": Score(30.0, None, None, "nrefs:1"),
+    }
+    assert score_rows({"flickr": Evaluation(run.read_split("flickr"), scores, [])}) == [
+        ("flickr", "BLEU", "41.24", "[40.00, 42.50]", "nrefs:1|bs:1000"),
+        ("flickr", "TER", "30.00", "", "nrefs:1"),
+    ]

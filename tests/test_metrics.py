@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -107,6 +108,14 @@ def test_a_perfect_translation() -> None:
     for name, best in (("bleu", 100), ("chrf", 100), ("ter", 0)):
         score = scores[name]
         assert [score.score, score.low, score.high] == pytest.approx([best] * 3)
+
+
+def test_empty_lines_are_scored() -> None:
+    """sacreBLEU 2.6 itself ends in a TypeError where a resample holds no reference at all."""
+    for hypotheses, references in product((["a b c", "d"], ["a b c", ""]), repeat=2):
+        scores = score_all(hypotheses, references, "de")
+        assert 0 <= scores["chrf"].score <= 100
+        assert all(score.high is not None for score in scores.values())
 
 
 @pytest.mark.parametrize("hypothesis", ["", "völlig anders"])

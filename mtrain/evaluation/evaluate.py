@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING, Any
 from mtrain import console
 from mtrain.config import Config, DecodeConfig, read_run_config
 from mtrain.data.cleaning import MIN_WORDS_ALONE, count_words
+from mtrain.data.downloads import Lock
+from mtrain.data.sources import read_entry
 from mtrain.data.stored_files import StoredFile
 from mtrain.data.text_files import read_lines as read_stored_lines
+from mtrain.entries import SacrebleuEntry
 from mtrain.errors import DataError, UsageError
 from mtrain.evaluation.analysis import Analysis, TrainingText, analyse
 from mtrain.evaluation.comet import comet_score
@@ -90,19 +93,25 @@ def evaluate_run(
     files: Sequence[GivenFiles] = (),
     decoding: Decoding | None = None,
     comet: str | None = None,
+    sacrebleu: Sequence[str] = (),
 ) -> dict[str, Evaluation]:
-    """Translate and score splits of a run, by default all its test sets, and any other files.
+    """Translate and score splits of a run, by default all its test sets, and any other text.
 
-    The run keeps texts and scores of its own splits, and nothing of given files.
+    `sacrebleu` names test sets that sacreBLEU knows, such as wmt14/full. The run keeps texts and
+    scores of its own splits, and nothing of others.
     """
     decoding = decoding or Decoding()
     run = RunDir.open(path)
     config = _read_config(run, comet)
-    if not (names or files):
+    if not (names or files or sacrebleu):
         names = [name for name in run.splits() if name != "valid"]
         if not names:
             raise UsageError(f"{run.path} has no test set", "score its valid set: --split valid")
-    splits = [run.read_split(name) for name in names] + [*_read_files(files)]
+    splits = [
+        *(run.read_split(name) for name in names),
+        *_read_files(files),
+        *(_read_sacrebleu(name, config) for name in sacrebleu),
+    ]
     translator = _open_translator(run, decoding)
     training = TrainingText.of(run)
     results = {}
@@ -363,6 +372,14 @@ def _read_files(files: Sequence[GivenFiles]) -> Iterator[Split]:
             sources = read_lines(given.source)
             _check_aligned(given.source, sources, given.reference, references)
         yield Split(name, sources, references, _digest(sources, references))
+
+
+def _read_sacrebleu(name: str, config: Config) -> Split:
+    """A test set by its name in sacreBLEU, in a run's languages; fetched if it is not there."""
+    entry = SacrebleuEntry(sacrebleu=name, languages=(config.source, config.target))
+    pairs = list(read_entry(entry, f"--sacrebleu {name}", Lock(Path("sacrebleu.lock"), {})))
+    sources, references = [pair.src for pair in pairs], [pair.tgt for pair in pairs]
+    return Split(name, sources, references, _digest(sources, references))
 
 
 def _check_aligned(

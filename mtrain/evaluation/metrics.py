@@ -15,17 +15,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-from sacrebleu.metrics.ter import TER
+from sacrebleu.metrics.chrf import CHRF, CHRFScore
+from sacrebleu.metrics.ter import TER, TERScore
 from sacrebleu.tokenizers import tokenizer_spm
 from sacrebleu.utils import SACREBLEU_DIR
 
 from mtrain.errors import DataError, UsageError
+
+Scored = TypeVar("Scored", CHRFScore, TERScore)
 
 METRICS = ("bleu", "chrf", "ter")
 LABELS = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
@@ -167,6 +170,26 @@ def notices(
     return found
 
 
+def _in_one_type(result: Scored, stats: Any) -> Scored:
+    """Resampled scores are float32, but for those without any reference, which are plain floats.
+
+    sacreBLEU cannot take the mean of both; where a reference is empty it ends in a TypeError.
+    """
+    if isinstance(stats, np.ndarray):
+        result.score = stats.dtype.type(result.score)
+    return result
+
+
+class _Chrf(CHRF):
+    def _compute_score_from_stats(self, stats: Any) -> CHRFScore:
+        return _in_one_type(super()._compute_score_from_stats(stats), stats)
+
+
+class _Ter(TER):
+    def _compute_score_from_stats(self, stats: Any) -> TERScore:
+        return _in_one_type(super()._compute_score_from_stats(stats), stats)
+
+
 def make_metric(name: str, target_language: str, tokenize: str, lowercase: bool) -> Metric:
     """sacreBLEU's `bleu`, `chrf` or `ter`, with the settings of `score_all`."""
     if name == "bleu":
@@ -174,11 +197,11 @@ def make_metric(name: str, target_language: str, tokenize: str, lowercase: bool)
         tokenizer = bleu_tokenizer(target_language, tokenize)
         return BLEU(lowercase=lowercase, tokenize=tokenizer, force=True)
     if name == "chrf":
-        return CHRF(lowercase=lowercase)
+        return _Chrf(lowercase=lowercase)
     assert name == "ter", name
     # TER counts words; Chinese and Japanese characters are set apart first, to be counted.
     is_cjk = _primary_subtag(target_language) in _CHINESE | _JAPANESE
-    return TER(normalized=is_cjk, asian_support=is_cjk)
+    return _Ter(normalized=is_cjk, asian_support=is_cjk)
 
 
 def _score(
