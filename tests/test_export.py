@@ -55,6 +55,16 @@ def test_a_ctranslate2_model_is_written_and_compared(run: Path, tmp_path: Path) 
     assert "".join(result.hypotheses[0]) == "▁ba"
 
 
+def test_what_this_machine_cannot_compute_in_is_said(run: Path, tmp_path: Path) -> None:
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    if "float16" in ctranslate2.get_supported_compute_types("cpu"):
+        pytest.skip("this CPU computes in float16")
+    options = ("--to", "ctranslate2", "--quantization", "float16")
+    done = invoke("export", run, *options, "-o", "model", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "does not compute in float16: the check is made in float32" in done.stderr
+
+
 def test_an_earlier_export_gives_way_and_nothing_else_does(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2")
     for quantization in ("float32", "int8"):

@@ -56,6 +56,8 @@ class CTranslate2:
                 "choose another --quantization, such as float32 or int8",
             ) from error
 
+        self.compute_type: str = self.translator.compute_type  # what this machine makes of it
+
     @classmethod
     def of_model(
         cls,

@@ -94,6 +94,11 @@ def compare(
     tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
     engine = CTranslate2(directory, tokenizers)
     theirs = translator.with_engine(engine)
+    if quantization and not engine.compute_type.startswith(quantization):
+        console.message(
+            f"this machine does not compute in {quantization}: the check is made in "
+            f"{engine.compute_type}, to which CTranslate2 converts the model here"
+        )
     sources, references = valid.sources[:N_SENTENCES], valid.references[:N_SENTENCES]
     console.message(f"translating {len(sources):,} sentences of valid by both engines")
     translations = translator.translate(sources), theirs.translate(sources)

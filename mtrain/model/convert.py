@@ -26,6 +26,7 @@ from mtrain.model.transformer import (
 )
 from mtrain.run import storage_errors
 
+ERRORS_ONLY = 40  # as Python's logging counts
 MIN_POSITIONS = 1024  # as many as CTranslate2 lets through unless told otherwise
 
 
@@ -38,6 +39,7 @@ def import_ctranslate2() -> ModuleType:
             f"CTranslate2 cannot be used: {error}", "install it: pip install 'mtrain[ctranslate2]'"
         ) from error
     library: ModuleType = ctranslate2
+    library.set_log_level(ERRORS_ONLY)  # it would write to standard error by itself
     return library
 
 
