@@ -169,6 +169,10 @@ LengthPenalty = Annotated[
         metavar="P", min=0.0, help="Score = log-probability / length^P; above 1 favours long."
     ),
 ]
+OfTag = Annotated[
+    str | None,
+    typer.Option(metavar="TAG", help="The sources' `tag` of the config's entries."),
+]
 OnDevice = Annotated[
     Device, typer.Option(metavar="auto|cpu|cuda", help="auto: CUDA where there is one.")
 ]
@@ -379,6 +383,7 @@ def translate(
         Precision | None,
         typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the hardware has it."),
     ] = None,
+    tag: OfTag = None,
     engine: OnEngine = Engine.mtrain,
     quantization: InQuantization = None,
     alignment: Annotated[
@@ -450,6 +455,8 @@ def translate(
             precision.value if precision else None,
             companions or (),
         )
+        if tag is not None:
+            translator = translator.tagged(tag)
         if engine is Engine.ctranslate2:
             translator = translator.with_ctranslate2(quantization)
         second = Beside(others, "target" if score else "prefix") if others else None
@@ -522,6 +529,7 @@ def evaluate(
     checkpoint: Checkpoint = None,
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
+    tag: OfTag = None,
     device: OnDevice = Device.auto,
     sweep: Annotated[
         bool,
@@ -552,7 +560,7 @@ def evaluate(
             "give --hypothesis FILE --reference FILE, or --sacrebleu alone",
         )
     files = _files_to_evaluate(split or [], source or [], reference or [], hypothesis or [])
-    decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device.value)
+    decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device.value, tag)
     results = {}
     for run in runs:
         if hypothesis:

@@ -86,13 +86,45 @@ class DataConfig(Section):
 # -- tokenizer, model ------------------------------------------------------------------------
 
 
+class TokenizerModels(Section):
+    """A SentencePiece model for each side."""
+
+    source: str = Field(description="path of the source's model")
+    target: str = Field(description="path of the target's model")
+
+
+Symbol = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^\S+$")]
+
+
 class TokenizerConfig(Section):
-    """SentencePiece, trained on the training text."""
+    """SentencePiece, trained on the training text, or taken over."""
 
     vocab_size: int = Field(
         default=8000, ge=300, le=1_000_000, description="pieces, special symbols included"
     )
-    type: Literal["unigram", "bpe"] = Field(default="unigram", description="how pieces are learnt")
+    type: Literal["unigram", "bpe", "char"] = Field(
+        default="unigram",
+        description="how pieces are learnt; char: every character is one, up to vocab_size",
+    )
+    sampling: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="cut the training text into other pieces in every epoch: for bpe, the share "
+        "of merges that are left out (BPE-dropout; 0.1 is usual); for unigram, the exponent of the "
+        "probabilities that are drawn from (0.1 to 0.5; the smaller, the more random); 0: always "
+        "the best pieces",
+    )
+    user_defined_symbols: tuple[Symbol, ...] = Field(
+        default=(), description="texts that are never cut, each a piece of its own"
+    )
+    model: str | TokenizerModels | None = Field(
+        default=None,
+        description="path of a SentencePiece model to take over, or {source, target} with "
+        "`shared: false`; pieces keep their order behind our special symbols, and vocab_size, type "
+        "(but for sampling), split_digits, character_coverage, max_sentences and "
+        "user_defined_symbols mean nothing then",
+    )
     shared: bool = Field(default=True, description="one vocabulary for both sides, or one a side")
     split_digits: bool = Field(default=False, description="every digit is a piece of its own")
     character_coverage: float = Field(
@@ -450,6 +482,8 @@ def _conflicts(config: Config) -> list[Conflict]:
                 "set `model.tied: output`, or share the vocabulary",
             )
         )
+    found += _tokenizer_conflicts(config.tokenizer)
+    found += _tag_conflicts(config.data)
     if config.data.temperature is not None and any(e.weight != 1 for e in config.data.train):
         found.append(
             Conflict(
@@ -482,6 +516,49 @@ def _conflicts(config: Config) -> list[Conflict]:
             )
         )
     return found
+
+
+def _tokenizer_conflicts(tokenizer: TokenizerConfig) -> list[Conflict]:
+    found = []
+    if tokenizer.sampling and tokenizer.type == "char":
+        found.append(
+            Conflict(
+                "tokenizer.sampling",
+                "tokenizer.type",
+                f"is `{tokenizer.sampling}`, but there is one way only to cut text into characters",
+                "remove it, or choose `tokenizer.type: bpe`",
+            )
+        )
+    if tokenizer.model is not None and tokenizer.shared != isinstance(tokenizer.model, str):
+        found.append(
+            Conflict(
+                "tokenizer.model",
+                "tokenizer.shared",
+                "names one model, which needs `tokenizer.shared: true`"
+                if isinstance(tokenizer.model, str)
+                else "names a model a side, which needs `tokenizer.shared: false`",
+                "give a path with a shared vocabulary, {source, target} with one a side",
+            )
+        )
+    return found
+
+
+def _tag_conflicts(data: DataConfig) -> list[Conflict]:
+    """A tag that no training text has would mean nothing to the model."""
+    known = {entry.tag for entry in data.train}
+    sets = {f"data.test.{name}": entry for name, entry in data.test.items()}
+    if data.valid is not None:
+        sets["data.valid"] = data.valid
+    return [
+        Conflict(
+            f"{key}.tag",
+            "data.train",
+            f"is `{entry.tag}`, which no training entry has",
+            f"choose one of {', '.join(sorted(filter(None, known))) or 'theirs: they have none'}",
+        )
+        for key, entry in sets.items()
+        if entry.tag is not None and entry.tag not in known
+    ]
 
 
 # -- loading and writing ---------------------------------------------------------------------

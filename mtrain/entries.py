@@ -50,6 +50,17 @@ PATHS = (
 )
 
 
+def _complaint(message: str, fix: str | None) -> PydanticCustomError:
+    """A problem of our own; the message goes on after the key's name."""
+    return PydanticCustomError("complaint", "{message}", {"message": message, "fix": fix})
+
+
+def _free_tag(tag: str) -> str:
+    if tag in ("s", "unk", "pad"):
+        raise _complaint("is a special symbol of its own", "choose another tag")
+    return tag
+
+
 class NamedEntry(Section):
     """What every entry may have."""
 
@@ -62,6 +73,12 @@ class NamedEntry(Section):
         le=1000,
         description="how often an epoch goes through a training entry: 0.5 is half of it (the "
         "other half in the next epoch), 2 all of it twice",
+    )
+    tag: Annotated[str, Field(pattern=SLUG), AfterValidator(_free_tag)] | None = Field(
+        default=None,
+        description="a symbol that is put in front of every source sentence of the entry: for a "
+        "domain, for back-translated text, or for the target language of a model of several; "
+        "valid and test sets are translated with theirs, other text with `translate --tag`",
     )
 
 
@@ -234,11 +251,6 @@ def _one_kind_of_entry(value: Any) -> Any:
             f"did you mean `{near[0]}`?" if near else None,
         )
     return value
-
-
-def _complaint(message: str, fix: str | None) -> PydanticCustomError:
-    """A problem of our own; the message goes on after the key's name."""
-    return PydanticCustomError("complaint", "{message}", {"message": message, "fix": fix})
 
 
 Entry = Annotated[

@@ -100,6 +100,7 @@ class Split:
     sources: list[str]
     references: list[str]
     sha256: str  # of both sides as stored in the run
+    tag: str | None = None  # in front of every source, see `tag` of the config's entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +135,9 @@ class RunDir:
         self.manifest = self.data / "manifest.json"
         self.word_counts = self.data / "word_counts.json"
         self.data_report = self.data / "report.json"  # see data.data_report
-        self.lock = (
-            self.path.absolute().parent / f".{self.path.absolute().name}.lock"
-        )  # held while it is trained
+        beside = self.path.absolute()
+        self.lock = beside.with_name(f".{beside.name}.lock")  # held while it is trained
+        self.epoch = beside.with_name(f".{beside.name}.epoch")  # drawn subwords: see data.epochs
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
@@ -277,7 +278,9 @@ class RunDir:
                 "restore it, or train again with --fresh",
             )
         sources, references = (text.decode().split("\n")[:-1] for text in texts)
-        return Split(name, sources, references, digest)
+        return Split(
+            name, sources, references, digest, self.read_manifest().get("tags", {}).get(name)
+        )
 
     def read_alignment(self) -> dict[str, Any]:
         """sha256 of weights -> the fields of a decoding.alignment.AlignmentHead."""

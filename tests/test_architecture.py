@@ -33,6 +33,7 @@ WITHOUT_TORCH = [
     "mtrain.data.corpus",
     "mtrain.data.encoding",
     "mtrain.data.inputs",
+    "mtrain.data.order",
     "mtrain.data.data_report",
     "mtrain.data.filters",
     "mtrain.data.prepare",

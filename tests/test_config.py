@@ -86,6 +86,20 @@ def test_defaults() -> None:
     assert load(MINIMAL + "run: elsewhere/x\n").run_dir == Path("elsewhere/x")
 
 
+def test_mixing_tags_and_tokenizers_that_do_not_fit_together() -> None:
+    text = MINIMAL.replace("train.de}", "train.de, tag: bt, weight: 2}")
+    assert load(text).data.train[0].tag == "bt"
+    assert "either the temperature or the weights" in problem(text, "data.temperature=2")
+    valid = "data.valid={source: v.en, target: v.de, tag: fr}"
+    assert "`fr`, which no training entry has | choose one of bt" in problem(text, valid)
+    assert "special symbol" in problem(text.replace("tag: bt", "tag: unk"))
+    assert load(MINIMAL, "tokenizer.model=x.model").tokenizer.model == "x.model"
+    assert "one model, which needs `tokenizer.shared: true`" in problem(
+        MINIMAL, "tokenizer.model=x.model", "tokenizer.shared=false"
+    )
+    assert "one way only" in problem(MINIMAL, "tokenizer={type: char, sampling: 0.1}")
+
+
 def test_the_config_of_the_contract() -> None:
     config = load(
         """

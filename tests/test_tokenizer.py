@@ -1,13 +1,21 @@
 """SentencePiece as we use it: nothing is lost, ids are fixed, sizes are honest."""
 
+import io
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import sentencepiece
+from conftest import mtrain_environment
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtrain.config import TokenizerConfig
 from mtrain.data.cleaning import normalize
+from mtrain.data.sentencepiece_model import adopt
 from mtrain.data.tokenizer import (
     BOS,
     EOS,
@@ -18,7 +26,7 @@ from mtrain.data.tokenizer import (
     load_tokenizers,
     train_tokenizers,
 )
-from mtrain.errors import DataError
+from mtrain.errors import DataError, UsageError
 
 PAIRS = [
     (f"the {animal} sees {n} {thing}", f"{artikel} sieht {n} {ding}")
@@ -28,13 +36,18 @@ PAIRS = [
 ]
 
 
-def train(directory: Path, pairs: list[tuple[str, str]] = PAIRS, **settings: object) -> Tokenizer:
+def train(
+    directory: Path,
+    pairs: list[tuple[str, str]] = PAIRS,
+    tags: Sequence[str] = (),
+    **settings: object,
+) -> Tokenizer:
     """The source's tokenizer."""
     config = TokenizerConfig.model_validate({"vocab_size": 320} | settings)
-    return train_tokenizers(config, lambda: pairs, len(pairs), directory, seed=1)[0]
+    return train_tokenizers(config, lambda: pairs, len(pairs), directory, 1, tags)[0]
 
 
-@pytest.fixture(scope="module", params=["unigram", "bpe"])
+@pytest.fixture(scope="module", params=["unigram", "bpe", "char"])
 def tokenizer(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Tokenizer:
@@ -98,6 +111,131 @@ def test_a_vocabulary_too_small_names_the_size_that_works(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"300 is too small .* take 342 pieces"):
         train(tmp_path, pairs, vocab_size=300)
     assert train(tmp_path, pairs, vocab_size=342).vocab_size == 342
+
+
+def test_user_defined_symbols_are_never_cut(tmp_path: Path) -> None:
+    tokenizer = train(tmp_path, user_defined_symbols=("@@x@@", "\u2581Z"))
+    [ids] = tokenizer.encode(["the @@x@@dog \u2581Z"])
+    assert "@@x@@" in tokenizer.pieces(ids)
+    assert tokenizer.decode([ids]) == ["the @@x@@dog \u2581Z"]
+    assert len(tokenizer.encode(["\u2581Z"])[0]) <= 2
+
+
+def test_a_tag_is_a_piece_that_no_text_has(tmp_path: Path) -> None:
+    tokenizer = train(tmp_path, tags=["bt", "de"])
+    tagged = tokenizer.tagged("de")
+    [plain], [with_tag] = tokenizer.encode(["the <de> dog"]), tagged.encode(["the <de> dog"])
+    assert with_tag[1:] == plain
+    assert tagged.pieces(with_tag[:1]) == ["<de>"]
+    assert with_tag[0] not in plain
+    assert tagged.decode([with_tag]) == ["the <de> dog"]
+    assert tagged.encode([""]) == [[]]
+    assert tagged.sample(["the dog"], 0.5, seed=1)[0][0] == with_tag[0]
+    assert tokenizer.tags() == ["bt", "de"]
+    assert tagged.tagged(None).encode(["the <de> dog"]) == [plain]
+    copy = pickle.loads(pickle.dumps(tagged))
+    assert copy.encode(["the <de> dog"]) == [with_tag]
+    for unknown in ("fr", "s", "unk"):
+        with pytest.raises(UsageError, match=f"no tag `{unknown}` .it knows: bt, de"):
+            tokenizer.tagged(unknown)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_drawn_pieces_depend_on_text_and_seed_alone(tmp_path: Path, kind: str) -> None:
+    tokenizer = train(tmp_path, type=kind)
+    texts = [source for source, _ in PAIRS]
+    drawn = tokenizer.sample(texts, 0.3, seed=5)
+    assert tokenizer.sample(texts, 0.3, seed=6) != drawn
+    assert train(tmp_path / "again", type=kind).sample(texts, 0.3, seed=5) == drawn
+    assert tokenizer.sample(texts, 0.3, seed=5) == drawn
+    assert tokenizer.decode(drawn) == texts
+    assert drawn != tokenizer.encode(texts)
+    in_parts = [row for text in texts[:5] for row in tokenizer.sample([text], 0.3, seed=5)]
+    assert in_parts[0] == drawn[0]
+
+
+def test_drawn_pieces_are_the_same_in_another_process(tmp_path: Path) -> None:
+    """SentencePiece's own are not."""
+    program = (
+        "import sys; from pathlib import Path; from mtrain.data.tokenizer import load_tokenizers;"
+        "print(load_tokenizers(Path(sys.argv[1]))[0].sample(['the dog sees', 'books'], 0.3, 5))"
+    )
+    for kind in ("unigram", "bpe"):
+        own = train(tmp_path / kind, type=kind).sample(["the dog sees", "books"], 0.3, 5)
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / kind)],
+            env=mtrain_environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == str(own)
+
+
+def foreign_model(path: Path, **settings: object) -> None:
+    """As `spm_train` makes them: unknown, begin and end first, no padding, no bytes."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(text for pair in PAIRS for text in pair),
+        model_writer=model,
+        hard_vocab_limit=False,
+        minloglevel=3,
+        **({"vocab_size": 60} | settings),
+    )
+    path.write_bytes(model.getvalue())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"model_type": "bpe", "byte_fallback": True, "vocab_size": 320},
+        {"pad_id": 3, "bos_id": -1, "eos_piece": "<end>"},
+        {"control_symbols": "<de>", "user_defined_symbols": "@@"},
+    ],
+)
+def test_a_foreign_model_keeps_its_pieces_behind_our_special_ones(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    path = tmp_path / "foreign.model"
+    foreign_model(path, **settings)
+    foreign = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    own = train(tmp_path, model=str(path), tags=["de", "bt"])
+    processor = sentencepiece.SentencePieceProcessor(
+        model_proto=(tmp_path / "tokenizer.model").read_bytes()
+    )
+    special = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
+    assert special == (PAD, UNK, BOS, EOS)
+    assert processor.vocab_size() == own.vocab_size == len(set(own.all_pieces()))
+    assert own.tags() == ["de", "bt"]
+    texts = [text for pair in PAIRS for text in pair]
+    expected = foreign.encode(texts, out_type=str)
+    assert [own.pieces(row) for row in own.encode(texts)] == expected
+    assert own.decode(own.encode(texts)) == texts
+    scores = {foreign.id_to_piece(i): foreign.get_score(i) for i in range(foreign.vocab_size())}
+    for i, piece in enumerate(own.all_pieces()):
+        if i > 5 and piece in scores:
+            assert processor.get_score(i) == scores[piece]
+
+
+def test_a_foreign_model_without_bytes_is_warned_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign_model(tmp_path / "foreign.model")
+    train(tmp_path, model=str(tmp_path / "foreign.model"))
+    assert "no pieces for bytes" in capsys.readouterr().err
+
+
+def test_what_is_no_model_cannot_be_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "text.model"
+    with pytest.raises(DataError, match="cannot read the tokenizer"):
+        train(tmp_path, model=str(path))
+    path.write_text("not a model")
+    with pytest.raises(DataError, match="is no SentencePiece model"):
+        train(tmp_path, model=str(path))
+    for damaged in (b"\x0a\xff", b"\x0b", b"\x80"):
+        with pytest.raises(ValueError, match="it "):
+            adopt(damaged, [])
 
 
 def test_one_vocabulary_or_one_a_side(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""From the kept text to ids: every chunk in some process, stored in order, counted on the way."""
+"""From text to ids, chunk by chunk in some process, and stored in order.
+
+`Encoder` makes the store of the prepared data, and counts on the way; `SubwordSampler` makes that
+of an epoch whose subwords are drawn.
+"""
 
 from __future__ import annotations
 
@@ -78,6 +82,7 @@ class EncodedChunk:
     target_hashes: Hashes
     statistics: PairStatistics
     report: DataReport
+    lines: bytes  # where the text is kept
 
 
 class Encoder:
@@ -88,11 +93,15 @@ class Encoder:
         tokenizers: tuple[Tokenizer, Tokenizer],
         max_length: int,
         entries: Sequence[str],
+        tags: Sequence[str | None],
         splits: Mapping[str, Sequence[TextPair]],
+        keeps_text: bool = False,
     ) -> None:
+        """entries, tags: the name of each training entry, and its tag."""
         self._tokenizers = tokenizers
         self._max_length = max_length
-        self._entries = entries
+        self._entries, self._tags = entries, tags
+        self.keeps_text = keeps_text
         self._known_words = tuple(
             frozenset(_words(pair[side] for pairs in splits.values() for pair in pairs))
             for side in (0, 1)
@@ -104,7 +113,9 @@ class Encoder:
         texts = list(zip(*pairs, strict=True))
         ids = [
             tokenizer.encode(side, n_threads=1)
-            for tokenizer, side in zip(self._tokenizers, texts, strict=True)
+            for tokenizer, side in zip(
+                tagged(self._tokenizers, self._tags[chunk.entry]), texts, strict=True
+            )
         ]
         report = DataReport(self._entries, (self._is_byte(0), self._is_byte(1)))
         fits = [
@@ -125,6 +136,7 @@ class Encoder:
             *(chunk.entry, len(pairs), sides[0], sides[1], chunk.target_hashes[np.array(fits)]),
             self._count(kept, sides[0].lengths, sides[1].lengths),
             report,
+            _lines(kept) if self.keeps_text else b"",
         )
 
     def _is_byte(self, side: int) -> NDArray[np.bool_]:
@@ -171,12 +183,77 @@ def encode_corpus(
     ):
         for chunk in encoded:
             writer.extend(chunk.source, chunk.target, chunk.entry, chunk.target_hashes)
+            if encoder.keeps_text:
+                writer.keep_text(chunk.lines)
             statistics.merge(chunk.statistics)
             corpus.report.merge(chunk.report)
             corpus.counts.count(OVER_LONG, chunk.n_read - len(chunk.target_hashes))
             bar.update(chunk.n_read)
         corpus.counts.check_not_empty()
         return writer.close(), statistics
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    """Some pairs of one training entry, `source TAB target LF` each."""
+
+    entry: int
+    lines: bytes
+    seed: tuple[int, ...]  # of what is drawn for these pairs
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnChunk:
+    """The same pairs as ids."""
+
+    entry: int
+    source: Sentences
+    target: Sentences
+
+
+class SubwordSampler:
+    """Cuts text into pieces at random, as a function of chunks for other processes."""
+
+    def __init__(
+        self,
+        tokenizers: tuple[Tokenizer, Tokenizer],
+        tags_of_entries: Sequence[str | None],
+        strength: float,
+        max_length: int,
+    ) -> None:
+        self._strength, self._max_length = strength, max_length
+        self.vocab_sizes = (tokenizers[0].vocab_size, tokenizers[1].vocab_size)
+        # Made once, as they remember what they have cut.
+        self._tokenizers = [tagged(tokenizers, tag) for tag in tags_of_entries]
+
+    def __call__(self, chunk: TextChunk) -> DrawnChunk:
+        """Draw both sides; a side that becomes over-long keeps its best pieces."""
+        texts = list(zip(*read_lines(chunk.lines), strict=True))
+        seeds = np.random.SeedSequence(chunk.seed).generate_state(2)
+        source, target = (
+            self._draw(tokenizer, side, int(seed))
+            for tokenizer, side, seed in zip(
+                self._tokenizers[chunk.entry], texts, seeds, strict=True
+            )
+        )
+        return DrawnChunk(chunk.entry, source, target)
+
+    def _draw(self, tokenizer: Tokenizer, texts: Sequence[str], seed: int) -> Sentences:
+        ids = tokenizer.sample(texts, self._strength, seed)
+        over_long = [i for i, row in enumerate(ids) if len(row) > self._max_length]
+        best = tokenizer.encode([texts[i] for i in over_long], n_threads=1)
+        for i, row in zip(over_long, best, strict=True):
+            ids[i] = row
+        return Sentences.of(ids, id_dtype(tokenizer.vocab_size))
+
+
+def tagged(tokenizers: tuple[Tokenizer, Tokenizer], tag: str | None) -> tuple[Tokenizer, Tokenizer]:
+    """A tag stands in front of sources only."""
+    return tokenizers[0].tagged(tag), tokenizers[1]
+
+
+def _lines(pairs: Sequence[TextPair]) -> bytes:
+    return "".join(f"{source}\t{target}\n" for source, target in pairs).encode()
 
 
 def _words(texts: Iterable[str]) -> list[str]:

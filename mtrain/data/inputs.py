@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrain import console
-from mtrain.config import CldrEntry, Config
+from mtrain.config import CldrEntry, Config, TokenizerModels
 from mtrain.data.cleaning import normalize
 from mtrain.data.corpus import CHUNK_PAIRS, RawChunk, TextPair
 from mtrain.data.downloads import Lock
@@ -27,6 +27,13 @@ from mtrain.errors import DataError
 from mtrain.run import sha256_of, write_json
 
 FORMAT = 2  # part of the hash: raised when the same config would give other files
+
+_MIXING: Any = {
+    "temperature": True,
+    "train": {"__all__": {"weight"}},
+    "valid": {"weight"},
+    "test": {"__all__": {"weight"}},
+}
 
 # The norms of a corpus are learnt from the first chunk of each entry, and from a pair in so many
 # of so many chunks behind it.
@@ -48,6 +55,8 @@ def identify(config: Config, lock: Lock, download: bool) -> str:
     for key, entry in entries_of(config):
         for location, sha256 in inputs_of(entry, key, lock, may_ask=download):
             inputs[location] = sha256 or known.sha256_of(location)
+    for location in _tokenizer_models(config):
+        inputs[location] = known.sha256_of(location)
     if download:
         known.save()
         lock.save(Path("data", config.name))
@@ -58,8 +67,10 @@ def identify(config: Config, lock: Lock, download: bool) -> str:
         "inputs": inputs,
         "source": config.source,
         "target": config.target,
-        "data": config.data.model_dump(mode="json"),
-        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        # Not how often each pair is trained on, and how it is cut anew in every epoch.
+        "data": config.data.model_dump(mode="json", exclude=_MIXING),
+        "tokenizer": config.tokenizer.model_dump(mode="json", exclude={"sampling"}),
+        "keeps_text": config.tokenizer.sampling > 0,
     }
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
@@ -71,7 +82,8 @@ def describe_sources(config: Config, lock: Lock) -> list[dict[str, Any]]:
         locations = [location for location, _ in inputs_of(entry, key, lock, may_ask=False)]
         files = {location: _sorted(lock.files.get(location, {})) for location in locations}
         facts = _sorted(lock.sources.get(label_of(entry), {}))
-        described.append({"entry": key, **facts, **entry.model_dump(mode="json"), "files": files})
+        keys = entry.model_dump(mode="json", exclude={"weight"})
+        described.append({"entry": key, **facts, **keys, "files": files})
     return described
 
 
@@ -90,6 +102,26 @@ def train_names(config: Config) -> list[str]:
     return [
         entry.name or key for entry, key in zip(config.data.train, train_keys(config), strict=True)
     ]
+
+
+def train_tags(config: Config) -> list[str | None]:
+    """The tag of each training entry, if it has one."""
+    return [entry.tag for entry in config.data.train]
+
+
+def split_tags(config: Config) -> dict[str, str]:
+    """The tags of valid and test sets, where they have any."""
+    data = config.data
+    sets = data.test if data.valid is None else {"valid": data.valid} | data.test
+    return {name: entry.tag for name, entry in sets.items() if entry.tag is not None}
+
+
+def _tokenizer_models(config: Config) -> list[str]:
+    """The paths of models to take over."""
+    model = config.tokenizer.model
+    if isinstance(model, TokenizerModels):
+        return [model.source, model.target]
+    return [] if model is None else [model]
 
 
 class _KnownFiles:

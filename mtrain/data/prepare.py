@@ -34,7 +34,16 @@ from mtrain.data.data_report import table_of_entries
 from mtrain.data.downloads import Lock
 from mtrain.data.encoding import Encoder, PairStatistics, encode_corpus
 from mtrain.data.filters import PairFilter
-from mtrain.data.inputs import FORMAT, Inputs, describe_sources, identify, open_lock, train_names
+from mtrain.data.inputs import (
+    FORMAT,
+    Inputs,
+    describe_sources,
+    identify,
+    open_lock,
+    split_tags,
+    train_names,
+    train_tags,
+)
 from mtrain.data.norms import Norms
 from mtrain.data.store import SIDES, StoreCounts
 from mtrain.data.suspicions import check_sides, suspicions
@@ -277,7 +286,14 @@ class _Build:
         tokenizers = load_tokenizers(directory)
         vocab_sizes = (tokenizers[0].vocab_size, tokenizers[1].vocab_size)
         console.message(f"encoding {corpus.counts.n_kept:,} pairs")
-        encoder = Encoder(tokenizers, config.data.max_length, self.names, splits)
+        encoder = Encoder(
+            tokenizers,
+            config.data.max_length,
+            self.names,
+            train_tags(config),
+            splits,
+            keeps_text=config.tokenizer.sampling > 0,
+        )
         stored, statistics = encode_corpus(
             corpus, encoder, directory, vocab_sizes, self.n_processes
         )
@@ -299,6 +315,7 @@ class _Build:
             "target": config.target,
             "splits": list(splits),
             "split_sha256": split_sha256,
+            "tags": split_tags(config),
             "n_train_pairs": stored.n_pairs,
             "n_source_tokens": stored.n_source_tokens,
             "n_target_tokens": stored.n_target_tokens,
@@ -347,6 +364,7 @@ class _Build:
             corpus.counts.n_kept,
             self.steps.directory,
             self.config.data.seed,
+            sorted({tag for tag in train_tags(self.config) if tag is not None}),
         )
 
 

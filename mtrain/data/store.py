@@ -9,6 +9,7 @@ A store of n pairs named `train` is a few files in a directory, little-endian:
     train.target.offsets
     train.sources           n uint16: the number of each pair's entry in data.train, ascending
     train.target.hashes     n uint64: `cleaning.hash_text` of each target, where stored
+    train.text              `source TAB target` a line, where pieces are drawn anew every epoch
 
 Ids are uint16 where the vocabulary allows, uint32 otherwise. Opening maps the files and compares
 their sizes with train.json; nothing is read, however large the store.
@@ -82,6 +83,8 @@ class StoreWriter:
         self._entries = _HashedFile(directory / f"{name}.sources")
         self._hashes_path = directory / f"{name}.target.hashes"
         self._hashes: _HashedFile | None = None
+        self._text_path = directory / f"{name}.text"
+        self._text: _HashedFile | None = None
         self._source, self._target = (
             _SideWriter(directory, f"{name}.{side}", vocab_size)
             for side, vocab_size in zip(SIDES, vocab_sizes, strict=True)
@@ -117,6 +120,12 @@ class StoreWriter:
             self._hashes.write(target_hashes.tobytes())
         self._n_pairs += len(source.lengths)
 
+    def keep_text(self, lines: bytes) -> None:
+        """Add the text of pairs, as `source TAB target LF` each; of all pairs, or of none."""
+        if self._text is None:
+            self._text = _HashedFile(self._text_path)
+        self._text.write(lines)
+
     def close(self) -> StoreCounts:
         """Finish the files; the header comes last, so a store without one is no store."""
         sha256 = self._close_files()
@@ -134,8 +143,7 @@ class StoreWriter:
 
     def _close_files(self) -> dict[str, str]:
         files = [*self._source.files, *self._target.files, self._entries]
-        if self._hashes is not None:
-            files.append(self._hashes)
+        files += [file for file in (self._hashes, self._text) if file is not None]
         return {file.path.name: file.close() for file in files}
 
 

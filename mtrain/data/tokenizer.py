@@ -17,9 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mtrain import console
-from mtrain.config import TokenizerConfig
-from mtrain.errors import DataError
+from mtrain.config import TokenizerConfig, TokenizerModels
+from mtrain.data.sentencepiece_model import adopt, is_bpe, user_defined
+from mtrain.data.subwords import BpeCutter, DrawCut, UnigramCutter
+from mtrain.errors import DataError, UsageError
 from mtrain.run import atomic_write
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
@@ -42,12 +46,14 @@ _TRAINING_THREADS = 4
 class Tokenizer:
     """One side's SentencePiece model: text to ids and back, without special symbols."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, tag: str | None = None) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self._model = model
+        self._model, self.tag = model, tag
         self._processor: Any = SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self._processor.vocab_size()
+        self._cutters: dict[float, DrawCut] = {}
+        self._prefix = [] if tag is None else self._tag_ids(tag)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -65,8 +71,30 @@ class Tokenizer:
                 f"{path} is damaged: it is no SentencePiece model", "restore the file"
             ) from error
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
-        return Tokenizer, (self._model,)
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes, str | None]]:
+        return Tokenizer, (self._model, self.tag)
+
+    def tagged(self, tag: str | None) -> Tokenizer:
+        """The same, but that every text begins with the piece of a tag; None: with none."""
+        return self if tag == self.tag else Tokenizer(self._model, tag)
+
+    def tags(self) -> list[str]:
+        """The tags that it knows."""
+        pieces = self.pieces(i for i in range(EOS + 1, self.vocab_size) if self._is_control(i))
+        return [piece[1:-1] for piece in pieces]
+
+    def _is_control(self, number: int) -> bool:
+        return bool(self._processor.is_control(number))
+
+    def _tag_ids(self, tag: str) -> list[int]:
+        number = int(self._processor.piece_to_id(tag_piece(tag)))
+        if number <= EOS or not self._is_control(number):
+            known = ", ".join(self.tags())
+            raise UsageError(
+                f"the model knows no tag `{tag}` (it knows: {known or 'none'})",
+                "choose one that an entry of `data.train` has as its `tag`",
+            )
+        return [number]
 
     def encode(self, texts: Sequence[str], n_threads: int = -1) -> list[list[int]]:
         """The ids of each normalised text, without BOS and EOS; [] for an empty text.
@@ -75,7 +103,30 @@ class Tokenizer:
         """
         escaped = [_escape(text) for text in texts]
         ids: list[list[int]] = self._processor.encode(escaped, num_threads=n_threads)
-        return ids
+        return self._with_tag(ids)
+
+    def sample(self, texts: Sequence[str], strength: float, seed: int) -> list[list[int]]:
+        """Ids of each text, cut at random (`data.subwords`): a function of texts and seed."""
+        words = [_escape(text).split(" ") if text else [] for text in texts]
+        drawn = np.random.default_rng(seed).random(sum(map(len, words))).tolist()
+        draw, numbers = self._cutter(strength), iter(drawn)
+        return self._with_tag(
+            [[i for word in row for i in draw(word, next(numbers))] for row in words]
+        )
+
+    def _cutter(self, strength: float) -> DrawCut:
+        """It remembers what it has cut, so it is kept."""
+        if strength not in self._cutters:
+            if is_bpe(self._model):
+                symbols = user_defined(self._model)
+                self._cutters[strength] = BpeCutter(self._processor, strength, symbols)
+            else:
+                self._cutters[strength] = UnigramCutter(self._processor, strength)
+        return self._cutters[strength]
+
+    def _with_tag(self, ids: list[list[int]]) -> list[list[int]]:
+        """An empty text stays empty."""
+        return [self._prefix + row if row else row for row in ids] if self._prefix else ids
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Each sequence of ids as one line of text; special symbols leave no trace.
@@ -88,7 +139,7 @@ class Tokenizer:
         texts: list[str] = self._processor.decode([[int(i) for i in row] for row in ids])
         return [" ".join(_unescape(text).split()) for text in texts]
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def pieces(self, ids: Iterable[int]) -> list[str]:
         """The written form of each id, as SentencePiece shows it (a space is U+2581)."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
 
@@ -117,18 +168,27 @@ def load_tokenizers(directory: Path) -> tuple[Tokenizer, Tokenizer]:
     return loaded[0], loaded[-1]
 
 
+def tag_piece(tag: str) -> str:
+    """The piece that stands for a tag; no text is ever cut into it."""
+    return f"<{tag}>"
+
+
 def train_tokenizers(
     config: TokenizerConfig,
     pairs: Callable[[], Iterable[tuple[str, str]]],
     n_pairs: int,
     directory: Path,
     seed: int,
+    tags: Sequence[str] = (),
 ) -> tuple[Tokenizer, Tokenizer]:
     """Learn the pieces from training text and write them; the same text gives the same bytes.
 
     pairs() yields the n_pairs normalised (source, target) texts, in the same order every time.
-    Of more than `config.max_sentences` texts a seeded sample is used.
+    Of more than `config.max_sentences` texts a seeded sample is used. Both sides' vocabularies
+    hold the tags. Where the config names models, these are taken instead.
     """
+    if config.model is not None:
+        return _adopt_models(config.model, directory, tags)
     n_sampled = max(1, config.max_sentences // 2 if config.shared else config.max_sentences)
     is_sampled = _sample(n_pairs, n_sampled, seed)
     console.message(f"learning the pieces from {min(n_pairs, n_sampled):,} pairs")
@@ -139,18 +199,36 @@ def train_tokenizers(
                 yield from (pair[side] for side in sides)
 
     if config.shared:
-        tokenizer = _train(config, texts(0, 1), directory / _SHARED, "the vocabulary")
+        tokenizer = _train(config, tags, texts(0, 1), directory / _SHARED, "the vocabulary")
         return tokenizer, tokenizer
     return (
-        _train(config, texts(0), directory / _ONE_A_SIDE[0], "the source vocabulary"),
-        _train(config, texts(1), directory / _ONE_A_SIDE[1], "the target vocabulary"),
+        _train(config, tags, texts(0), directory / _ONE_A_SIDE[0], "the source vocabulary"),
+        _train(config, tags, texts(1), directory / _ONE_A_SIDE[1], "the target vocabulary"),
     )
+
+
+def _adopt_models(
+    models: str | TokenizerModels, directory: Path, tags: Sequence[str]
+) -> tuple[Tokenizer, Tokenizer]:
+    """Take over SentencePiece models made elsewhere, with our special pieces."""
+    if isinstance(models, str):
+        named = {models: _SHARED}
+    else:
+        named = dict(zip((models.source, models.target), _ONE_A_SIDE, strict=True))
+    for location, name in named.items():
+        path = Path(location).expanduser()
+        original = Tokenizer.load(path)
+        if not original.byte_ids():
+            console.warn(
+                f"{path} has no pieces for bytes: characters that it does not know are lost"
+            )
+        model = adopt(path.read_bytes(), [tag_piece(tag) for tag in tags])
+        atomic_write(directory / name, model)
+    return load_tokenizers(directory)
 
 
 def _sample(n: int, n_wanted: int, seed: int) -> Sequence[bool]:
     """n flags of which n_wanted (or all, if fewer) are True, chosen by the seed."""
-    import numpy as np
-
     if n <= n_wanted:
         return [True] * n
     flags = np.zeros(n, dtype=bool)
@@ -159,7 +237,9 @@ def _sample(n: int, n_wanted: int, seed: int) -> Sequence[bool]:
     return chosen
 
 
-def _train(config: TokenizerConfig, texts: Iterable[str], path: Path, what: str) -> Tokenizer:
+def _train(
+    config: TokenizerConfig, tags: Sequence[str], texts: Iterable[str], path: Path, what: str
+) -> Tokenizer:
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()
@@ -173,6 +253,8 @@ def _train(config: TokenizerConfig, texts: Iterable[str], path: Path, what: str)
             character_coverage=config.character_coverage,
             byte_fallback=True,
             split_digits=config.split_digits,
+            control_symbols=[tag_piece(tag) for tag in tags],
+            user_defined_symbols=list(map(_escape, config.user_defined_symbols)),
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             max_sentence_length=1 << 24,  # bytes; over-long text was dropped before

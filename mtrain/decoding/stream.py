@@ -352,6 +352,7 @@ def _note(
         "model": digest(weights),
         "engine": description,
         "options": asdict(options),
+        "tag": translator.src_tokenizer.tag,
         "alignment": None if head is None else asdict(head),
     }
 

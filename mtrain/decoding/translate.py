@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -179,6 +180,15 @@ class Translator:
             precision,
             [load_model(other, None, chosen) for other in others],
         )
+
+    def tagged(self, tag: str | None) -> Translator:
+        """The same translator, but that every source begins with a tag; None: with none.
+
+        Raises a UsageError for a tag that no training text had.
+        """
+        translator = copy(self)
+        translator.src_tokenizer = self.src_tokenizer.tagged(tag)
+        return translator
 
     def with_ctranslate2(self, quantization: str | None = None) -> Translator:
         """The same translator, but that CTranslate2 computes and searches; see decoding.engine."""

@@ -63,6 +63,7 @@ class Decoding:
     beam_size: int | None = None
     length_penalty: float | None = None
     device: str = "auto"
+    tag: str | None = None
 
     def settings(self, config: Config) -> DecodeConfig:
         """The settings in force."""
@@ -112,6 +113,8 @@ def evaluate_run(
         *_read_files(files),
         *(_read_sacrebleu(name, config) for name in sacrebleu),
     ]
+    if decoding.tag is not None:
+        splits = [replace(split, tag=decoding.tag) for split in splits]
     translator = _open_translator(run, decoding)
     training = TrainingText.of(run)
     results = {}
@@ -224,6 +227,8 @@ def _translate(
     translator: Translator, split: Split, decode: DecodeConfig, progress: Progress | None = None
 ) -> Evaluation:
     started_at = time.monotonic()
+    if split.tag is not None:
+        translator = translator.tagged(split.tag)
     translations = translator.translate_detailed(
         split.sources,
         beam_size=decode.beam_size,

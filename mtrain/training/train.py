@@ -20,9 +20,8 @@ from torch import Tensor
 from mtrain import console, runtime
 from mtrain.config import Config
 from mtrain.data.batching import BatchPlan
-from mtrain.data.order import Mixture
+from mtrain.data.epochs import Epochs
 from mtrain.data.prepare import Prepared, find_prepared, prepare
-from mtrain.data.store import TokenStore
 from mtrain.errors import DataError, NonFiniteError
 from mtrain.evaluation.metrics import bleu_tokenizer
 from mtrain.model.weights import weights_of
@@ -72,7 +71,10 @@ def show_plan(config: Config, config_path: Path) -> None:
     prepared = _prepared(config, config_path)
     with join(config.train.device) as processes:
         runtime.set_up(processes.device, config.train.threads)
-        _Loop(config, prepared, processes).take_off(Progress())
+        loop = _Loop(config, prepared, processes)
+        loop.take_off(Progress())
+        if processes.is_first:
+            loop.epochs.clear()
 
 
 def _prepared(config: Config, config_path: Path) -> Prepared:
@@ -102,8 +104,12 @@ def _train(config: Config, prepared: Prepared, processes: Processes) -> None:
         note_environment(run, runtime.environment(processes.device))
         drop_lines_beyond(run, progress)
         run.weights.unlink(missing_ok=True)  # of an earlier end: `best` holds the same
-    with StopRequest() as stop:
-        loop.run_to_the_end(progress, stop)
+    try:
+        with StopRequest() as stop:
+            loop.run_to_the_end(progress, stop)
+    finally:
+        if processes.is_first:
+            loop.epochs.clear()
     if processes.is_first:
         install_winner(run, config.train, progress, loop.score)
     processes.wait()
@@ -115,8 +121,8 @@ class _Loop:
     def __init__(self, config: Config, prepared: Prepared, processes: Processes) -> None:
         self.config, self.prepared, self.processes = config, prepared, processes
         self.run = RunDir(config.run_dir)
-        self.store = TokenStore.open(prepared.path)
-        self.mixture = Mixture.of(config.data, self.store.entries)
+        self.epochs = Epochs(config, prepared.path, self.run.epoch)
+        self.store = self.epochs.store
         source_size, target_size = prepared.manifest["vocab_sizes"]
         self.learner = Learner(config, self.store, (source_size, target_size), processes)
         self.watch = Watch(target_size, config.train.optim.warmup_steps)
@@ -205,9 +211,12 @@ class _Loop:
             progress.epoch, progress.update = progress.epoch + 1, 0
 
     def epoch(self, number: int) -> BatchPlan:
-        """Which sentences form each update of an epoch."""
-        train = self.config.train
-        return BatchPlan.of_store(self.store, train.batch_tokens, train.seed, number, self.mixture)
+        """Which sentences form each update of an epoch, whose ids the learner takes up."""
+        if self.processes.is_first:
+            self.epochs.make(number)
+        self.processes.wait()
+        self.learner.store, plan = self.epochs.open(number)
+        return plan
 
     def log(self, progress: Progress, plan: Plan, meter: Meter) -> str:
         """Write a line of metrics; the only place that waits for the device. -> text for the bar"""

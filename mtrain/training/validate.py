@@ -35,6 +35,7 @@ class Validation:
         self.config, self.device, self.precision = config, device, precision
         self.split = run.read_split("valid")
         source, target = load_tokenizers(run.files)
+        source = source.tagged(self.split.tag)
         self.model = Transformer(config.model, source.vocab_size, target.vocab_size)
         self.model.eval().to(device)
         ratio = run.read_manifest()["length_ratio"]
