@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def commands_reference() -> str:
 def config_reference() -> str:
     """A table of keys for each part of the config, from its JSON schema."""
     from mtrain.config import json_schema
-    from mtrain.entries import ENTRIES, PATHS
+    from mtrain.entries import ENTRIES, PATHS, NamedEntry
 
     schema = json_schema()
     parts = []
@@ -52,21 +52,26 @@ def config_reference() -> str:
         title = prefix.rstrip(".") or "top level"
         parts.append(f"**{title}** {section['description']}\n")
         parts.append(_table(("key", "values", "default", "meaning"), rows))
-    parts.append(f"**Entries** of `data.train`, `data.valid` and `data.test`. {PATHS}\n")
+    common = NamedEntry.model_json_schema()["properties"]
+    parts.append(
+        "**Entries** of `data.train`, `data.valid` and `data.test`. "
+        f"{PATHS} Every entry may have:\n"
+    )
+    parts.append(_table(("key", "values", "default", "meaning"), _entry_rows(common, [])))
     for entry in (schema["$defs"][kind.__name__] for kind in ENTRIES.values()):
         parts.append(f"**`{_entry_form(entry)}`** {entry['description']}\n")
-        rows = [
-            (f"`{key}`", _values(field), _default(field, key in entry["required"]), _meaning(field))
-            for key, field in sorted(
-                entry["properties"].items(),
-                key=lambda item, needed=entry["required"]: (
-                    item[0] not in needed,
-                    item[0] == "name",
-                ),
-            )
-        ]
+        own = {key: field for key, field in entry["properties"].items() if key not in common}
+        rows = _entry_rows(own, entry["required"])
         parts.append(_table(("key", "values", "default", "meaning"), rows))
     return "\n".join(parts)
+
+
+def _entry_rows(fields: dict[str, Any], required: Sequence[str]) -> list[tuple[str, ...]]:
+    """A row for each key of an entry, those that it must have first."""
+    return [
+        (f"`{key}`", _values(field), _default(field, key in required), _meaning(field))
+        for key, field in sorted(fields.items(), key=lambda item: item[0] not in required)
+    ]
 
 
 def _spelling(option: Any) -> str:
@@ -95,6 +100,8 @@ def _values(field: dict[str, Any]) -> str:
         return " or ".join(dict.fromkeys(kind for kind in kinds if kind))
     if "oneOf" in field:
         return "entry"
+    if "$ref" in field:
+        return "mapping"
     bounds = [
         f"{sign} {field[name]}"
         for name, sign in _BOUNDS.items()
