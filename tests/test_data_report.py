@@ -9,7 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtrain.data.data_report import N_EXAMPLES, DataReport, table_of_entries
+from mtrain.data.data_report import (
+    N_EXAMPLES,
+    N_REPEATED,
+    DataReport,
+    find_repeated,
+    table_of_entries,
+)
 from mtrain.data.overlap import NearMatch
 
 IS_BYTE = (np.arange(10) == 9, np.arange(10) == 8)
@@ -55,7 +61,6 @@ def test_what_is_counted() -> None:
     assert source["characters"][0] == ["a", 2]
     assert ["H", 1] in source["characters"]
     assert [" ", 1] in source["characters"]
-    assert tree["repeated_targets"] == [{"text": "a house", "n_pairs": 2}]
     assert table_of_entries(tree) == (
         ["training text", "crawl", "news", "pairs"],
         [
@@ -103,10 +108,19 @@ def test_suspicions_that_counts_give_rise_to() -> None:
     assert "100% of the source pieces spell a character in bytes" in in_bytes
 
 
-def test_memory_is_bounded() -> None:
-    report = make([], [])
-    for chunk in range(20):
-        pairs = [("s", f"target {chunk} {i // 2}") for i in range(4000)]
-        report.merge(make([(0, pair, ([1], [1])) for pair in pairs], []))
-    assert len(report.targets) <= 4000
-    assert report.n_kept[0] == 80_000
+def test_repeated_texts_are_counted_by_their_hashes() -> None:
+    hashes = np.array([7, 5, 9, 5, 7, 5, 1], np.uint64)
+    assert find_repeated(hashes) == [(1, 3), (0, 2)]
+    assert find_repeated(hashes[:0]) == []
+    assert find_repeated(np.arange(9, dtype=np.uint64)) == []
+    many = np.repeat(np.arange(50, dtype=np.uint64), np.arange(50) + 1)
+    assert find_repeated(many)[0] == (49 * 50 // 2, 50)
+    assert len(find_repeated(many)) == N_REPEATED
+
+
+def test_a_target_that_is_too_frequent_is_suspicious() -> None:
+    report = make([(0, (f"s{i}", "t"), ([1], [1])) for i in range(1001)], [])
+    report.repeated_targets = [("Page not found", 20)]
+    tree = report.to_json()
+    assert tree["repeated_targets"] == [{"text": "Page not found", "n_pairs": 20}]
+    assert "2.0% of the targets are `Page not found`" in tree["suspicions"][0]

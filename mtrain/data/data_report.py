@@ -27,12 +27,11 @@ IdPair = tuple[Sequence[int], Sequence[int]]
 
 N_EXAMPLES = 5
 _MAX_EXAMPLE_CHARACTERS = 300
-_N_REPEATED = 20  # targets shown
+N_REPEATED = 20  # targets shown
 _MAX_COLUMNS = 6  # of a table on the terminal
-_N_COUNTED = 2000  # targets counted from chunk to chunk
 _MUCH_DROPPED = 0.2  # of an entry by one filter: worth a look
 _MANY_BYTES = 0.01  # of a side's pieces
-_OFTEN = 0.01  # of the targets being one and the same
+_OFTEN, _MANY_PAIRS = 0.01, 1000  # share of the targets that are the same, of how many
 
 
 @dataclass
@@ -118,7 +117,7 @@ class DataReport:
         self.dropped: dict[tuple[int, str], Dropped] = {}
         self.near_matches: dict[str, Dropped] = {}
         self.sides = (SideStatistics(), SideStatistics())
-        self.targets: Counter[str] = Counter()  # the frequent ones
+        self.repeated_targets: list[tuple[str, int]] = []  # see find_repeated; filled at the end
         self.suspicions: list[str] = []
         self._is_byte = is_byte
 
@@ -144,8 +143,6 @@ class DataReport:
         for side, statistics in enumerate(self.sides):
             statistics.add_texts([pair[side] for pair in texts])
             statistics.add_ids([pair[side] for pair in ids], self._is_byte[side])
-        repeated = Counter(target for _, target in texts)
-        self.targets.update({text: n for text, n in repeated.most_common(_N_COUNTED) if n > 1})
 
     def merge(self, other: DataReport) -> None:
         """Take in the report of another part of the same entries."""
@@ -156,9 +153,6 @@ class DataReport:
             self.near_matches.setdefault(split, Dropped()).add(near.n_pairs, near.examples)
         for own, side in zip(self.sides, other.sides, strict=True):
             own.merge(side)
-        self.targets.update(other.targets)
-        if len(self.targets) > 2 * _N_COUNTED:
-            self.targets = Counter(dict(self.targets.most_common(_N_COUNTED)))
         self.suspicions += [text for text in other.suspicions if text not in self.suspicions]
 
     def to_json(self) -> dict[str, Any]:
@@ -167,8 +161,7 @@ class DataReport:
             "entries": [self._entry(number) for number in range(len(self.entries))],
             "sides": {name: side.to_json() for name, side in zip(SIDES, self.sides, strict=True)},
             "repeated_targets": [
-                {"text": _shortened(text), "n_pairs": n}
-                for text, n in _by_count(self.targets)[:_N_REPEATED]
+                {"text": _shortened(text), "n_pairs": n} for text, n in self.repeated_targets
             ],
             "near_matches": [
                 {
@@ -222,13 +215,32 @@ class DataReport:
                     "`tokenizer.vocab_size` or `tokenizer.character_coverage` would have it whole"
                 )
         n_kept = sum(self.n_kept)
-        for text, n in self.targets.most_common(1):
-            if n > _OFTEN * n_kept and n > 1 and n_kept > 1000:
+        for text, n in self.repeated_targets[:1]:
+            if n > _OFTEN * n_kept and n_kept > _MANY_PAIRS:
                 found.append(
                     f"{_percent(n / n_kept)} of the targets are `{_shortened(text)}`: the model "
                     "will say it too often; `data.clean.max_target_repeats` limits it"
                 )
         return found
+
+
+def find_repeated(hashes: NDArray[np.uint64]) -> list[tuple[int, int]]:
+    """Of hashed texts, (where it first stands, how often it occurs) of the most repeated ones.
+
+    hashes (n,) are sorted in a copy: 8 bytes each. Texts that occur once are left out.
+    """
+    ordered = np.sort(hashes)
+    is_first = np.ones(len(ordered), dtype=bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(is_first)
+    counts = np.diff(starts, append=len(ordered))
+    most = np.argsort(-counts, kind="stable")[:N_REPEATED]
+    found = [
+        (int(np.argmax(hashes == value)), int(n))
+        for value, n in zip(ordered[starts[most]], counts[most], strict=True)
+        if n > 1
+    ]
+    return sorted(found, key=lambda place: (-place[1], place[0]))
 
 
 def table_of_entries(report: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:

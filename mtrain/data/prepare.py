@@ -30,7 +30,7 @@ from typing import Any
 from mtrain import console
 from mtrain.config import Config
 from mtrain.data.corpus import UNREADABLE, Cleaner, Corpus, TextPair
-from mtrain.data.data_report import table_of_entries
+from mtrain.data.data_report import find_repeated, table_of_entries
 from mtrain.data.downloads import Lock
 from mtrain.data.encoding import Encoder, PairStatistics, encode_corpus
 from mtrain.data.filters import PairFilter
@@ -45,9 +45,9 @@ from mtrain.data.inputs import (
     train_tags,
 )
 from mtrain.data.norms import Norms
-from mtrain.data.store import SIDES, StoreCounts
+from mtrain.data.store import SIDES, StoreCounts, TokenStore, read_target_hashes
 from mtrain.data.suspicions import check_sides, suspicions
-from mtrain.data.tokenizer import load_tokenizers, model_files, train_tokenizers
+from mtrain.data.tokenizer import Tokenizer, load_tokenizers, model_files, train_tokenizers
 from mtrain.errors import DataError, StorageError
 from mtrain.run import RunDir, atomic_write, sha256_of, storage_errors, write_json
 
@@ -300,6 +300,7 @@ class _Build:
         split_sha256 = {
             name: _write_split(directory, name, pairs) for name, pairs in splits.items()
         }
+        corpus.report.repeated_targets = _repeated_targets(directory, tokenizers[1])
         report = corpus.report.to_json()
         report["suspicions"] += _suspicions_of_kept(splits, statistics)
         for suspicion in report["suspicions"]:
@@ -372,6 +373,16 @@ def _summaries(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The numbers of each side that fit into a manifest."""
     kept = ("n_tokens", "n_words", "tokens_per_word", "byte_share")
     return {side: {key: report["sides"][side][key] for key in kept} for side in SIDES}
+
+
+def _repeated_targets(directory: Path, tokenizer: Tokenizer) -> list[tuple[str, int]]:
+    """The most repeated targets of the store, and how often each is there."""
+    hashes = read_target_hashes(directory)
+    assert hashes is not None  # just written
+    store = TokenStore.open(directory)
+    found = find_repeated(hashes)
+    texts = tokenizer.decode([store.tgt(index).tolist() for index, _ in found])
+    return [(text, n) for text, (_, n) in zip(texts, found, strict=True)]
 
 
 def _sorted_counts(statistics: PairStatistics) -> dict[str, dict[str, int]]:
