@@ -280,7 +280,8 @@ class TrainConfig(Section):
     init_from: str | None = Field(
         default=None,
         min_length=1,
-        description="a run whose weights this one begins with; it must share its tokenizer",
+        description="a run whose weights this one begins with, and whose tokenizer it takes over "
+        "unless `tokenizer.model` names another copy",
     )
     batch_tokens: int = Field(
         default=4096, ge=16, description="real target tokens (EOS included) in one update"
@@ -435,6 +436,23 @@ class Config(Section):
         if shared is False and (model is None or isinstance(model, dict)):
             return value | {"model": {"tied": "output"} | _given(model or {})}
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_with_another_run(cls, value: Any) -> Any:
+        """What begins with the weights of a run needs its pieces, unless it names others."""
+        if not isinstance(value, dict) or not isinstance(value.get("train"), dict):
+            return value
+        origin, tokenizer = value["train"].get("init_from"), value.get("tokenizer")
+        tokenizer = {} if tokenizer is None else tokenizer
+        is_given = not isinstance(tokenizer, dict) or tokenizer.get("model") is not None
+        if not isinstance(origin, str) or is_given:
+            return value
+        files = {"source": "tokenizer.source.model", "target": "tokenizer.target.model"}
+        model: Any = {side: f"{origin}/{name}" for side, name in files.items()}
+        if tokenizer.get("shared") is not False:
+            model = f"{origin}/tokenizer.model"
+        return value | {"tokenizer": tokenizer | {"model": model}}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

@@ -736,3 +736,20 @@ def test_the_schema_knows_the_short_forms() -> None:
     assert "required" not in schema["$defs"]["ModelConfig"]
     assert schema["$defs"]["ModelConfig"]["additionalProperties"] is False
     assert schema["$defs"]["OptimConfig"]["properties"]["learning_rate"]["default"] == 7e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "model"),
+    [
+        (["train.init_from=runs/a"], "runs/a/tokenizer.model"),
+        (["train.init_from=runs/a", "tokenizer.model=b.model"], "b.model"),
+        (
+            ["train.init_from=runs/a", "tokenizer.shared=false"],
+            {"source": "runs/a/tokenizer.source.model", "target": "runs/a/tokenizer.target.model"},
+        ),
+        ([], None),
+    ],
+)
+def test_another_runs_weights_come_with_its_tokenizer(settings, model):
+    found = load(MINIMAL, *settings).tokenizer.model
+    assert (found.model_dump() if hasattr(found, "model_dump") else found) == model

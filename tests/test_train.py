@@ -738,6 +738,7 @@ def test_a_run_begins_with_anothers_weights(workspace, straight, tmp_path, capsy
     said = capsys.readouterr().err
     assert re.search(rf"begins with (\d+) of \1 tensors of {straight.weights}\n", said)
     assert losses(run)[0] < losses(straight)[-2]
+    assert load_config(run.config).tokenizer.model == f"{straight.path}/tokenizer.model"
     workspace.train(run.path, f"train.init_from={straight.path}", "train.max_steps=2")
     assert "begins with" not in capsys.readouterr().err  # resumed: not again
 
@@ -764,8 +765,13 @@ def test_what_does_not_fit_is_named(workspace, straight, tmp_path, capsys):
 
 
 def test_another_tokenizer_is_refused(workspace, straight, tmp_path):
+    other = workspace.train(tmp_path / "other", "tokenizer.type=bpe", "train.max_steps=1")
     with pytest.raises(UsageError, match="prepared with another tokenizer") as raised:
-        workspace.train(tmp_path / "run", f"train.init_from={straight.path}", "tokenizer.type=bpe")
+        workspace.train(
+            tmp_path / "run",
+            f"train.init_from={straight.path}",
+            f"tokenizer.model={other.path}/tokenizer.model",
+        )
     assert "tokenizer.model" in (raised.value.fix or "")
 
 
