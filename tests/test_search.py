@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtrain.config import ModelConfig
 from mtrain.data.tokenizer import BOS, EOS, PAD
-from mtrain.decoding.scorers import Scorer, TransformerScorer
+from mtrain.decoding.scorers import EnsembleScorer, Scorer, TransformerScorer, log_normaliser
 from mtrain.decoding.search import (
     Hypothesis,
     LengthPenalty,
@@ -98,7 +98,7 @@ class RandomTable(PrefixScorer):
 
 def search(scorer: Scorer, n: int = 1, max_length: int = 5, **options: object) -> list:
     src = torch.arange(n).unsqueeze(1) + 10  # (N, 1)
-    sources = Sources(src, None, torch.full((n,), max_length))
+    sources = Sources(src, None, torch.full((n,), max_length), options.pop("prefixes", None))
     options = {
         "beam_size": 2,
         "penalty": LengthPenalty(options.pop("length_penalty", 1.0)),
@@ -161,6 +161,14 @@ def test_the_length_penalty_prefers_longer_outputs():
     [[normalised]] = search(table, length_penalty=1.0, beam_size=3, exact_stop=True)
     assert (plain.tokens, plain.score) == ([A], pytest.approx(short))
     assert (normalised.tokens, normalised.score) == ([B, C], pytest.approx(long / 3))
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_gnmts_penalty_is_the_papers(beam_size):
+    [[best]] = search(
+        Table({(): {A: 0.5, B: 0.5}}), beam_size=beam_size, penalty=LengthPenalty(0.6, "gnmt")
+    )
+    assert best.score == pytest.approx(math.log(0.5) / ((5 + 2) / 6) ** 0.6)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -304,6 +312,65 @@ def test_the_best_candidates_are_found_block_by_block(vocab_size):
     torch.testing.assert_close(found.log_probs, expected.values)
     where = found.parents * vocab_size + found.tokens
     assert torch.equal(where[finite], expected.indices[finite])
+
+
+# -- beginnings that are given ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_an_output_begins_as_it_is_told_to_and_pays_for_it(beam_size):
+    scorer = RandomTable(9)
+    prefixes = torch.tensor([[4, 7, 5], [6, PAD, PAD], [PAD, PAD, PAD], [8, 8, PAD]])
+    found = search(scorer, n=4, max_length=7, beam_size=beam_size, prefixes=prefixes)
+    free = search(scorer, n=4, max_length=7, beam_size=beam_size)
+    for i, (prefix, [best]) in enumerate(zip(prefixes.tolist(), found, strict=True)):
+        given = [token for token in prefix if token != PAD]
+        assert best.tokens[: len(given)] == given
+        assert best.log_prob == pytest.approx(log_prob_of(scorer, (10 + i,), best.tokens), abs=1e-5)
+    assert found[2] == free[2]
+
+
+def test_the_best_with_a_beginning_is_the_best_of_those_that_begin_so():
+    scorer = RandomTable()
+    prefixes = torch.tensor([[4], [5], [4]])
+    found = search(
+        scorer, n=3, max_length=4, beam_size=30, exact_stop=True, prefixes=prefixes, n_best=3
+    )
+    for i, hypotheses in enumerate(found):
+        beginning = prefixes[i].tolist()
+        every = brute_force(scorer, (10 + i,), 4, 1.0)
+        expected = [tokens for tokens, _ in every if tokens[:1] == beginning][:3]
+        assert [h.tokens for h in hypotheses] == expected
+
+
+# -- several models --------------------------------------------------------------------------
+
+
+class Other(RandomTable):
+    """Another table of the same size."""
+
+    def logits(self, src: tuple[int, ...], generated: tuple[int, ...]) -> Tensor:
+        return super().logits((*src, 99), generated)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_an_ensemble_averages_probabilities(beam_size):
+    members = [RandomTable(9), Other(9), RandomTable(9)]
+    found = search(EnsembleScorer(members), n=8, max_length=6, beam_size=beam_size)
+    for i, [best] in enumerate(found):
+        total = 0.0
+        for t, token in enumerate([*best.tokens, EOS]):
+            prefix = tuple(best.tokens[:t])
+            rows = [m.logits((10 + i,), prefix).softmax(-1)[token] for m in members]
+            total += math.log(float(sum(rows)) / 3)
+        assert best.log_prob == pytest.approx(total, abs=1e-5)
+
+
+def test_an_ensemble_of_one_is_that_one():
+    alone = search(RandomTable(9), n=6, n_best=2)
+    together = search(EnsembleScorer([RandomTable(9)]), n=6, n_best=2)
+    for one, other in zip(alone, together, strict=True):
+        assert [h.tokens for h in one] == [h.tokens for h in other]
 
 
 # -- batches ---------------------------------------------------------------------------------
@@ -469,3 +536,23 @@ def test_a_transformers_widest_beam_is_exact(model):
         best, where = scores.topk(3)
         assert [h.tokens for h in hypotheses] == [outputs[i] for i in where.tolist()]
         assert [h.score for h in hypotheses] == pytest.approx(best.tolist(), abs=1e-5)
+
+
+def test_the_normaliser_is_the_log_of_the_sum():
+    logits = torch.randn(3, 5, 700, generator=torch.Generator().manual_seed(1)) * 9
+    torch.testing.assert_close(log_normaliser(logits), logits.logsumexp(-1))
+
+
+def test_bfloat16_products_change_little(model):
+    """The same search, but for rounding; the model itself is left as it is."""
+    rows = sentences()
+    precise = translate(TransformerScorer(model), rows)
+    before = model.output.weight.clone()
+    scorer = TransformerScorer(model, "bf16")
+    rough = translate(scorer, rows)
+    assert scorer.model.decoder[0].feed_forward.inner.weight.dtype == torch.bfloat16
+    assert scorer.model.src_embedding.weight.dtype == torch.float32
+    assert torch.equal(model.output.weight, before)
+    scores = [[found[0].score for found in both] for both in (precise, rough)]
+    assert scores[1] == pytest.approx(scores[0], abs=0.05)
+    assert scores[1] != scores[0]

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 import mtrain
 from mtrain.config import Config, TokenizerConfig, dump_config
-from mtrain.data.tokenizer import EOS, PAD, Tokenizer, load_tokenizers, train_tokenizers
+from mtrain.data.tokenizer import BOS, EOS, PAD, Tokenizer, load_tokenizers, train_tokenizers
 from mtrain.decoding import stream as stream_stage
 from mtrain.decoding import translate as stage
 from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources
 from mtrain.decoding.sentences import split_text
-from mtrain.decoding.stream import translate_file, translate_stream, waiting_lines
+from mtrain.decoding.stream import Beside, translate_file, translate_stream, waiting_lines
 from mtrain.decoding.translate import Options, Translation, Translator
-from mtrain.errors import ModelError, StorageError, UsageError
+from mtrain.errors import DataError, ModelError, StorageError, UsageError
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import save_tensors, weights_of
 from mtrain.run import RunDir, atomic_write, write_json
@@ -303,7 +303,8 @@ def network(tokenizer: Tokenizer) -> Translator:
     torch.manual_seed(3)
     config = config_with()
     model = Transformer(config.model, tokenizer.vocab_size, tokenizer.vocab_size).eval()
-    return Translator(model, (tokenizer, tokenizer), config, {"mean": 1.0, "std": 0.1})
+    ratio = {"mean": 1.0, "std": 0.1}
+    return Translator(model, (tokenizer, tokenizer), config, ratio, precision="fp32")
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
@@ -332,7 +333,98 @@ def test_a_run_directory_translates_as_its_parts_do(network, tmp_path, tokenizer
     atomic_write(run.config, dump_config(network.config))
     shutil.copy(tokenizer_directory / "tokenizer.model", run.path)
     save_tensors(run.weights, weights_of(network.model), {})
-    assert mtrain.load(run.path, device="cpu").translate(LINES) == network.translate(LINES)
+    loaded = Translator.from_run(run.path, device="cpu", precision="fp32")
+    assert loaded.translate(LINES) == network.translate(LINES)
+    assert len(mtrain.load(run.path, device="cpu").translate(LINES)) == len(LINES)
+
+
+def test_a_beginning_that_is_given_stands_at_the_beginning(network):
+    prefixes = ["Ein Hund", "", "", "The  train", ""]
+    found = network.translate_lines(LINES, Options(beam_size=3), prefixes=prefixes)
+    free = network.translate_lines(LINES, Options(beam_size=3))
+    assert found[0].text.startswith("Ein Hund")
+    assert found[3].text.startswith("The train")
+    assert (found[1].text, found[2].text, found[4].text) == (
+        "",
+        free[2].text,
+        free[4].text,
+    )
+
+
+def test_a_beginning_of_bytes_is_warned_of(network):
+    [found] = network.translate_lines(["A dog."], Options(), prefixes=["犬"])
+    assert found.text.startswith("犬")
+    assert found.warnings == [
+        "the prefix `犬` holds characters that the vocabulary knows only as bytes; what follows "
+        "them may be poor"
+    ]
+
+
+def test_a_beginning_longer_than_the_model_knows_is_refused(network):
+    with pytest.raises(DataError, match=r"prefix of line 8 has \d+ pieces, more than the 40"):
+        network.translate_lines(["A dog."], Options(), prefixes=["dog ball " * 30], first_line=7)
+
+
+@pytest.mark.parametrize("method", ["sample", "mbr", "diverse"])
+def test_other_methods_give_the_same_alone_as_in_company(network, method):
+    options = Options(method=method, n_best=2, samples=5, beam_size=3, temperature=0.5, seed=4)
+    together = network.translate_lines(LINES, options)
+    for i, line in enumerate(LINES):
+        [alone] = network.translate_lines([line], options, first_line=i)
+        assert [h.tokens for h in alone.hypotheses] == [h.tokens for h in together[i].hypotheses]
+    other = network.translate_lines(LINES, replace(options, seed=5))
+    assert (other == together) == (method == "diverse")
+
+
+def test_what_agrees_most_is_chosen(network, monkeypatch):
+    texts = iter(["cats sleep", "a dog runs", "a dog ran", "a dog runs"])
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: [next(texts) for _ in ids])
+    [found] = network.translate_lines(["A dog."], Options(method="mbr", samples=4, n_best=2))
+    assert [h.text for h in found.hypotheses] == ["a dog runs", "a dog ran"]
+
+
+def test_more_than_the_samples_hold_is_refused(network):
+    with pytest.raises(UsageError, match=r"3 hypotheses a line .* 2 samples hold 1 to 2"):
+        network.resolve(Options(method="mbr", samples=2, n_best=3))
+
+
+def test_given_translations_are_scored_by_teacher_forcing(network):
+    targets = ["Ein Hund läuft.", "", "ball", "A dog.", "The little girl"]
+    scored = network.score(LINES, targets, Options(length_penalty=0.7))
+    for line, target, found in zip(LINES, targets, scored, strict=True):
+        [src], [tgt] = network.src_tokenizer.encode([line]), network.tgt_tokenizer.encode([target])
+        with torch.no_grad():
+            logits = network.model(torch.tensor([[*src, EOS]]), torch.tensor([[BOS, *tgt]]), None)
+        expected = logits[0].log_softmax(-1)[range(len(tgt) + 1), [*tgt, EOS]].tolist()
+        assert found.token_log_probs == pytest.approx(expected, abs=1e-4)
+        assert found.tokens == [*network.tgt_tokenizer.pieces(tgt), "</s>"]
+        assert found.log_prob == pytest.approx(sum(expected), abs=1e-4)
+        assert found.score == pytest.approx(sum(expected) / len(expected) ** 0.7, abs=1e-4)
+
+
+def test_an_ensemble_of_equals_is_each_of_them(network):
+    twin = Translator(
+        network.model,
+        (network.src_tokenizer, network.tgt_tokenizer),
+        network.config,
+        network.length_ratio,
+        precision="fp32",
+        companions=[network.model],
+    )
+    expected = network.translate_detailed(LINES)
+    for one, other in zip(twin.translate_detailed(LINES), expected, strict=True):
+        assert one.text == other.text
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+    pairs = [t.score(LINES, LINES)[0].log_prob for t in (twin, network)]
+    assert pairs[0] == pytest.approx(pairs[1], abs=1e-4)
+
+
+def test_threads_that_share_the_work_change_nothing(network, monkeypatch):
+    alone = network.translate_detailed(LINES * 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    shared = network.translate_detailed(LINES * 8)
+    assert [t.text for t in shared] == [t.text for t in alone]
+    assert [t.score for t in shared] == pytest.approx([t.score for t in alone], abs=1e-4)
 
 
 # -- splitting -------------------------------------------------------------------------------
@@ -494,6 +586,59 @@ def test_a_reader_that_goes_away_is_left_to_the_caller(make):
         translate_stream(make(), io.BytesIO(b"A dog.\n"), out)
     with pytest.raises(BrokenPipeError):
         out.close()
+
+
+def beside(text: bytes, role: str = "prefix") -> Beside:
+    return Beside(io.BytesIO(text), role)
+
+
+def test_prefixes_are_read_beside_the_lines(network):
+    out = io.StringIO()
+    source = io.BytesIO(b"A dog.\n\nball\n")
+    translate_stream(network, source, out, Options(), beside(b"Ein Hund\n\nThe"))
+    lines = out.getvalue().split("\n")
+    assert lines[0].startswith("Ein Hund")
+    assert lines[2].startswith("The")
+
+
+def test_a_prefix_may_stand_behind_a_tab(network):
+    out = io.StringIO()
+    source = io.BytesIO(b"A dog.\tEin Hund\nball\n")
+    translate_stream(network, source, out, Options(tab_prefix=True))
+    assert out.getvalue().startswith("Ein Hund")
+    assert out.getvalue().split("\n")[1] == network.translate(["ball"])[0]
+
+
+def test_given_pairs_are_scored_a_line_each(network):
+    pairs = b"A dog.\nball\n\n", b"Ein Hund.\nball\nball"
+    text, objects = io.StringIO(), io.StringIO()
+    for out, options in ((text, Options(n_best=2)), (objects, Options(format="jsonl"))):
+        source, targets = (io.BytesIO(side) for side in pairs)
+        assert translate_stream(network, source, out, options, Beside(targets, "target")) == 3
+    scores = [float(line) for line in text.getvalue().split("\n")[:-1]]
+    found = [json.loads(line) for line in objects.getvalue().split("\n")[:-1]]
+    assert [o["line"] for o in found] == [1, 2, 3]
+    assert [o["log_prob"] for o in found] == pytest.approx(scores, abs=1e-4)
+    assert (found[0]["source"], found[0]["target"]) == ("A dog.", "Ein Hund.")
+    assert found[0]["tokens"][-1] == "</s>"
+    assert sum(found[0]["token_log_probs"]) == pytest.approx(found[0]["log_prob"])
+
+
+@pytest.mark.parametrize(("other", "fact"), [(b"a\n", "fewer"), (b"a\nb\nc\n", "more")])
+def test_a_second_file_of_another_length_is_refused(network, other, fact, tmp_path):
+    source = io.BytesIO(b"A dog.\nball\n")
+    with pytest.raises(DataError, match=f"{fact} lines than the input"):
+        translate_stream(network, source, io.StringIO(), Options(), beside(other))
+    for name, content in (("in.txt", b"A dog.\nball\n"), ("prefixes", other)):
+        (tmp_path / name).write_bytes(content)
+    out = io.StringIO()
+    with (
+        open(tmp_path / "in.txt", "rb") as file,
+        open(tmp_path / "prefixes", "rb") as second,
+        pytest.raises(DataError, match=rf"prefixes has {len(other) // 2} lines, but the .* 2"),
+    ):
+        translate_stream(network, file, out, Options(), Beside(second, "prefix"))
+    assert out.getvalue() == ""  # said before any work
 
 
 # -- files -----------------------------------------------------------------------------------

@@ -1,0 +1,35 @@
+"""Minimum Bayes risk: chrF as sacreBLEU computes it, and the choice that it leads to."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sacrebleu.metrics import CHRF
+
+from mtrain.decoding.rerank import expected_chrf, pairwise_chrf
+
+TEXTS = st.lists(st.text("abc dä漢.", max_size=14), min_size=1, max_size=5)
+
+
+@given(texts=TEXTS)
+@settings(max_examples=60, deadline=None)
+def test_it_is_sacrebleus_sentence_chrf(texts: list[str]) -> None:
+    chrf = CHRF()
+    scores = pairwise_chrf(texts)
+    for i, hypothesis in enumerate(texts):
+        for j, reference in enumerate(texts):
+            expected = chrf.sentence_score(hypothesis, [reference]).score
+            assert scores[i, j] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_one_that_most_agree_with_is_expected_to_be_best() -> None:
+    texts = ["A dog runs.", "A dog is running.", "Cats sleep."]
+    even = expected_chrf(texts, [1, 1, 1])
+    assert even.index(min(even)) == 2
+    often = expected_chrf(texts, [1, 1, 20])
+    assert often.index(max(often)) == 2
+
+
+def test_one_text_is_its_own_reference() -> None:
+    assert expected_chrf(["A dog."], [3]) == [pytest.approx(100.0)]
