@@ -21,6 +21,7 @@ from conftest import (
     mtrain_environment,
     reverse,
     run_mtrain,
+    write_lines,
 )
 from typer.testing import CliRunner
 
@@ -169,6 +170,41 @@ def test_n_lines_in_n_lines_out(trained_run: TrainedRun) -> None:
     assert translations[:3] == ["fo de ba", "", ""]
     assert translations[5] == "hi gu"
     assert "line 4" in done.stderr
+
+
+def test_every_way_to_translate(trained_run: TrainedRun, tmp_path: Path) -> None:
+    """The task is learned so well that all ways lead to the same words."""
+    write_lines(tmp_path / "in", ["ba de fo", "", "gu hi ka"])
+    write_lines(tmp_path / "begin", ["fo de", "", ""])
+    run = str(trained_run.path)
+    for options in (
+        ["--method", "sample", "--temperature", "0.1"],
+        ["--method", "sample", "--top-k", "1", "--seed", "9"],
+        ["--method", "mbr", "--samples", "4", "--top-p", "0.2"],
+        ["--method", "diverse", "--diversity", "0.1"],
+        ["--prefix", "begin"],
+        ["--with", run, "--with", run],
+        ["--penalty-form", "gnmt", "--exact-stop", "--precision", "fp32"],
+        ["--precision", "bf16"],
+    ):
+        done = invoke("translate", run, "in", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "fo de ba\n\nka hi gu\n", options
+
+
+def test_scores_of_given_pairs(trained_run: TrainedRun, tmp_path: Path) -> None:
+    done = invoke(
+        "translate", "runs/reverse", "--score", "test.src", "test.tgt", cwd=trained_run.directory
+    )
+    assert done.returncode == 0, done.stderr
+    right = [float(line) for line in done.stdout.split("\n")[:-1]]
+    assert len(right) == len(trained_run.test_sources)
+    write_lines(tmp_path / "wrong", trained_run.test_sources[::-1])
+    arguments = ["--score", "test.src", tmp_path / "wrong", "-o", tmp_path / "out"]
+    done = invoke("translate", "runs/reverse", *arguments, cwd=trained_run.directory)
+    assert (done.returncode, done.stdout) == (0, "")
+    wrong = [float(line) for line in (tmp_path / "out").read_text().split()]
+    assert sum(a > b for a, b in zip(right, wrong, strict=True)) > 0.9 * len(right)
 
 
 def test_n_best_as_text_and_as_json_lines(trained_run: TrainedRun) -> None:

@@ -19,6 +19,8 @@ from conftest import (
 )
 
 from mtrain import errors
+from mtrain.config import TokenizerConfig
+from mtrain.data.tokenizer import train_tokenizers
 from mtrain.errors import MtrainError
 
 CONFIG = """\
@@ -289,6 +291,36 @@ def test_more_hypotheses_than_the_beam_holds(trained_run: TrainedRun) -> None:
     )
     assert code == 2
     assert "--beam-size" in said
+
+
+def test_an_ensemble_of_different_vocabularies(copied_run: Path, trained_run: TrainedRun) -> None:
+    config = TokenizerConfig(vocab_size=300)
+    texts = [(f"quite other words {n}", f"ganz andere {n}") for n in range(50)]
+    train_tokenizers(config, lambda: texts, len(texts), copied_run, 1)
+    code, said = fails("translate", "runs/reverse", "--with", copied_run, cwd=trained_run.directory)
+    assert code == 2
+    assert f"runs/reverse and {copied_run} have different vocabularies" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["test.src", "--prefix", "short"], 3, "short has 3 lines, but the input 80"),
+        (["--score", "test.src", "short"], 3, "short has 3 lines, but the input 80"),
+        (["--score", "test.src", "missing"], 3, "cannot read missing"),
+        (["test.src", "--prefix", "-"], 2, "`-` cannot be read beside another file"),
+        (["test.src", "--score", "test.src", "test.tgt"], 2, "give either --score"),
+        (["--prefix", "short", "--tab-prefix"], 2, "give one of them"),
+        (["--method", "mbr", "--samples", "3", "--n-best", "4"], 2, "3 samples hold 1 to 3"),
+        (["--with", "runs/none"], 2, "runs/none does not exist"),
+    ],
+)
+def test_what_does_not_go_together(
+    trained_run: TrainedRun, arguments: list[str], code: int, said: str
+) -> None:
+    write_lines(trained_run.directory / "short", ["ba"] * 3)
+    found = fails("translate", "runs/reverse", *arguments, cwd=trained_run.directory)
+    assert (found[0], said in found[1]) == (code, True), found[1]
 
 
 @pytest.mark.parametrize("pair", [["--source", "test.src"], ["--hypothesis", "test.src"]])

@@ -9,7 +9,14 @@ import torch
 
 from mtrain import runtime
 from mtrain.errors import DeviceError
-from mtrain.runtime import autocast, choose_device, choose_precision, seed_of, set_up
+from mtrain.runtime import (
+    autocast,
+    choose_device,
+    choose_precision,
+    seed_of,
+    set_up,
+    side_by_side,
+)
 
 CPU = torch.device("cpu")
 
@@ -56,6 +63,37 @@ def test_auto_precision_on_a_cpu_is_what_it_multiplies_fast(
 def test_auto_precision_on_a_gpu_goes_by_its_generation(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_work_side_by_side_gives_every_result_and_the_threads_back(n_workers):
+    torch.set_num_threads(2)
+    seen = set()
+
+    def work(item):
+        seen.add(torch.get_num_threads())
+        return item * item
+
+    assert dict(side_by_side(work, range(9), n_workers)) == {i: i * i for i in range(9)}
+    assert seen == {1 if n_workers == 2 else 2}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("threads")
+def test_an_error_of_one_worker_ends_them_all():
+    torch.set_num_threads(2)
+    done = []
+
+    def work(item):
+        if item == 1:
+            raise ValueError("no")
+        done.append(item)
+
+    with pytest.raises(ValueError, match="no"):
+        list(side_by_side(work, range(500), 2))
+    assert len(done) < 499
+    assert torch.get_num_threads() == 2
 
 
 def test_autocast_concerns_products_only():
