@@ -173,23 +173,28 @@ def test_n_lines_in_n_lines_out(trained_run: TrainedRun) -> None:
 
 
 def test_every_way_to_translate(trained_run: TrainedRun, tmp_path: Path) -> None:
-    """The task is learned so well that all ways lead to the same words."""
     write_lines(tmp_path / "in", ["ba de fo", "", "gu hi ka"])
-    write_lines(tmp_path / "begin", ["fo de", "", ""])
+    write_lines(tmp_path / "begin", ["xe ja", "", ""])
     run = str(trained_run.path)
-    for options in (
-        ["--method", "sample", "--temperature", "0.1"],
-        ["--method", "sample", "--top-k", "1", "--seed", "9"],
-        ["--method", "mbr", "--samples", "4", "--top-p", "0.2"],
-        ["--method", "diverse", "--diversity", "0.1"],
-        ["--prefix", "begin"],
-        ["--with", run, "--with", run],
-        ["--penalty-form", "gnmt", "--exact-stop", "--precision", "fp32"],
-        ["--precision", "bf16"],
-    ):
-        done = invoke("translate", run, "in", *options, cwd=tmp_path)
+
+    def ways(*options: str) -> list[str]:
+        done = invoke("translate", run, "in", "--precision", "fp32", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "fo de ba\n\nka hi gu\n", options
+        return done.stdout.split("\n")[:-1]
+
+    plain, greedy = ways(), ways("--beam-size", "1")
+    assert len(plain) == 3
+    assert ways("--method", "sample", "--top-k", "1", "--seed", "9") == greedy
+    assert ways("--method", "mbr", "--samples", "3", "--top-p", "0.01") == greedy
+    assert ways("--method", "diverse", "--diversity", "0", "--n-best", "1") == greedy
+    assert ways("--with", run, "--with", run) == plain
+    assert ways("--penalty-form", "gnmt", "--length-penalty", "0") == ways("--length-penalty", "0")
+    begun = ways("--prefix", "begin")
+    assert begun[0].startswith("xe ja")
+    assert begun[1:] == plain[1:]
+    drawn = ways("--method", "sample", "--n-best", "3", "--temperature", "2")
+    assert drawn == ways("--method", "sample", "--n-best", "3", "--temperature", "2")
+    assert drawn != ways("--method", "sample", "--n-best", "3", "--temperature", "2", "--seed", "2")
 
 
 def test_scores_of_given_pairs(trained_run: TrainedRun, tmp_path: Path) -> None:
