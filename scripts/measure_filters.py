@@ -10,6 +10,10 @@ columns `ALT` count only A, L and T as bad: what no reader would call a translat
 last line of each table ranks the same pairs by the Bicleaner score that comes with them (a trained
 classifier; all the pairs passed it at 0.5), as many as the filters drop.
 
+A lexical score (IBM model 1 of both directions, learnt from this and three cleaner corpora, 130,000
+pairs) was tried as one more filter and left out: at 300 microseconds a pair it found 1 % of the bad
+pairs of en-de at a precision of 0.9, and 4 % at 0.8.
+
 Default filters unless --set changes one; each learns its norms from the corpus that it judges.
 """
 

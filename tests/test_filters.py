@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from mtrain.clean_config import CleanConfig
 from mtrain.data.cleaning import normalize
 from mtrain.data.filters import REASONS, PairFilter, numbers_differ
+from mtrain.data.languages import Identifier
 from mtrain.data.norms import LengthRatio, Norms
+from mtrain.errors import UsageError
 
 GOOD = ("We met her in the old town.", "Wir haben sie in der Altstadt getroffen.")
 
@@ -97,6 +99,7 @@ def test_repetition() -> None:
     assert only("repetition")("the cat the cat the cat the cat the cat the cat")
     assert only("repetition")("a" * 20)
     assert not only("repetition")("the cat sat on the mat and the dog sat on the cat")
+    assert not only("repetition")("he said yes and she said yes and he said yes")
     assert not only("repetition")("very very good")
     assert not only("repetition")("Donaudampfschifffahrtsgesellschaft")
 
@@ -221,6 +224,14 @@ def test_language() -> None:
     assert not drops(*GOOD)
     assert drops(GOOD[0], "Nous l'avons rencontrée dans la vieille ville, près de la gare.")
     assert not only("language", 0.01, "en-xx")(GOOD[0], "Dobar dan")
+
+
+def test_a_missing_identifier_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Identifier, "is_installed", staticmethod(lambda: False))
+    PairFilter(CleanConfig(), "en", "de")
+    with pytest.raises(UsageError, match="needs the language identifier") as error:
+        only("language", 0.01)
+    assert "mtrain[langid]" in (error.value.fix or "")
 
 
 # -- norms -----------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def test_scripts_tell_the_sides_apart() -> None:
 def test_text_that_does_not_tell_is_left_alone() -> None:
     check_sides([("a b", "b a")] * 100, ("en", "de"), "x")
     check_sides([], ("en", "de"), "x")
+    check_sides([("xq zv", english) for english, _ in PAIRS], ("en", "de"), "x")  # one side only
 
 
 def test_good_text_is_not_suspicious() -> None:

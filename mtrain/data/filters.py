@@ -112,6 +112,8 @@ class PairFilter:
         ]
         self._languages = (source_lang, target_lang)
         self._identifier = Identifier()
+        if "language" in self._limits:
+            Identifier.require()  # here, before any work
         needs_norms = ("length_ratio", "wrong_side")
         self._checks: list[tuple[str, Check]] = [
             (key, getattr(self, key))

@@ -42,6 +42,15 @@ class Identifier:
         """True where the extra `langid` is there."""
         return find_spec("py3langid") is not None
 
+    @staticmethod
+    def require() -> None:
+        """A UsageError that names the extra where it is not there."""
+        if not Identifier.is_installed():
+            raise UsageError(
+                "`data.clean.language` needs the language identifier py3langid",
+                "install it with `pip install 'mtrain[langid]'`, or remove the key",
+            )
+
     def knows(self, code: str) -> bool:
         """True if the model was trained on a language."""
         return primary(code) in _model().labels
@@ -58,13 +67,9 @@ class Identifier:
 @cache
 def _model() -> Any:
     """One for the process: it takes half a second and some 100 MB."""
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise UsageError(
-            "`data.clean.language` needs the language identifier py3langid",
-            "install it with `pip install 'mtrain[langid]'`, or remove the key",
-        ) from error
+    Identifier.require()
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
