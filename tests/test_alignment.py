@@ -81,7 +81,7 @@ def test_links_are_written_as_pharaoh_does() -> None:
 
 
 def test_the_chosen_head_shows_a_reversal(trained_run: TrainedRun) -> None:
-    translator = Translator.from_run(trained_run.path, device="cpu")
+    translator = Translator.from_run(trained_run.path, device="cpu", precision="fp32")
     valid = RunDir.open(trained_run.path).read_split("valid")
     head = choose_head(translator, valid.sources, valid.references)
     assert head.agreement > 0.3
@@ -101,7 +101,7 @@ def test_the_chosen_head_shows_a_reversal(trained_run: TrainedRun) -> None:
 
 
 def test_lines_without_links_stay_in_their_place(trained_run: TrainedRun) -> None:
-    translator = Translator.from_run(trained_run.path, device="cpu")
+    translator = Translator.from_run(trained_run.path, device="cpu", precision="fp32")
     head = choose_head(translator, ["ba de"], ["de ba"])
     long = "ba " * 3000
     found = align(translator, head, ["", "ba", long], [[], ["▁ba"], ["▁ba"]])

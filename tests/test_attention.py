@@ -15,7 +15,7 @@ from mtrain.errors import UsageError
 
 @pytest.fixture(scope="module")
 def translator(trained_run: TrainedRun) -> Translator:
-    return Translator.from_run(trained_run.path, device="cpu")
+    return Translator.from_run(trained_run.path, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,10 @@
 """The search of another program, CTranslate2, in the place of ours.
 
 The model is converted when it is loaded, into a directory that is gone again once CTranslate2 has
-read it: so it always is the checkpoint asked for. Its beam search differs from ours in two rules:
+read it: so it always is the checkpoint asked for. Its beam search differs from ours in some rules:
 it stops as soon as K hypotheses are finished, without asking whether a live one is better; and an
-output cut off at the maximum length has no EOS to pay for.
+output cut off at the maximum length has no EOS to pay for. Padding and BOS, which ours never
+writes, are not forbidden to it: that would change the probabilities of all other pieces.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mtrain.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from mtrain.data.tokenizer import EOS, Tokenizer
 from mtrain.decoding.search import Hypothesis
 from mtrain.errors import UsageError
 from mtrain.model.convert import import_ctranslate2, save_ctranslate2
@@ -55,7 +56,6 @@ class CTranslate2:
                 f"{str(error).rstrip('.')}",
                 "choose another --quantization, such as float32 or int8",
             ) from error
-
         self.compute_type: str = self.translator.compute_type  # what this machine makes of it
 
     @classmethod
@@ -93,7 +93,6 @@ class CTranslate2:
                     max_decoding_length=max_length,
                     min_decoding_length=0,
                     max_input_length=0,
-                    suppress_sequences=[[self.tgt_pieces[i]] for i in (PAD, BOS)],
                     return_scores=True,
                     return_end_token=True,  # which makes it part of the length, as with us
                     asynchronous=True,
