@@ -24,7 +24,7 @@ import pytest
 import torch
 from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 
-from mtrain.config import load_config
+from mtrain.config import load_config, read_run_config
 from mtrain.data.batching import Batch
 from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
 from mtrain.errors import (
@@ -36,7 +36,7 @@ from mtrain.errors import (
     UsageError,
 )
 from mtrain.model.loss import Loss
-from mtrain.model.weights import average, load_model, load_tensors
+from mtrain.model.weights import average, digest, load_model, load_tensors, weights_of
 from mtrain.run import RunDir
 from mtrain.training import fit, learner, meter, state
 from mtrain.training import train as training
@@ -229,6 +229,9 @@ def test_the_validation_loss_is_that_of_each_pair_alone(straight):
     (record,) = (r for r in straight.read_metrics() if r["kind"] == "valid" and r["step"] == best)
     assert record["loss"] == pytest.approx(total / n_pieces, rel=1e-5)
     assert record["perplexity"] == pytest.approx(math.exp(total / n_pieces), rel=1e-4)
+    assert record["test_set_sha256"] == split.sha256
+    assert record["decode"]["beam_size"] == read_run_config(straight).decode.beam_size
+    assert record["checkpoint_sha256"] == digest(weights_of(model))  # as `eval` gives it
 
 
 def test_the_same_again_is_the_same(workspace, straight, tmp_path):

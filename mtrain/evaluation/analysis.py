@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mtrain.config import Config
+from mtrain.config import Config, read_run_config
 from mtrain.data.cleaning import hash_text, normalize
-from mtrain.data.store import read_target_hashes
+from mtrain.data.inputs import train_names
+from mtrain.data.store import TokenStore, read_target_hashes
+from mtrain.data.tokenizer import load_tokenizers
 from mtrain.evaluation.breakdown import Breakdown, break_down
 from mtrain.evaluation.diagnostics import Diagnosis, diagnose
 from mtrain.evaluation.metrics import statistics
+from mtrain.evaluation.nearest import nearest_entries
 from mtrain.run import RunDir
 
 
@@ -44,16 +48,17 @@ class TrainingText:
 
     was_seen: Callable[[str], bool] | None  # as a target, word for word
     source_counts: Mapping[str, int] | None  # of the words of valid and the test sets
+    nearest: Callable[[Sequence[str]], list[str]] | None  # training entry that each source is like
 
     @classmethod
     def of(cls, run: RunDir) -> TrainingText:
         """Open what is there of a run's training text."""
-        directory = run.prepared_data()
+        directory, counts = run.prepared_data(), run.read_word_counts()
         hashes = None if directory is None else read_target_hashes(directory)
-        counts = run.read_word_counts()
         return cls(
-            None if hashes is None else _membership(hashes),
-            None if counts is None else counts["source"],
+            was_seen=None if hashes is None else _membership(hashes),
+            source_counts=None if counts is None else counts["source"],
+            nearest=None if directory is None else _nearest(run, directory),
         )
 
 
@@ -93,8 +98,18 @@ def analyse(
         chrf,
         model_scores=model_scores,
         training_counts=training.source_counts,
+        data_sources=None if training.nearest is None else training.nearest(sources),
     )
     return Analysis(diagnosis, breakdown)
+
+
+def _nearest(run: RunDir, directory: Path) -> Callable[[Sequence[str]], list[str]] | None:
+    """Finds the nearest of several training entries; None where there is but one."""
+    names = train_names(read_run_config(run))
+    if len(names) < 2:
+        return None
+    store, (tokenizer, _) = TokenStore.open(directory), load_tokenizers(run.path)
+    return lambda sources: nearest_entries(sources, tokenizer, store, names)
 
 
 def _membership(hashes: Any) -> Callable[[str], bool]:
