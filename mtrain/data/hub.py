@@ -24,6 +24,7 @@ from mtrain.errors import DataError, DownloadError, MtrainError
 from mtrain.run import sha256_of
 
 GIB = 1 << 30
+_PATH_IN_HUB = re.compile(r"^hf://datasets/[^@]+@[^/]+/")  # what comes before it
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def resolve(entry: HubEntry, where: str, lock: Lock) -> HubSplit:
         api = HfApi(endpoint=_endpoint())
         info = api.dataset_info(entry.hub, revision=entry.revision)
         builder = datasets.load_dataset_builder(
-            entry.hub, entry.config, revision=info.sha, cache_dir=str(cache_dir() / "datasets")
+            info.id, entry.config, revision=info.sha, cache_dir=str(cache_dir() / "datasets")
         )
         by_split = builder.config.data_files or {}
         if entry.split not in by_split:
@@ -78,9 +79,8 @@ def resolve(entry: HubEntry, where: str, lock: Lock) -> HubSplit:
                 f"(found: {', '.join(by_split) or 'none'})",
                 f"correct `split` of {where}",
             )
-        prefix = f"hf://datasets/{entry.hub}@{info.sha}/"
-        paths = [str(url).removeprefix(prefix) for url in by_split[entry.split]]
-        listed = api.get_paths_info(entry.hub, paths, revision=info.sha, repo_type="dataset")
+        paths = [_PATH_IN_HUB.sub("", str(url)) for url in by_split[entry.split]]
+        listed = api.get_paths_info(info.id, paths, revision=info.sha, repo_type="dataset")
         found = {file.path: file for file in listed if isinstance(file, RepoFile)}
     format_name = type(builder).__module__.rsplit(".", 1)[-1]
     split = HubSplit(str(info.sha), format_name, {path: found[path].size for path in paths})
