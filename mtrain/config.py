@@ -17,12 +17,13 @@ from pydantic_core import PydanticCustomError
 
 from mtrain.clean_config import CleanConfig as CleanConfig
 from mtrain.config_problems import Conflict, explain
-from mtrain.entries import SLUG, TestName, as_entries, as_test_sets
+from mtrain.entries import SLUG, TestName, as_entries, as_list, as_test_sets
 from mtrain.entries import CldrEntry as CldrEntry
 from mtrain.entries import Entry as Entry
 from mtrain.entries import FilesEntry as FilesEntry
 from mtrain.entries import HubEntry as HubEntry
 from mtrain.entries import JsonlEntry as JsonlEntry
+from mtrain.entries import MonoEntry as MonoEntry
 from mtrain.entries import OpusEntry as OpusEntry
 from mtrain.entries import ParquetEntry as ParquetEntry
 from mtrain.entries import SacrebleuEntry as SacrebleuEntry
@@ -50,6 +51,14 @@ class DataConfig(Section):
         dict[TestName, Entry],
         BeforeValidator(as_test_sets, json_schema_input_type=Entry | dict[TestName, Entry]),
     ] = Field(default={}, description="an entry (then named `test`) or a mapping of name to entry")
+    mono: Annotated[
+        tuple[MonoEntry, ...],
+        BeforeValidator(as_list, json_schema_input_type=MonoEntry | tuple[MonoEntry, ...]),
+    ] = Field(
+        default=(),
+        description="text in one language, a `{mono, side}` or a list of them: the tokenizer "
+        "learns from its first `tokenizer.max_sentences` lines too",
+    )
     temperature: float | None = Field(
         default=None,
         gt=0,

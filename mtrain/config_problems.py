@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -152,8 +152,8 @@ class _Explainer:
             field = section.model_fields.get(str(part))
             if part in ENTRIES:
                 section = ENTRIES[str(part)]
-            elif field and _is_section(field.annotation):
-                section = field.annotation
+            elif field and _is_section(inner := _item_type(field.annotation)):
+                section = inner
         return section
 
     def _mended(self) -> Any:
@@ -199,6 +199,11 @@ def _errors(root: type[BaseModel], values: Any) -> list[ErrorDetails]:
 
 def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return inspect.isclass(annotation) and issubclass(annotation, Section)
+
+
+def _item_type(annotation: Any) -> Any:
+    """Of a list, what is in it."""
+    return get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
 
 
 def _is_unknown_key(error: ErrorDetails) -> bool:

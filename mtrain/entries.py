@@ -196,9 +196,12 @@ class CldrEntry(NamedEntry):
     cldr: int = Field(ge=1, description="how many pairs")
 
 
-class MonoEntry(NamedEntry):
-    """A text file in one language."""
+class MonoEntry(Section):
+    """A text file in one language, in `data.mono`."""
 
+    name: str | None = Field(
+        default=None, pattern=SLUG, description="what messages and lock call the text"
+    )
     mono: str = Field(description="path or URL of sentences, one a line")
     side: Literal["source", "target"] = Field(description="the side whose language it is in")
     sha256: dict[Literal["mono"], Sha256] = Field(
@@ -271,6 +274,11 @@ def as_entries(value: Any) -> Any:
     """A single entry is a list of one."""
     if value == ():
         raise _complaint("is empty", "give an entry or a list of entries")
+    return as_list(value)
+
+
+def as_list(value: Any) -> Any:
+    """A single item is a list of one."""
     return (value,) if isinstance(value, dict | Section) else value
 
 

@@ -38,7 +38,7 @@ def commands_reference() -> str:
 def config_reference() -> str:
     """A table of keys for each part of the config, from its JSON schema."""
     from mtrain.config import json_schema
-    from mtrain.entries import ENTRIES, PATHS, NamedEntry
+    from mtrain.entries import ENTRIES, PATHS, MonoEntry, NamedEntry
 
     schema = json_schema()
     parts = []
@@ -58,9 +58,11 @@ def config_reference() -> str:
         f"{PATHS} Every entry may have:\n"
     )
     parts.append(_table(("key", "values", "default", "meaning"), _entry_rows(common, [])))
-    for entry in (schema["$defs"][kind.__name__] for kind in ENTRIES.values()):
+    for kind in (*ENTRIES.values(), MonoEntry):
+        entry = schema["$defs"][kind.__name__]
         parts.append(f"**`{_entry_form(entry)}`** {entry['description']}\n")
-        own = {key: field for key, field in entry["properties"].items() if key not in common}
+        inherited = common if issubclass(kind, NamedEntry) else ()
+        own = {key: field for key, field in entry["properties"].items() if key not in inherited}
         rows = _entry_rows(own, entry["required"])
         parts.append(_table(("key", "values", "default", "meaning"), rows))
     return "\n".join(parts)

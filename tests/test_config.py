@@ -17,6 +17,7 @@ from mtrain.config import (
     HubEntry,
     JsonlEntry,
     ModelConfig,
+    MonoEntry,
     OpusEntry,
     ParquetEntry,
     SacrebleuEntry,
@@ -414,6 +415,14 @@ def test_no_entry(entry: str, expected: str) -> None:
 def test_wrong_entries(entry: str, expected: str) -> None:
     found = problems(MINIMAL + f"  valid: {entry}")
     assert any(line.startswith(f"c.yaml:6: {expected}") for line in found), found
+
+
+def test_text_in_one_language() -> None:
+    config = load(MINIMAL + "  mono: {mono: x.en, side: source}")
+    assert config.data.mono == (MonoEntry(mono="x.en", side="source"),)
+    assert problem(MINIMAL + "  mono: [{mono: x.en, sid: source}]").startswith(
+        "c.yaml:6: unknown key `data.mono.0.sid` | did you mean `data.mono.0.side`?"
+    )
 
 
 def test_places_in_lists_of_entries() -> None:

@@ -270,6 +270,26 @@ def test_generated_phrases_share_no_sentence() -> None:
         assert not {pair[side] for pair in trained} & set(map(normalize, tested))
 
 
+def test_the_tokenizer_learns_from_text_in_one_language_too() -> None:
+    words = ["zebra", "quagga", "okapi", "wombat"]
+    Path("mono.en").write_text("".join(f"{a} {b}\n\xa0\n" for a in words for b in words))
+    without = prepare(make_config(tokenizer={"shared": False, "vocab_size": 400}), CONFIG)
+    config = make_config(
+        tokenizer={"shared": False, "vocab_size": 400},
+        mono=({"mono": "mono.en", "side": "source", "name": "animals"},),
+    )
+    prepared = prepare(config, CONFIG)
+    assert prepared.path != without.path
+    sides = load_tokenizers(prepared.path), load_tokenizers(without.path)
+    n_pieces = [[len(side.encode(["okapi quagga"])[0]) for side in pair] for pair in sides]
+    assert n_pieces[0][0] < n_pieces[1][0]
+    assert n_pieces[0][1] == n_pieces[1][1]
+    assert json.loads(Path("toy.lock").read_text())["sources"]["mono.en"] == {
+        "lines": 32,
+        "name": "animals",
+    }
+
+
 # -- when it is made anew --------------------------------------------------------------------
 
 

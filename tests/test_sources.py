@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtrain.config import FilesEntry, JsonlEntry, TsvEntry
+from mtrain.config import FilesEntry, JsonlEntry, MonoEntry, TsvEntry
 from mtrain.data import text_files
 from mtrain.data.downloads import Lock
-from mtrain.data.sources import Pair, read_chunks, read_entry
+from mtrain.data.sources import Pair, read_chunks, read_entry, read_mono
 from mtrain.data.text_files import Unreadable
 from mtrain.errors import DataError
 
@@ -298,3 +298,10 @@ class TestUnreadable:
         write(en="a\nb\n".encode("utf-16"), de="1\n2\n")
         with pytest.raises(DataError, match=r"x\.en is UTF-16"):
             list(read_entry(FILES, "data.train.0", lock, Unreadable(1)))
+
+
+def test_text_in_one_language(lock: Lock) -> None:
+    Path("x.en").write_bytes(gzip.compress(b"a\n\xff\nb\r\nc"))
+    entry = MonoEntry(mono="x.en", side="source", name="web")
+    assert list(read_mono(entry, "data.mono.0", lock, 2)) == [["a"], ["b", "c"]]
+    assert lock.sources["x.en"] == {"name": "web", "lines": 4}

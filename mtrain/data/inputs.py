@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,16 @@ from mtrain.config import CldrEntry, Config, TokenizerModels
 from mtrain.data.cleaning import normalize
 from mtrain.data.corpus import CHUNK_PAIRS, RawChunk, TextPair
 from mtrain.data.downloads import Lock
-from mtrain.data.sources import Chunk, entries_of, inputs_of, label_of, read_chunks
+from mtrain.data.sources import (
+    Chunk,
+    entries_of,
+    inputs_of,
+    label_of,
+    mono_of,
+    read_chunks,
+    read_mono,
+)
+from mtrain.data.store import SIDES
 from mtrain.data.text_files import Unreadable
 from mtrain.errors import DataError
 from mtrain.run import sha256_of, write_json
@@ -52,7 +61,7 @@ def identify(config: Config, lock: Lock, download: bool) -> str:
     """16 hexadecimal digits that change with any key or file that the prepared data depends on."""
     known = _KnownFiles(Path("data", config.name, "inputs.json"))
     inputs = {}
-    for key, entry in entries_of(config):
+    for key, entry in chain(entries_of(config), mono_of(config)):
         for location, sha256 in inputs_of(entry, key, lock, may_ask=download):
             inputs[location] = sha256 or known.sha256_of(location)
     for location in _tokenizer_models(config):
@@ -78,7 +87,7 @@ def identify(config: Config, lock: Lock, download: bool) -> str:
 def describe_sources(config: Config, lock: Lock) -> list[dict[str, Any]]:
     """Each entry of the config as it is there, with what the lock says of it and its files."""
     described = []
-    for key, entry in entries_of(config):
+    for key, entry in chain(entries_of(config), mono_of(config)):
         locations = [location for location, _ in inputs_of(entry, key, lock, may_ask=False)]
         files = {location: _sorted(lock.files.get(location, {})) for location in locations}
         facts = _sorted(lock.sources.get(label_of(entry), {}))
@@ -194,6 +203,13 @@ class Inputs:
         normalized = [(normalize(source), normalize(target)) for source, target in pairs]
         return [pair for pair in normalized if all(pair)]
 
+    def mono_texts(self, side: int) -> Iterator[str]:
+        """Normalised text in the language of one side (0 or 1) alone, for the tokenizer."""
+        for key, entry in mono_of(self._config):
+            if entry.side == SIDES[side]:
+                for lines in read_mono(entry, key, self._lock, CHUNK_PAIRS):
+                    yield from filter(None, map(normalize, lines))
+
     def n_training_pairs(self) -> int | None:
         """How many pairs there are, if all of it was read before."""
         n_pairs = 0
@@ -239,6 +255,7 @@ class Inputs:
         counts = {
             k: entry.cldr for k, entry in self._entries.items() if isinstance(entry, CldrEntry)
         }
+        self._lock.describe("cldr", pairs=sum(counts.values()), babel=version("babel"))
         parts = cldr_pairs(config.source, config.target, list(counts.values()), config.data.seed)
         return {
             key: [(pair.src, pair.tgt) for pair in part]

@@ -366,7 +366,9 @@ class _Build:
             self.steps.directory,
             self.config.data.seed,
             sorted({tag for tag in train_tags(self.config) if tag is not None}),
+            self.inputs.mono_texts,
         )
+        self.lock.save(Path("data", self.config.name))
 
 
 def _summaries(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -73,6 +73,12 @@ def entries_of(config: Config) -> Iterator[tuple[str, Entry]]:
         yield key, entry
 
 
+def mono_of(config: Config) -> Iterator[tuple[str, MonoEntry]]:
+    """(key in the config, entry) of texts in one language."""
+    for i, entry in enumerate(config.data.mono):
+        yield f"data.mono.{i}", entry
+
+
 # -- reading ---------------------------------------------------------------------------------
 
 
@@ -116,6 +122,7 @@ def read_mono(entry: MonoEntry, where: str, lock: Lock, n: int) -> Iterator[list
     while chunk := lines.take(n):
         yield [line for line in chunk if line is not None]
     file.record(lock, lines.n_taken)
+    lock.describe(label_of(entry), name=entry.name, lines=lines.n_taken)
 
 
 def _readable(sources: Texts, targets: Texts) -> Chunk:
@@ -334,7 +341,7 @@ _READERS: dict[type[Any], Callable[..., Iterator[RawChunk]]] = {
 # -- what an entry depends on ----------------------------------------------------------------
 
 
-def label_of(entry: Entry) -> str:
+def label_of(entry: Entry | MonoEntry) -> str:
     """What the lock calls a source; the same for entries that read the same."""
     if isinstance(entry, HubEntry):
         return hub_label(entry)
@@ -346,7 +353,7 @@ def label_of(entry: Entry) -> str:
 
 
 def inputs_of(
-    entry: Entry, where: str, lock: Lock, may_ask: bool
+    entry: Entry | MonoEntry, where: str, lock: Lock, may_ask: bool
 ) -> Iterator[tuple[str, str | None]]:
     """(location, sha256) of the files of an entry; of a local file the sha256 is left open.
 

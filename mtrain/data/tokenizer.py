@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +181,14 @@ def train_tokenizers(
     directory: Path,
     seed: int,
     tags: Sequence[str] = (),
+    mono: Callable[[int], Iterable[str]] = lambda side: (),
 ) -> tuple[Tokenizer, Tokenizer]:
     """Learn the pieces from training text and write them; the same text gives the same bytes.
 
     pairs() yields the n_pairs normalised (source, target) texts, in the same order every time.
     Of more than `config.max_sentences` texts a seeded sample is used. Both sides' vocabularies
-    hold the tags. Where the config names models, these are taken instead.
+    hold the tags. mono(side) yields text of one side alone, of which the first `max_sentences`
+    are used too. Where the config names models, these are taken instead.
     """
     if config.model is not None:
         return _adopt_models(config.model, directory, tags)
@@ -197,6 +200,8 @@ def train_tokenizers(
         for pair, wanted in zip(pairs(), is_sampled, strict=True):
             if wanted:
                 yield from (pair[side] for side in sides)
+        for side in sides:
+            yield from islice(mono(side), config.max_sentences)
 
     if config.shared:
         tokenizer = _train(config, tags, texts(0, 1), directory / _SHARED, "the vocabulary")
