@@ -20,6 +20,7 @@ from mtrain.evaluation.samples import samples
 
 METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 LOWER_IS_BETTER = {"ter"}
+_UNREMARKABLE = ("power",)  # the form of length penalty that everybody means
 
 
 @dataclass(frozen=True)
@@ -349,9 +350,8 @@ def how_scored(entry: Mapping[str, Any]) -> str:
         parts.append(f"{entry['sentences']:,} sentences")
     if "checkpoint" in entry:
         parts.append(f"checkpoint {entry['checkpoint']}")
-    decode = entry.get("decode", {})
-    names = {"beam_size": "beam", "length_penalty": "length penalty"}
-    parts += [f"{names.get(key, key)} {value}" for key, value in decode.items()]
+    decode = {k: v for k, v in entry.get("decode", {}).items() if v not in _UNREMARKABLE}
+    parts += [f"{key.removesuffix('_size').replace('_', ' ')} {v}" for key, v in decode.items()]
     if "seconds" in entry:
         parts.append(f"{entry['seconds']:,} s")
     return ", ".join(parts)

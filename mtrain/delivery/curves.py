@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 N_RUN_COLOURS = 6
 N_BARS = 25  # of a histogram; the last one holds all that is longer
@@ -38,6 +38,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": _RULE,
     "grid.linewidth": 0.6,
     "xtick.major.size": 0,
@@ -91,10 +92,19 @@ def speed_chart(title: str, systems: Sequence[Series]) -> str:
             for speed, bleu, beam, is_recommended in points:
                 face = colour if is_recommended else _PAPER
                 axes.plot(speed, bleu, "o", ms=9 if is_recommended else 5, mec=colour, mfc=face)
-                axes.annotate(
-                    str(beam), (speed, bleu), xytext=(0, 7), textcoords="offset points", ha="center"
-                )
-        axes.margins(0.1)
+                if is_recommended or beam == 1:
+                    axes.annotate(
+                        f"beam {beam}",
+                        (speed, bleu),
+                        xytext=(0, 8),
+                        textcoords="offset points",
+                        ha="center",
+                    )
+        axes.margins(0.12)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axes.set_xlabel("sentences a second")
         axes.set_ylabel("BLEU")
         return to_svg(figure, title)

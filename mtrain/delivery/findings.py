@@ -95,7 +95,7 @@ class Where:
     name: str
     runs: list[int]
     tables: list[GroupTable]
-    spread: list[tuple[int, list[tuple[str, int, float]]]]  # run -> band of chrF, n, share of most
+    spread: list[tuple[str, list[tuple[int, float]]]]  # band of chrF -> each run's n, share of most
     words: list[RunWords]
     calibration: list[tuple[int, Calibration, str]]  # run, numbers, sentence
     skipped: list[str]
@@ -178,7 +178,7 @@ def _where(number: int, test_set: SideBySide, outputs: Sequence[Output]) -> Wher
         test_set.name,
         runs,
         [_group_table([_grouping(one, name) for one in breakdowns]) for name in titles],
-        [(run, _spread(one)) for run, one in zip(runs, breakdowns, strict=True)],
+        _spread(breakdowns),
         [
             RunWords(run, one.over_produced, one.under_produced)
             for run, one in zip(runs, breakdowns, strict=True)
@@ -208,13 +208,17 @@ def _group_table(groupings: Sequence[Grouping | None]) -> GroupTable:
     return GroupTable(known[0].title, rows)
 
 
-def _spread(breakdown: Breakdown) -> list[tuple[str, int, float]]:
+def _spread(breakdowns: Sequence[Breakdown]) -> list[tuple[str, list[tuple[int, float]]]]:
     """How many sentences lie in each band of chrF, and that as a share of the fullest band."""
-    counts = [0] * 10
-    for score in breakdown.sentence_chrf:
-        counts[min(9, int(score // 10))] += 1
-    most = max(counts)
-    return [(f"{10 * i}–{10 * i + 10}", n, n / most) for i, n in enumerate(counts)]
+    counts = [[0] * 10 for _ in breakdowns]
+    for of_run, breakdown in zip(counts, breakdowns, strict=True):
+        for score in breakdown.sentence_chrf:
+            of_run[min(9, int(score // 10))] += 1
+    most = max(map(max, counts))
+    return [
+        (f"{10 * i}–{10 * i + 10}", [(of_run[i], of_run[i] / most) for of_run in counts])
+        for i in range(10)
+    ]
 
 
 def calibration_sentence(calibration: Calibration) -> str:
