@@ -157,7 +157,7 @@ Overrides = Annotated[
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="best (the default), last, ema, avg, or one such as step-12000."
+        metavar="NAME", help="best (the default), last, ema, avg, avg-best, or step-12000."
     ),
 ]
 BeamSize = Annotated[

@@ -182,6 +182,7 @@ def test_a_run_leaves_what_it_should(straight):
         "checkpoints",
         "config.yaml",
         "data",
+        "environment.json",
         "metrics.jsonl",
         "model.safetensors",
         "tokenizer.model",
