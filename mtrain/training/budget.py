@@ -89,8 +89,8 @@ class Plan:
         if self.train.validate_every != "auto":
             step_s += validation_s / self.train.validate_every
         elif validation_s:
-            affordable = int(VALIDATION_SHARE * left_s / validation_s)
-            n_validations = min(n_validations, 1 + affordable)  # the last is after the deadline
+            affordable = min(VALIDATION_SHARE * left_s / validation_s, n_validations - 1)
+            n_validations = 1 + int(affordable)  # the last is after the deadline
             left_s -= validation_s * (n_validations - 1)
         self._correct(progress.step + left_s / step_s, n_validations)
 
