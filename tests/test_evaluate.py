@@ -559,6 +559,7 @@ def test_comet_that_is_not_installed_names_the_extra(
         evaluate_run(run.path, ["flickr"], comet="Unbabel/wmt22-comet-da")
     assert caught.value.fix is not None
     assert 'pip install "mtrain[comet]"' in caught.value.fix
+    assert table.asked == []  # found before anything was translated
 
 
 def test_comet_stands_beside_the_others(

@@ -27,17 +27,12 @@ def comet_score(
     once. The interval is made as sacreBLEU makes those of the other metrics.
     """
     check_counts(len(hypotheses), len(references))
-    try:
-        from comet import (  # type: ignore[import-not-found,unused-ignore]
-            download_model,
-            load_from_checkpoint,
-        )
-    except ImportError as error:
-        raise UsageError(
-            "the metric COMET is not installed",
-            'pip install "mtrain[comet]", or evaluate without --comet and `evaluate.comet`',
-        ) from error
+    check_installed()
     import torch
+    from comet import (  # type: ignore[import-not-found,unused-ignore]
+        download_model,
+        load_from_checkpoint,
+    )
 
     model = load_from_checkpoint(download_model(model_name))
     lines = [
@@ -53,6 +48,17 @@ def comet_score(
     low, high = _interval(each)
     signature = f"nrefs:1|bs:{BOOTSTRAP_SAMPLES}|seed:{BOOTSTRAP_SEED}|{signature[8:]}"
     return Score(float(each.mean()), low, high, signature)
+
+
+def check_installed() -> None:
+    """Refuse, before anything is translated, to score by what is not there."""
+    try:
+        import comet  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "the metric COMET is not installed",
+            'pip install "mtrain[comet]", or evaluate without --comet and `evaluate.comet`',
+        ) from error
 
 
 def _interval(each: NDArray[np.float64]) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from mtrain.data.text_files import read_lines as read_stored_lines
 from mtrain.entries import SacrebleuEntry
 from mtrain.errors import DataError, UsageError
 from mtrain.evaluation.analysis import Analysis, TrainingText, analyse
-from mtrain.evaluation.comet import comet_score
+from mtrain.evaluation.comet import check_installed, comet_score
 from mtrain.evaluation.comparison import Comparison, compare
 from mtrain.evaluation.metrics import METRICS, Score, notices, score_all
 from mtrain.evaluation.samples import keep_attention
@@ -359,10 +359,12 @@ def _give_notice(result: Evaluation, config: Config) -> None:
 def _read_config(run: RunDir, comet: str | None) -> Config:
     """A run's config, with another COMET model where the command line names one."""
     config = read_run_config(run)
-    if comet is None:
-        return config
-    evaluate = config.evaluate.model_copy(update={"comet": comet})
-    return config.model_copy(update={"evaluate": evaluate})
+    if comet is not None:
+        evaluate = config.evaluate.model_copy(update={"comet": comet})
+        config = config.model_copy(update={"evaluate": evaluate})
+    if config.evaluate.comet is not None:
+        check_installed()
+    return config
 
 
 # -- files -----------------------------------------------------------------------------------

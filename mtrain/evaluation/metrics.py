@@ -175,7 +175,7 @@ def _in_one_type(result: Scored, stats: Any) -> Scored:
 
     sacreBLEU cannot take the mean of both; where a reference is empty it ends in a TypeError.
     """
-    if isinstance(stats, np.ndarray):
+    if isinstance(stats, np.ndarray) and stats.dtype == np.float32:
         result.score = stats.dtype.type(result.score)
     return result
 
