@@ -387,3 +387,10 @@ def test_a_run_is_loaded_in_python(trained_run: TrainedRun) -> None:
     translator = mtrain.load(trained_run.path, device="cpu")
     assert translator.translate(["ba de fo", "", "gu hi"]) == ["fo de ba", "", "hi gu"]
     assert translator.translate(["ba de fo"], beam_size=1) == ["fo de ba"]
+
+
+@pytest.mark.parametrize("command", [["translate"], ["eval"]])
+def test_an_unknown_tag_is_an_error(trained_run: TrainedRun, command: list[str]) -> None:
+    done = invoke(*command, trained_run.path, "--tag", "bt", cwd=trained_run.directory)
+    assert done.returncode == 2
+    assert "knows no tag `bt` (it knows: none)" in done.stderr

@@ -1,12 +1,15 @@
 """The token store: what is written is what is read, and damage is noticed at opening."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import mtrain_environment
 
-from mtrain.data.store import StoreWriter, TokenStore
+from mtrain.data.store import Sentences, StoreWriter, TokenStore
 from mtrain.errors import DataError
 from mtrain.run import sha256_of
 
@@ -112,3 +115,38 @@ def test_an_unfinished_store_is_none(tmp_path: Path) -> None:
         writer.append(PAIRS)  # and no close()
     with pytest.raises(DataError, match=r"train\.json"):
         TokenStore.open(tmp_path, "train")
+
+
+OPENING = """
+import resource, sys, time
+from pathlib import Path
+from mtrain.data.batching import BatchPlan
+from mtrain.data.store import TokenStore
+def peak_mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak_mb()
+store = TokenStore.open(Path(sys.argv[1]))
+plan = BatchPlan.of_store(store, 25_000, seed=1, epoch=0)
+store.src(int(plan.sentences(0)[0]))
+print(len(store), peak_mb() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+def test_opening_millions_of_pairs_takes_little_memory(tmp_path: Path) -> None:
+    n_pairs, part = 3_000_000, 100_000
+    ones = Sentences(np.ones(20 * part, np.uint16), np.full(part, 20))
+    with StoreWriter(tmp_path, "train", (1000, 1000)) as writer:
+        for _ in range(n_pairs // part):
+            writer.extend(ones, ones)
+        writer.close()
+    done = subprocess.run(
+        [sys.executable, "-c", OPENING, str(tmp_path)],
+        env=mtrain_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    n_opened, memory_mb = done.stdout.split()
+    assert int(n_opened) == n_pairs
+    assert float(memory_mb) < 120  # 10 million would take 127; the files have 290

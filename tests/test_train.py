@@ -277,6 +277,29 @@ def test_two_passes_that_should_agree_train_and_resume_too(
     assert "divergence" not in straight.read_metrics()[0]
 
 
+def test_drawn_subwords_tags_and_weights_train_and_resume_too(workspace, tmp_path, monkeypatch):
+    entry = "source: train.txt, target: train.txt"
+    settings = [
+        "tokenizer.sampling=0.3",
+        "tokenizer.type=bpe",
+        f"data.train=[{{{entry}, tag: a, weight: 0.5}}, {{{entry}, tag: b}}]",
+        "data.deduplicate=false",
+        "data.valid.tag=b",
+        "train.batch_tokens=1000",  # a few updates an epoch
+        "train.max_steps=8",
+    ]
+    expected = workspace.train(tmp_path / "straight", *settings)
+    epochs = {r["epoch"] for r in expected.read_metrics() if r["kind"] == "train"}
+    assert len(epochs) > 2
+    assert expected.read_split("valid").tag == "b"
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(signal.SIGINT, at=5))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(tmp_path / "run", *settings)
+    assert_alike(workspace.train(tmp_path / "run", *settings), expected)
+    assert not list(tmp_path.glob(".*.epoch"))
+
+
 # -- stopped and resumed ---------------------------------------------------------------------
 
 
