@@ -90,3 +90,10 @@ def test_traces_of_preprocessing(spoil: Callable[[str], str], said: str) -> None
     found = suspicions(pairs, ("en", "de"), Norms.learn(PAIRS), "x")
     assert [sentence for sentence in found if "source" in sentence] == []
     assert any(sentence.startswith(said) for sentence in found)
+
+
+def test_a_handful_of_lines_is_no_evidence() -> None:
+    tokenized = [(f"{source} .", f"{target} .") for source, target in PAIRS]
+    norms = Norms.learn(PAIRS)
+    assert suspicions(tokenized[:10], ("en", "de"), norms, "x") == []
+    assert suspicions(tokenized[:20], ("en", "de"), norms, "x") != []

@@ -20,6 +20,8 @@ from mtrain.errors import DataError
 TextPair = tuple[str, str]  # source, target
 
 _WORTH_SAYING = 0.02  # of a side's lines
+_MIN_LINES = 20  # fewer tell nothing of a side
+_MIN_FOREIGN_LINES = 5  # that were identified; one or two may be a mistake
 _MOSTLY = 0.5
 _NEARLY_ALL = 0.95
 _MIN_OCCURRENCES = 3  # of a word, before it may tell the sides apart
@@ -57,7 +59,7 @@ def suspicions(
     sample: Sequence[TextPair], languages: tuple[str, str], norms: Norms, where: str
 ) -> list[str]:
     """Sentences on what is odd about an entry, from normalised pairs drawn from all of it."""
-    if not sample:
+    if len(sample) < _MIN_LINES:
         return []
     found = []
     for side, name in enumerate(SIDES):
@@ -171,7 +173,9 @@ def _identified(lines: Sequence[str], language: str) -> dict[str, float]:
         for line in long
         if identifier.probability(line, language) < _IMPROBABLE
     )
-    return {found: n / len(long) for found, n in counts.most_common()}
+    return {
+        found: n / len(long) for found, n in counts.most_common() if n >= _MIN_FOREIGN_LINES
+    }
 
 
 def _looks(lines: Sequence[str], what: str) -> list[str]:
