@@ -173,9 +173,7 @@ def _identified(lines: Sequence[str], language: str) -> dict[str, float]:
         for line in long
         if identifier.probability(line, language) < _IMPROBABLE
     )
-    return {
-        found: n / len(long) for found, n in counts.most_common() if n >= _MIN_FOREIGN_LINES
-    }
+    return {found: n / len(long) for found, n in counts.most_common() if n >= _MIN_FOREIGN_LINES}
 
 
 def _looks(lines: Sequence[str], what: str) -> list[str]:
