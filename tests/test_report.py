@@ -116,9 +116,9 @@ def write_translations(
             for source, reference, output in zip(sources, references, outputs, strict=True)
         ],
     )
-    found = analyse(
-        sources, outputs, references, read_run_config(RunDir(run)), TrainingText(None, None)
-    )
+    opened = RunDir(run)
+    training = TrainingText.of(opened)
+    found = analyse(sources, outputs, references, read_run_config(opened), training)
     write_json(directory / f"{split}.best.analysis.json", found.to_json())
     manifest = json.loads((run / "data" / "manifest.json").read_text(encoding="utf-8"))
     scores = {name: asdict(score) for name, score in score_all(outputs, references, "de").items()}
@@ -638,5 +638,8 @@ def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, width: int) -
     page.select_option("#by-against", "first")
     assert page.inner_text("#list dl >> nth=0 >> .other") == "Gute Nacht"
     assert page.evaluate("window.hacked") is None
+    page.emulate_media(media="print")
+    assert not page.is_visible("nav")
+    assert page.evaluate("getComputedStyle(document.querySelector('.sentence')).display") == "grid"
     assert complaints == []
     page.close()
