@@ -333,11 +333,13 @@ def test_scores_as_a_table(trained_run: TrainedRun) -> None:
     done = invoke("eval", "runs/reverse", "--split", "valid", cwd=trained_run.directory)
     header, *rows = done.stdout.split("\n")[:-1]
     assert header.split()[:4] == ["test", "set", "metric", "score"]
-    assert [row.split()[:2] for row in rows] == [
+    assert [row.split()[:2] for row in rows[:3]] == [
         ["valid", "BLEU"],
         ["valid", "chrF2"],
         ["valid", "TER"],
     ]
+    assert all(row.startswith("valid: ") for row in rows[3:])  # what is noteworthy of the outputs
+    assert "mtrain report runs/reverse" in done.stderr
 
 
 def test_files_score_like_the_test_set_and_like_their_saved_translation(

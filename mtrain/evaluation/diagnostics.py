@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mtrain.evaluation import entities, faults, languages, number_words
-from mtrain.evaluation.faults import Fault, Judge, Sentence
+from mtrain.evaluation.faults import Judge, Sentence
 from mtrain.evaluation.metrics import check_counts
 
 N_WORST = 20
+_MIN_NOTEWORTHY = 3  # outputs
 _Z95 = 1.959963984540054  # a normal variable stays within so many deviations 95 times of 100
 
 # What is asked, in the order in which it is shown: name -> words for a table.
@@ -68,8 +69,8 @@ class Diagnostic:
 
     @property
     def is_noteworthy(self) -> bool:
-        """True where more was found than in the references, beyond chance."""
-        return self.n_found > 0 and self.low > (self.reference_rate or 0.0)
+        """True where more was found than in the references, and more than a case or two."""
+        return self.n_found >= _MIN_NOTEWORTHY and self.low > (self.reference_rate or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,3 @@ def _reference_rate(judge: Judge, references: list[Sentence] | None) -> float | 
         return None
     n_found = sum(judge(sentence) is not None for sentence in references)
     return n_found / len(references)
-
-
-__all__ = ["TITLES", "Diagnosis", "Diagnostic", "Fault", "Suspect", "diagnose", "wilson_interval"]
