@@ -72,18 +72,26 @@ def n_workers(device: torch.device) -> int:
 
 
 def side_by_side(
-    function: Callable[[Item], Result], items: Sequence[Item], n_workers: int
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    n_workers: int,
+    threads_of_one: int | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """function(item) of every item, each on one thread with kernels of one thread, as they end.
 
     Cores that each have work of their own do not wait for each other at the end of every kernel.
-    With one worker or one item, all is done where it is called, with kernels of all threads.
+    With one worker or one item, all is done where it is called, with kernels of `threads_of_one`
+    threads (None: as many as are set).
     """
-    if n_workers == 1 or len(items) == 1:
-        for item in items:
-            yield item, function(item)
-        return
     n_threads = torch.get_num_threads()
+    if n_workers == 1 or len(items) == 1:
+        torch.set_num_threads(threads_of_one or n_threads)
+        try:
+            for item in items:
+                yield item, function(item)
+        finally:
+            torch.set_num_threads(n_threads)
+        return
     torch.set_num_threads(1)  # the libraries below keep one setting for all threads
     pool = ThreadPoolExecutor(n_workers, initializer=_start_worker)
     try:

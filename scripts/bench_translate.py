@@ -14,7 +14,7 @@ lines through the command line while its memory is watched, `--profile` the kern
 
 Every engine runs in a process of its own and loads before the clock starts. In each round each
 engine translates everything once, one after the other; the table gives medians over the rounds, and
-the ratio to CTranslate2 in float32 within each round. Tokens are target tokens with EOS.
+the ratio to CTranslate2 in float32 (or the first engine) within each round. Tokens are target tokens with EOS.
 
 mtrain is timed from text to text; the others from pieces to pieces, which takes a little off their
 time. CTranslate2 has one thread a worker and as many workers as threads, its fastest setting on a
@@ -216,6 +216,7 @@ def make_engine(name: str, setting: Setting) -> Engine:
 def load(setting: Setting, precision: str) -> Any:
     """A Translator of the run, or one of random weights."""
     os.environ["OMP_NUM_THREADS"] = str(setting.threads)
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the command sets it
     from mtrain.decoding.translate import Translator
 
     if setting.run is not None:
@@ -369,7 +370,7 @@ def compare(names: Sequence[str], setting: Setting, rounds: int, baseline: str) 
     for engine in engines:
         own = passes[engine.name]
         speeds = [each.tokens / each.seconds for each in own]
-        base = [each.tokens / each.seconds for each in passes.get(baseline, own)]
+        base = [each.tokens / each.seconds for each in passes[baseline]]
         ratios = [a / b for a, b in zip(speeds, base, strict=True)]
         n_lines = len(own[0].texts) or FORCED_SENTENCES
         lines_per_s = statistics.median(n_lines / each.seconds for each in own)
@@ -505,8 +506,9 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.profile:
         reports = profile(setting, options.precision)
     else:
-        baseline = "ctranslate2-float32"
-        reports = compare(options.engines or installed(preset), setting, options.rounds, baseline)
+        names = options.engines or installed(preset)
+        baseline = "ctranslate2-float32" if "ctranslate2-float32" in names else names[0]
+        reports = compare(names, setting, options.rounds, baseline)
     for line in reports:
         print(line, flush=True)
     return 0

@@ -77,6 +77,8 @@ def test_work_side_by_side_gives_every_result_and_the_threads_back(n_workers):
 
     assert dict(side_by_side(work, range(9), n_workers)) == {i: i * i for i in range(9)}
     assert seen == {1 if n_workers == 2 else 2}
+    assert dict(side_by_side(work, [3], n_workers, threads_of_one=1)) == {3: 9}
+    assert 1 in seen
     assert torch.get_num_threads() == 2
 
 

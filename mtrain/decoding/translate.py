@@ -35,6 +35,8 @@ from mtrain.run import RunDir
 
 EXTRA_TOKENS = 10  # an output may always be so much longer than its source or its prefix
 AUTO_BATCH_TOKENS = {"cpu": 12_288, "cuda": 65_536}
+# Parameters. The kernels of a smaller model, on one sentence, are over before threads have met.
+SMALL_MODEL = 20_000_000
 
 Progress = Callable[[int], object]  # told how many more lines are done
 
@@ -149,6 +151,8 @@ class Translator:
         self.models = [model, *companions]
         members = [TransformerScorer(each, self.precision) for each in self.models]
         self.scorer: Scorer = members[0] if len(members) == 1 else EnsembleScorer(members)
+        n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._threads_of_one = 1 if n_parameters < SMALL_MODEL else None
         self._byte_ids = frozenset(self.tgt_tokenizer.byte_ids())
 
     @classmethod
@@ -470,7 +474,9 @@ class Translator:
         for model in self.models:
             model.eval()
         try:
-            yield from runtime.side_by_side(function, batches, runtime.n_workers(self.device))
+            yield from runtime.side_by_side(
+                function, batches, runtime.n_workers(self.device), self._threads_of_one
+            )
         finally:
             for model, was_training in zip(self.models, were_training, strict=True):
                 model.train(was_training)
