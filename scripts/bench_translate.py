@@ -14,7 +14,8 @@ lines through the command line while its memory is watched, `--profile` the kern
 
 Every engine runs in a process of its own and loads before the clock starts. In each round each
 engine translates everything once, one after the other; the table gives medians over the rounds, and
-the ratio to CTranslate2 in float32 (or the first engine) within each round. Tokens are target tokens with EOS.
+the ratio to CTranslate2 in float32 (or the first engine) within each round. Tokens are target
+tokens with EOS.
 
 mtrain is timed from text to text; the others from pieces to pieces, which takes a little off their
 time. CTranslate2 has one thread a worker and as many workers as threads, its fastest setting on a
