@@ -2,9 +2,12 @@
 
 One thread for each core, each with single-threaded kernels on a micro-batch of its own: the cores
 meet once an update, and not at the end of each of its thousands of kernels. On two quiet cores both
-ways are equally fast. Every thread has a replica of the model that shares its weights' memory and
-has gradients of its own, which are added up in a fixed order: the same number of threads gives the
-same bytes.
+ways are equally fast; beside other programs, whose turn on one core the other one then waits for,
+this way trains 1.4 times as fast in float32 and 2.8 times in bf16 (`tiny`, 2 cores, load 6), at the
+CPU time of a single thread.
+
+Every thread has a replica of the model that shares its weights' memory and has gradients of its
+own, which are added up in a fixed order: the same number of threads gives the same bytes.
 """
 
 from __future__ import annotations
