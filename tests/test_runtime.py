@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from mtrain import runtime
 from mtrain.errors import DeviceError
+from mtrain.run import RunDir
 from mtrain.runtime import (
     autocast,
     choose_device,
@@ -17,6 +20,7 @@ from mtrain.runtime import (
     set_up,
     side_by_side,
 )
+from mtrain.training.resume import note_environment
 
 CPU = torch.device("cpu")
 
@@ -146,3 +150,15 @@ def test_seeds_differ_in_every_part_and_fit_a_generator():
 
 def test_a_seed_is_the_same_on_every_machine():
     assert seed_of(1, 2, 3) == 7_602_938_901_349_714_354
+
+
+def test_the_environment_is_noted_once_and_again_where_it_changes(tmp_path: Path) -> None:
+    here = runtime.environment(torch.device("cpu"))
+    assert here["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert here["threads"] == str(torch.get_num_threads())
+    run = RunDir(tmp_path)
+    note_environment(run, here)
+    note_environment(run, here)
+    elsewhere = here | {"threads": "64"}
+    note_environment(run, elsewhere)
+    assert json.loads(run.environment.read_text(encoding="utf-8")) == [here, elsewhere]
