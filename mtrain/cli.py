@@ -294,7 +294,6 @@ def train(
         "mtrain translate runs/my-model input.txt --alignment",
         "mtrain translate runs/my-model --score source.txt target.txt --alignment",
         "echo 'A dog.' | mtrain translate runs/my-model --attention heads.html",
-        "echo 'A dog.' | mtrain translate runs/my-model --attention heads.png --attention-layer 2",
     )
 )
 def translate(
@@ -614,7 +613,7 @@ def report(
         bool, typer.Option("--watch", help="Keep the page up to date while training goes on.")
     ] = False,
 ) -> None:
-    """Write one HTML page about a run: what it is, its scores, sentences, training and data."""
+    """Write a page about runs: scores, sentences, training, data."""
     from mtrain.delivery.report import watch_report, write_model_card, write_report
 
     if markdown and (watch or len(runs) > 1):
@@ -634,8 +633,8 @@ def report(
 
 @app.command(
     epilog=_examples(
-        "mtrain export runs/my-model --to ctranslate2 -o my-model-ct2",
-        "mtrain export runs/my-model --to ctranslate2 --quantization int8 -o my-model-int8",
+        "mtrain export runs/my-model --to ctranslate2 -o ct2",
+        "mtrain export runs/my-model --to ctranslate2 --quantization int8 -o ct2-int8",
         "mtrain export runs/my-model --to safetensors -o my-model.safetensors",
         "echo 'A dog.' | mtrain translate my-model.safetensors",
     )
@@ -656,7 +655,7 @@ def export(
     quantization: InQuantization = None,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Write the model for use elsewhere, and check that it translates as before.
+    """Write the model for use elsewhere, checked by translating.
 
     CTranslate2 translates the first 200 sentences of valid with it; the command fails where that
     loses more than 1 BLEU.

@@ -105,6 +105,7 @@ data:
   train: {source: train.src, target: train.tgt}
   valid: {source: valid.src, target: valid.tgt}
   test: {reversed: {source: test.src, target: test.tgt}}
+  clean: false  # half of the pairs have the same words on both sides
 tokenizer: {vocab_size: 300}
 model: {d_model: 64, d_ff: 128, n_heads: 4, n_encoder_layers: 1, n_decoder_layers: 1, dropout: 0}
 train:
@@ -112,7 +113,9 @@ train:
   batch_tokens: 600
   validate_every: 200
   save_every: 200
+  precision: fp32  # the same on every CPU
   optim: {learning_rate: 0.003, warmup_steps: 60, label_smoothing: 0, ema_decay: 0.9}
+decode: {precision: fp32}
 """,
         encoding="utf-8",
     )

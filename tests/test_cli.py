@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 import mtrain
 from mtrain.cli import app
 
-COMMANDS = ["prepare", "train", "translate", "eval", "report", "new"]
+COMMANDS = ["prepare", "train", "translate", "eval", "report", "export", "new"]
 
 
 # -- help and version ------------------------------------------------------------------------
