@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from mtrain.errors import DataError
@@ -25,8 +25,6 @@ Result = TypeVar("Result")
 
 N_HERE = 8  # chunks worked off before other processes are started
 _WAITING = 3  # chunks a process, on their way to it or back: bounds the memory
-
-_function: Callable[[Any], Any]  # of a worker process
 
 
 def n_cores() -> int:
@@ -60,25 +58,86 @@ def _before(item: Item, others: Iterator[Item]) -> Iterator[Item]:
 def _map_by_processes(
     function: Callable[[Item], Result], items: Iterator[Item], n_processes: int
 ) -> Iterator[Result]:
-    # Spawned: a fork would copy locks that threads of this process (of torch, of the progress
-    # bar) may hold.
-    pool = ProcessPoolExecutor(n_processes, get_context("spawn"), _start, (function,))
+    workers: list[_Worker] = []
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+
+    def work(item: Item) -> Result:
+        worker = idle.get()
+        try:
+            result: Result = worker.call(item)
+        finally:
+            idle.put(worker)
+        return result
+
+    threads = ThreadPoolExecutor(n_processes)  # each waits for one process
     try:
+        for _ in range(n_processes):
+            workers.append(_Worker(function))
+            idle.put(workers[-1])
         pending: deque[Future[Result]] = deque()
         for item in items:
-            with _interrupts_held_back():
-                pending.append(pool.submit(_call, item))
+            pending.append(threads.submit(work, item))
             if len(pending) >= _WAITING * n_processes:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a process that works on the training text was killed, perhaps for want of memory",
-            "repeat to go on after the last whole step, with --processes 1 if memory is short",
-        ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.stop()  # threads that wait for it go on
+        threads.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """A process that applies a function to one item after the other.
+
+    It has a pipe of its own: when either end dies the other one notices at once. Spawned, as a fork
+    would copy locks that threads of this process (of torch, of the progress bar) may hold.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        context = get_context("spawn")
+        self._connection, its_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(its_end, function), daemon=True)
+        with _interrupts_held_back():
+            self._process.start()
+        its_end.close()
+
+    def call(self, item: Any) -> Any:
+        """The function's result, or what it raised."""
+        try:
+            self._connection.send(item)
+            result, error = self._connection.recv()
+        except (EOFError, OSError) as lost:
+            raise DataError(
+                "a process that works on the training text was killed, perhaps for want of memory",
+                "repeat to go on after the last whole step, with --processes 1 if memory is short",
+            ) from lost
+        if error is not None:
+            raise error
+        return result
+
+    def stop(self) -> None:
+        """End it, whatever it is at."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """Until the other end is gone."""
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: tuple[Any, Exception | None] = (function(item), None)
+        except Exception as error:
+            answer = None, error
+        try:
+            connection.send(answer)
+        except BrokenPipeError:
+            return
 
 
 @contextmanager
@@ -89,21 +148,3 @@ def _interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start(function: Callable[[Any], Any]) -> None:
-    global _function
-    _function = function
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Even a killed parent leaves no process behind."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _call(item: Any) -> Any:
-    return _function(item)
