@@ -349,7 +349,19 @@ def test_faults_lead_to_their_sentences(page: tuple[Path, str]) -> None:
     assert "#sentences?set=set-0&flag=numbers_lost&sort=worst" in links
     faults = unpacked(found.blocks[0])["outputs"][0]["faults"]
     assert faults["numbers_lost"] == {"lines": [1], "worst": [[1, "12 missing"]]}
-    assert "In news, more often than the references: " in found.text
+    assert "In news, no fault is more frequent than in the references." in found.text  # it is one
+
+
+def test_faults_of_several_sentences_are_said_in_short(tmp_path: Path) -> None:
+    sources = [f"Cat {n} eats {n} fish." for n in range(12, 20)]
+    references = [f"Katze {n} frisst {n} Fische." for n in range(12, 20)]
+    outputs = ["Katze frisst Fische." for _ in sources]
+    run = make_run(tmp_path / "tiny", outputs, sources=sources, references=references)
+    page = Page(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert (
+        "In news, more often than the references: lost a number 100.0% (references 0.0%)."
+        in page.text
+    )
 
 
 def test_contaminated_scores_say_so(run: Path) -> None:

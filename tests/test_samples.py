@@ -29,7 +29,7 @@ def test_samples_of_a_test_set_without_usual_sentences() -> None:
 
 def test_eval_keeps_the_attention_of_the_samples(trained_run: TrainedRun, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained_run.path, run)
+    shutil.copytree(trained_run.path, run, ignore=shutil.ignore_patterns("attention.json"))
     done = invoke("eval", run, "--beam-size", "1", cwd=trained_run.directory)
     assert done.returncode == 0, done.stderr
     assert not (run / "attention.json").exists()  # not the run's own way of decoding
