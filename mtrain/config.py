@@ -143,7 +143,9 @@ class TokenizerConfig(Section):
         description="share of characters with a piece of their own; the rest is spelled in bytes",
     )
     max_sentences: int = Field(
-        default=2_000_000, ge=1, description="sentences drawn to learn the pieces from"
+        default=2_000_000,
+        ge=1,
+        description="sentences to learn the pieces from, of at most 60 million characters",
     )
 
 

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
 venv=${MTRAIN_VENV:-.venv-test}
-make_environment "$venv" ".[dev]"
+make_environment "$venv" ".[dev,ctranslate2,langid,tensorboard]"
 python=$venv/bin/python
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # plugins of the machine's own Python have no say here
 

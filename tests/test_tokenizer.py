@@ -276,3 +276,12 @@ def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"cannot read the tokenizer .*No such file"):
         load_tokenizers(tmp_path)
+
+
+def test_long_text_is_sampled_by_its_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n_characters = sum(len(source) + len(target) for source, target in PAIRS)
+    monkeypatch.setattr("mtrain.data.tokenizer._MOST_CHARACTERS", 5 * n_characters)
+    train(tmp_path, PAIRS * 20)
+    assert f"learning the pieces from {5 * len(PAIRS)} pairs" in capsys.readouterr().err

@@ -39,6 +39,9 @@ _UNESCAPES = {escaped: character for character, escaped in _ESCAPES.items()}
 _TO_ESCAPE = re.compile("[\ue000\u2581\u2585]")
 _TO_UNESCAPE = re.compile("\ue000[012]")
 
+_MOST_CHARACTERS = 60_000_000  # SentencePiece takes some 12 bytes of memory for each
+_MEASURED_PAIRS = 10_000  # from whose lengths those of the others are judged
+
 # Unigram training sums floats thread by thread: with a fixed number the pieces do not depend on
 # the machine.
 _TRAINING_THREADS = 4
@@ -186,13 +189,14 @@ def train_tokenizers(
     """Learn the pieces from training text and write them; the same text gives the same bytes.
 
     pairs() yields the n_pairs normalised (source, target) texts, in the same order every time.
-    Of more than `config.max_sentences` texts a seeded sample is used. Both sides' vocabularies
-    hold the tags. mono(side) yields text of one side alone, of which the first `max_sentences`
-    are used too. Where the config names models, these are taken instead.
+    Of more than `config.max_sentences` texts, or about 60 million characters, a seeded sample is
+    used. Both sides' vocabularies hold the tags. mono(side) yields text of one side alone, of which
+    the first `max_sentences` are used too. Where the config names models, these are taken instead.
     """
     if config.model is not None:
         return _adopt_models(config.model, directory, tags)
-    n_sampled = max(1, config.max_sentences // 2 if config.shared else config.max_sentences)
+    n_sampled = config.max_sentences // 2 if config.shared else config.max_sentences
+    n_sampled = max(1, min(n_sampled, _pairs_of_most_characters(pairs())))
     is_sampled = _sample(n_pairs, n_sampled, seed)
     console.message(f"learning the pieces from {min(n_pairs, n_sampled):,} pairs")
 
@@ -230,6 +234,12 @@ def _adopt_models(
         model = adopt(path.read_bytes(), [tag_piece(tag) for tag in tags])
         atomic_write(directory / name, model)
     return load_tokenizers(directory)
+
+
+def _pairs_of_most_characters(pairs: Iterable[tuple[str, str]]) -> int:
+    """How many pairs like the first ones hold as much text as SentencePiece is given."""
+    lengths = [len(source) + len(target) for source, target in islice(pairs, _MEASURED_PAIRS)]
+    return _MOST_CHARACTERS * len(lengths) // max(1, sum(lengths))
 
 
 def _sample(n: int, n_wanted: int, seed: int) -> Sequence[bool]:
