@@ -145,7 +145,7 @@ class TokenizerConfig(Section):
     max_sentences: int = Field(
         default=2_000_000,
         ge=1,
-        description="sentences to learn the pieces from, of at most 40 million characters",
+        description="sentences to learn the pieces from, of at most 25 million characters",
     )
 
 

@@ -39,7 +39,7 @@ _UNESCAPES = {escaped: character for character, escaped in _ESCAPES.items()}
 _TO_ESCAPE = re.compile("[\ue000\u2581\u2585]")
 _TO_UNESCAPE = re.compile("\ue000[012]")
 
-_MOST_CHARACTERS = 40_000_000  # SentencePiece takes 10 to 20 bytes of memory for each
+_MOST_CHARACTERS = 25_000_000  # SentencePiece takes up to 40 bytes of memory for each
 _MEASURED_PAIRS = 10_000  # from whose lengths those of the others are judged
 
 # Unigram training sums floats thread by thread: with a fixed number the pieces do not depend on
@@ -189,7 +189,7 @@ def train_tokenizers(
     """Learn the pieces from training text and write them; the same text gives the same bytes.
 
     pairs() yields the n_pairs normalised (source, target) texts, in the same order every time.
-    Of more than `config.max_sentences` texts, or about 40 million characters, a seeded sample is
+    Of more than `config.max_sentences` texts, or about 25 million characters, a seeded sample is
     used. Both sides' vocabularies hold the tags. mono(side) yields text of one side alone, of which
     the first `max_sentences` are used too. Where the config names models, these are taken instead.
     """
