@@ -124,3 +124,18 @@ def test_a_target_that_is_too_frequent_is_suspicious() -> None:
     tree = report.to_json()
     assert tree["repeated_targets"] == [{"text": "Page not found", "n_pairs": 20}]
     assert "2.0% of the targets are `Page not found`" in tree["suspicions"][0]
+
+
+def test_what_cleaning_noted_survives_as_plain_values() -> None:
+    report = DataReport(["a", "b"])
+    report.add_dropped(1, "numbers", ("one 1", "zwei 2"))
+    report.add_dropped(0, "copies", n_pairs=3)
+    report.add_near_match(
+        NearMatch("test", 1, "target", "known text", 0.6), ("source", "found text")
+    )
+    report.suspicions.append("odd")
+    again = DataReport.from_cleaning(json.loads(json.dumps(report.of_cleaning())))
+    assert again.to_json() == report.to_json()
+    again.add_dropped(1, "numbers", ("one 1", "zwei 2"))  # the same example again
+    assert again.dropped[1, "numbers"].n_pairs == 2
+    assert len(again.dropped[1, "numbers"].examples) == 1

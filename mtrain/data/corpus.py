@@ -13,11 +13,11 @@ set. All that grows with the corpus lies in files, which are mapped and read in 
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from mtrain.data.overlap import NearMatches
 from mtrain.data.tokenizer import MAX_PIECE_CHARACTERS
 from mtrain.errors import DataError
 from mtrain.pool import map_in_order
-from mtrain.run import storage_errors
+from mtrain.run import storage_errors, write_json
 
 TextPair = tuple[str, str]  # source, target
 
@@ -250,16 +250,20 @@ class Corpus:
     @classmethod
     def load(cls, directory: Path) -> Corpus:
         """The corpus that `save` left in a directory."""
-        with open(directory / "corpus.counts", "rb") as file:
-            counts, report, valid = pickle.load(file)
-        corpus = cls(directory, counts, report)
-        corpus.valid = valid
+        saved = json.loads((directory / "corpus.counts").read_text(encoding="utf-8"))
+        report = DataReport.from_cleaning(saved["report"])
+        corpus = cls(directory, CorpusCounts(**saved["counts"]), report)
+        corpus.valid = [(source, target) for source, target in saved["valid"]]
         return corpus
 
     def save(self) -> None:
         """Keep all the rest beside the files, for an interrupted run to go on from."""
-        with _OutputFile(self._directory / "corpus.counts") as file:
-            file.write(pickle.dumps((self.counts, self.report, self.valid)))
+        saved = {
+            "counts": asdict(self.counts),
+            "report": self.report.of_cleaning(),
+            "valid": self.valid,
+        }
+        write_json(self._directory / "corpus.counts", saved)
 
     def drop_unread(self, entry: int, reason: str, n_pairs: int) -> None:
         """Note that pairs of an entry never came in."""

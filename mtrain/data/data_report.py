@@ -174,6 +174,28 @@ class DataReport:
             "suspicions": [*self.suspicions, *self._later_suspicions()],
         }
 
+    def of_cleaning(self) -> dict[str, Any]:
+        """What was noted before any pair was kept, as plain values, for `from_cleaning`."""
+        return {
+            "entries": self.entries,
+            "dropped": [[*key, d.n_pairs, d.examples] for key, d in self.dropped.items()],
+            "near_matches": [[key, d.n_pairs, d.examples] for key, d in self.near_matches.items()],
+            "suspicions": self.suspicions,
+        }
+
+    @classmethod
+    def from_cleaning(cls, noted: dict[str, Any]) -> DataReport:
+        """The report that `of_cleaning` told of."""
+        report = cls(noted["entries"])
+        for entry, reason, n_pairs, examples in noted["dropped"]:
+            found = [(number, source, target) for number, source, target in examples]
+            report.dropped[entry, reason] = Dropped(n_pairs, found)
+        for split, n_pairs, examples in noted["near_matches"]:
+            found = [(number, text, known) for number, text, known in examples]
+            report.near_matches[split] = Dropped(n_pairs, found)
+        report.suspicions = noted["suspicions"]
+        return report
+
     def _entry(self, number: int) -> dict[str, Any]:
         """What became of the pairs of one entry, the commonest reason first."""
         found = {reason: d for (entry, reason), d in self.dropped.items() if entry == number}
