@@ -66,6 +66,25 @@ def set_up(device: torch.device, threads: int | Literal["auto"]) -> None:
         _keep_freed_memory()
 
 
+def keep_few_kernels() -> None:
+    """Let oneDNN forget kernels early; to be called before it has made any.
+
+    It makes one for every shape, of a quarter of a MiB in bf16, and keeps 1,024. A search asks for
+    the same few shapes step after step, and then hardly ever again.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+
+def give_memory_back() -> None:
+    """Hand to the system what is free; to be called after seconds of work, not after every buffer.
+
+    Buffers of ever other sizes leave gaps, and the longer a job runs, the more.
+    """
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 def n_workers(device: torch.device) -> int:
     """How many pieces of work that are independent of each other should run at a time."""
     return torch.get_num_threads() if device.type == "cpu" else 1
@@ -165,13 +184,21 @@ def _has_avx512_bf16() -> bool:
 
 def _keep_freed_memory() -> None:
     """Tell glibc not to hand large buffers back after every use."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library: its defaults stay
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None:
         return
     m_mmap_threshold, m_trim_threshold, m_top_pad = -3, -1, -2
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, 1 << 30)
     mallopt(m_top_pad, 256 << 20)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of GNU's C library; None where another is used, whose defaults stay."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None
+    return function

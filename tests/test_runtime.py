@@ -140,6 +140,33 @@ def test_another_c_library_keeps_its_allocator(monkeypatch):
     set_up(CPU, 1)
 
 
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(runtime._of_glibc("malloc_trim") is None, reason="needs glibc")
+@pytest.mark.usefixtures("threads")
+def test_memory_between_what_is_still_used_is_given_back():
+    set_up(CPU, 1)
+    blocks = [torch.ones(1 << (18 if i % 2 else 10)) for i in range(128)]  # 1 MiB, or 4 KiB
+    del blocks[1::2]
+    before = resident_mib()
+    runtime.give_memory_back()
+    assert resident_mib() < before - 48
+    assert all(bool(block.eq(1).all()) for block in blocks)
+
+
+def test_few_kernels_are_kept_unless_the_user_says_how_many(monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "7")
+    runtime.keep_few_kernels()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    runtime.keep_few_kernels()
+    assert 10 < int(os.environ[name]) < 1024
+
+
 def test_seeds_differ_in_every_part_and_fit_a_generator():
     seeds = {seed_of(a, b, c) for a in range(10) for b in range(10) for c in range(10)}
     assert len(seeds) == 1000

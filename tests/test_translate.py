@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import mtrain
+from mtrain import runtime
 from mtrain.config import Config, TokenizerConfig, dump_config
 from mtrain.data.tokenizer import BOS, EOS, PAD, Tokenizer, load_tokenizers, train_tokenizers
 from mtrain.decoding import stream as stream_stage
@@ -576,6 +577,17 @@ def test_lines_are_read_in_pieces_of_any_size(tmp_path, monkeypatch):
     assert lines == [b"a", b"b", b"", b"c", b"", b"", b"long" * 10, b"\xc3\xa4\r", b"end"]
     without_descriptor = [line for batch in waiting_lines(io.BytesIO(text)) for line in batch]
     assert without_descriptor == lines
+
+
+def test_memory_is_given_back_after_many_lines_and_not_after_each(make, monkeypatch):
+    given_back_at = []
+    out = io.StringIO()
+    monkeypatch.setattr(stream_stage, "LINES_AT_A_TIME", 2)
+    monkeypatch.setattr(
+        runtime, "give_memory_back", lambda: given_back_at.append(out.getvalue().count("\n"))
+    )
+    translate_stream(make(), io.BytesIO(b"A dog.\n" * 5), out)
+    assert given_back_at == [2, 4]
 
 
 def test_a_reader_that_goes_away_is_left_to_the_caller(make):

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
-from mtrain import console
+from mtrain import console, runtime
 from mtrain.decoding.alignment import Alignment, AlignmentHead, align
 from mtrain.decoding.translate import Options, Progress, ScoredPair, Translation, Translator
 from mtrain.errors import DataError, StorageError
@@ -80,7 +80,8 @@ def translate_stream(
         beside.check(source)
     n_lines = 0
     with _progress(source, 0, is_shown=not out.isatty()) as progress:
-        for texts in _answers(translator, source, options, beside, 0, progress, head):
+        answers = _answers(translator, source, options, beside, 0, progress, head)
+        for texts in _in_bounded_memory(answers):
             out.write("".join(texts))
             out.flush()
             n_lines += len(texts)
@@ -124,7 +125,8 @@ def translate_file(
             write_json(note_path, note)
         n_lines = n_done
         with open(part, "ab") as file, _progress(source, n_done, is_shown=True) as progress:
-            for texts in _answers(translator, source, options, beside, n_done, progress, head):
+            answers = _answers(translator, source, options, beside, n_done, progress, head)
+            for texts in _in_bounded_memory(answers):
                 file.write("".join(texts).encode())
                 file.flush()
                 n_lines += len(texts)
@@ -216,6 +218,17 @@ def _answers(
         console.warn(
             f"{n_warnings - WARNINGS_SHOWN:,} more such warnings; --format jsonl shows them all"
         )
+
+
+def _in_bounded_memory(answers: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The same; between them, after many lines, what their translation has freed is given back."""
+    n_lines = 0
+    for texts in answers:
+        yield texts
+        n_lines += len(texts)
+        if n_lines >= LINES_AT_A_TIME:
+            runtime.give_memory_back()
+            n_lines = 0
 
 
 def _links(

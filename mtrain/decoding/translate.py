@@ -171,6 +171,7 @@ class Translator:
         run = RunDir.open(path)
         others = [RunDir.open(other) for other in companions]
         chosen = runtime.choose_device(device)
+        runtime.keep_few_kernels()
         runtime.set_up(chosen, "auto")
         tokenizers = load_tokenizers(run.files)
         for other in others:
