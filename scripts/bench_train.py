@@ -10,9 +10,11 @@ of its own; in each round each engine makes --updates updates after --warm-up th
 Tokens are real ones, with EOS, of source and target; the table gives medians over the rounds, and
 the ratio to Marian within each round. Without transformers, mtrain alone is timed.
 
-The plain loop sorts by length, cuts batches of rows x longest side, and trains with fused Adam,
-label-smoothed cross-entropy and autocast in bf16 where its name says so; on a GPU also compiled.
-mtrain's updates are those of `mtrain train`.
+The plain loop sorts by length, cuts batches of rows x longest side that hold as many real target
+tokens on average as mtrain's updates, and trains with fused Adam, label-smoothed cross-entropy and
+autocast in bf16 where its name says so; on a GPU also compiled. mtrain's updates are those of
+`mtrain train`, which clips gradients besides. Marian's layers are post-norm, mtrain's pre-norm;
+data, pieces, sizes and threads are the same. bf16 for both: --engines mtrain-bf16 marian-bf16.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         rounds.append(timings)
         for engine, timing in timings.items():
             print(f"round {number + 1}: {engine}: {tokens_per_s(timing):,.0f} tokens/s", flush=True)
-    for line in table(rounds):
+    for line in table(rounds, setting.updates):
         print(line)
     return 0
 
@@ -112,7 +114,7 @@ def in_a_process(engine: str, setting: Setting) -> Timing:
     """One round of one engine, loaded anew."""
     arguments = [f"--{key.replace('_', '-')}={value}" for key, value in asdict(setting).items()]
     command = [sys.executable, __file__, setting.data, *arguments[1:], "--engine", engine]
-    environment = os.environ | {"GOMP_SPINCOUNT": "5000"}  # as `mtrain` sets it
+    environment = {"GOMP_SPINCOUNT": "5000"} | os.environ  # as `mtrain` sets it
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return Timing(**json.loads(done.stdout.split("\n")[-2]))
 
@@ -122,9 +124,12 @@ def tokens_per_s(timing: Timing) -> float:
     return (timing.n_source + timing.n_target) / timing.seconds
 
 
-def table(rounds: list[dict[str, Timing]]) -> Iterator[str]:
+def table(rounds: list[dict[str, Timing]], n_updates: int) -> Iterator[str]:
     """Medians over the rounds, and the ratio to the fastest Marian within each."""
-    yield "engine                tokens/s  target/s  tokens/CPU-s  real share  ratio to Marian"
+    yield (
+        "engine                tokens/s  target/s  tokens/CPU-s  target/update  real share"
+        "  ratio to Marian"
+    )
     for engine in rounds[0]:
         timings = [timings[engine] for timings in rounds]
         ratios = []
@@ -136,6 +141,7 @@ def table(rounds: list[dict[str, Timing]]) -> Iterator[str]:
             f"{statistics.median(map(tokens_per_s, timings)):10,.0f}",
             f"{statistics.median(t.n_target / t.seconds for t in timings):10,.0f}",
             f"{statistics.median(per_cpu_s):14,.0f}",
+            f"{timings[0].n_target / n_updates:15,.0f}",
             f"{timings[0].real_share:12.3f}",
             f"{statistics.median(ratios):17.2f}" if ratios else "",
         )
@@ -311,8 +317,8 @@ def marian(setting: Setting, is_bf16: bool = False, is_compiled: bool = False) -
     return timed(step, setting)
 
 
-def length_sorted(store: Any, budget: int) -> Iterator[list[int]]:
-    """Batches of rows x longest side, by length, in random order, for ever."""
+def length_sorted(store: Any, batch_tokens: int) -> Iterator[list[int]]:
+    """Batches by length, in random order, for ever; of `batch_tokens` target tokens on average."""
     import random
 
     generator = random.Random(1)
@@ -320,17 +326,26 @@ def length_sorted(store: Any, budget: int) -> Iterator[list[int]]:
         (int(target) + 1, int(source) + 1)
         for source, target in zip(store.src_lengths, store.tgt_lengths, strict=True)
     ]
+    order = sorted(range(len(store)), key=lambda i: (lengths[i], generator.random()))
+    n_target = sum(target for target, _ in lengths)
+    of_first_cut = n_target / len(cut(order, lengths, batch_tokens))  # fewer, as some are padding
+    batches = cut(order, lengths, round(batch_tokens * batch_tokens / of_first_cut))
     while True:
-        batches: list[list[int]] = [[]]
-        longest = 0
-        for i in sorted(range(len(store)), key=lambda i: (lengths[i], generator.random())):
-            longest = max(longest, *lengths[i])
-            if longest * (len(batches[-1]) + 1) > budget:
-                batches.append([])
-                longest = max(lengths[i])
-            batches[-1].append(i)
         generator.shuffle(batches)
         yield from batches
+
+
+def cut(order: list[int], lengths: list[tuple[int, int]], budget: int) -> list[list[int]]:
+    """Neighbours of an order in batches, each of at most `budget` positions of its longest side."""
+    batches: list[list[int]] = [[]]
+    longest = 0
+    for i in order:
+        longest = max(longest, *lengths[i])
+        if batches[-1] and longest * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+            longest = max(lengths[i])
+        batches[-1].append(i)
+    return batches
 
 
 ENGINES: dict[str, Callable[[Setting], Timing]] = {

@@ -4,13 +4,15 @@
     python scripts/bench_translate.py --base
     python scripts/bench_translate.py RUN --latency
     python scripts/bench_translate.py RUN --memory 1000000
+    python scripts/bench_translate.py RUN --quality
     python scripts/bench_translate.py RUN --profile
 
 The first form translates a split of a run, with the run's own weights converted to CTranslate2.
 The second builds a model of random weights (`--base`, `--small`) and holds every output at 30
 tokens, so that all engines do the same work; there, transformers' Marian of the same sizes takes
 part when it is installed. `--latency` gives one sentence at a time, `--memory` a file of so many
-lines through the command line while its memory is watched, `--profile` the kernels of a step.
+lines through the command line while its memory is watched, `--quality` the BLEU of a split in every
+way of computing the search, tested against the first, `--profile` the kernels of a step.
 
 Every engine runs in a process of its own and loads before the clock starts. In each round each
 engine translates everything once, one after the other; the table gives medians over the rounds, and
@@ -42,7 +44,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 FORCED_LENGTH = 30  # tokens, EOS included
-FORCED_SENTENCES = 256
+# Of a preset: on a CPU three rounds of all engines take two minutes or so, on a GPU seconds.
+FORCED_SENTENCES = {"cpu": {"small": 256, "base": 64}, "cuda": {"small": 4096, "base": 4096}}
+# Precision, whether the search goes on until none could win, and lines at a time.
+WAYS = [
+    ("bf16", False, 10_000),
+    ("bf16", True, 10_000),
+    ("fp32", False, 10_000),
+    ("fp32", True, 10_000),
+    ("fp32", False, 1),
+    ("bf16", False, 1),
+]
 ENGINES = ["mtrain", "mtrain-fp32", "ctranslate2-float32", "ctranslate2-int8"]
 
 
@@ -133,10 +145,9 @@ class CTranslate2:
         if setting.preset:
             self.options["max_decoding_length"] = FORCED_LENGTH
             self.options["min_decoding_length"] = FORCED_LENGTH
-        times = {
-            size: self.search(size)[0] for size in [*setting.ct2_batches[:1], *setting.ct2_batches]
-        }
-        self.batch = min(times, key=lambda size: times[size])
+        sizes = setting.ct2_batches
+        times = {size: self.search(size)[0] for size in [*sizes[:1], *sizes]} if sizes[1:] else {}
+        self.batch = min(times, key=lambda size: times[size], default=sizes[0])
 
     def search(self, batch: int) -> tuple[float, list[Any]]:
         started_at = time.perf_counter()
@@ -276,10 +287,12 @@ def source_lines(setting: Setting, translator: Any) -> list[str]:
         return RunDir.open(setting.run).read_split(setting.split).sources[: setting.limit]
     import random
 
+    assert setting.preset is not None
+    n_lines = min(FORCED_SENTENCES[setting.device][setting.preset], setting.limit)
     draw = random.Random(1)
     return [
         " ".join(str(draw.randrange(4, setting.vocab_size)) for _ in range(draw.randint(8, 30)))
-        for _ in range(min(FORCED_SENTENCES, setting.limit))
+        for _ in range(n_lines)
     ]
 
 
@@ -373,7 +386,7 @@ def compare(names: Sequence[str], setting: Setting, rounds: int, baseline: str) 
         speeds = [each.tokens / each.seconds for each in own]
         base = [each.tokens / each.seconds for each in passes[baseline]]
         ratios = [a / b for a, b in zip(speeds, base, strict=True)]
-        n_lines = len(own[0].texts) or FORCED_SENTENCES
+        n_lines = len(own[0].texts) or own[0].tokens // FORCED_LENGTH
         lines_per_s = statistics.median(n_lines / each.seconds for each in own)
         yield (
             f"{engine.name:<22}{statistics.median(speeds):>10,.0f}"
@@ -458,6 +471,50 @@ def resident_mib(pid: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
+def quality(setting: Setting) -> Iterator[str]:
+    """The BLEU of every way of computing the search, against the first, which is the fastest."""
+    from mtrain.decoding.translate import Options
+    from mtrain.evaluation.metrics import score_all
+    from mtrain.run import RunDir
+
+    assert setting.run is not None
+    split = RunDir.open(setting.run).read_split(setting.split)
+    lines, references = split.sources[: setting.limit], split.references[: setting.limit]
+    translators = {precision: load(setting, precision) for precision in ("bf16", "fp32")}
+    language = translators["bf16"].config.target
+    baseline: list[str] = []
+    yield f"{'way':<32}{'BLEU':>6}  {'interval':<17}{'lines that differ':<19}difference"
+    for precision, is_exact, at_a_time in WAYS:
+        options = Options(setting.beam_size, exact_stop=is_exact)
+        chunks = [lines[i : i + at_a_time] for i in range(0, len(lines), at_a_time)]
+        answers = (translators[precision].translate_lines(chunk, options) for chunk in chunks)
+        texts = [translation.text for answer in answers for translation in answer]
+        baseline = baseline or texts
+        score = score_all(texts, references, language, metrics=["bleu"])["bleu"]
+        way = f"{precision}{', --exact-stop' * is_exact}{', one at a time' * (at_a_time == 1)}"
+        interval = f"[{score.low:.2f}, {score.high:.2f}]"
+        changes = differences(texts, baseline, references, language)
+        yield f"{way:<32}{score.score:>6.2f}  {interval:<17}{changes}"
+    yield score.signature
+
+
+def differences(
+    texts: Sequence[str], baseline: Sequence[str], references: Sequence[str], language: str
+) -> str:
+    """How many lines are not as in the baseline, and what sacreBLEU's paired tests say of that."""
+    from mtrain.evaluation.comparison import compare as compare_paired
+
+    n_differing = sum(ours != first for ours, first in zip(texts, baseline, strict=True))
+    if not n_differing:
+        return "0"
+    tested = compare_paired(texts, baseline, references, language, metrics=["bleu"])
+    bleu = tested.metrics["bleu"]
+    return (
+        f"{n_differing:<19,}{bleu.difference:+.2f}, p = {bleu.p_randomization:.2f} by approximate "
+        f"randomisation, {bleu.p_bootstrap:.2f} by paired bootstrap"
+    )
+
+
 def profile(setting: Setting, precision: str) -> Iterator[str]:
     """Where the time of decoding goes, by kernel, on one thread."""
     import torch
@@ -504,12 +561,14 @@ def main(arguments: list[str] | None = None) -> int:
         reports = latency(setting, options.precision)
     elif options.memory:
         reports = memory(setting, options.memory)
+    elif options.quality:
+        reports = quality(setting)
     elif options.profile:
         reports = profile(setting, options.precision)
     else:
         names = options.engines or installed(preset)
         baseline = "ctranslate2-float32" if "ctranslate2-float32" in names else names[0]
-        reports = compare(names, setting, options.rounds, baseline)
+        reports = compare(names, setting, options.rounds or (3 if preset else 5), baseline)
     for line in reports:
         print(line, flush=True)
     return 0
@@ -533,7 +592,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, default=8000, help="of random weights")
     parser.add_argument("--split", default="test_2016_flickr")
     parser.add_argument("--beam-size", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="5, with random weights 3, if not given")
     parser.add_argument("--engines", nargs="+", metavar="NAME", help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--ct2-batches", nargs="+", type=int, default=[16, 32, 64])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -542,6 +601,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=1_000_000, help="sentences at most")
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--memory", type=int, metavar="LINES")
+    parser.add_argument("--quality", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)

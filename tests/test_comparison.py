@@ -67,6 +67,11 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_one_metric_alone_is_tested_as_among_others(compared: Comparison) -> None:
+    alone = compare(*make_systems(), "de", metrics=["bleu"])
+    assert alone.metrics == {"bleu": compared.metrics["bleu"]}
+
+
 def test_every_digit_of_approximate_randomization(compared: Comparison, files: Path) -> None:
     baseline, system = json.loads(run_sacrebleu(files, "--paired-ar", "-f", "json"))
     for name, label in LABELS.items():

@@ -72,14 +72,15 @@ def compare(
     lowercase: bool = False,
     *,
     baseline_name: str = "the baseline",
+    metrics: Sequence[str] = METRICS,
 ) -> Comparison:
     """Test whether `hypotheses` differ from `baseline` by more than chance."""
     check_counts(len(hypotheses), len(references))
     check_counts(len(baseline), len(references))
-    metrics = {name: make_metric(name, target_language, tokenize, lowercase) for name in METRICS}
+    made = {name: make_metric(name, target_language, tokenize, lowercase) for name in metrics}
     systems = [("baseline", baseline), ("system", hypotheses)]
-    by_randomization = _paired_test("ar", systems, references, metrics)
-    by_bootstrap = _paired_test("bs", systems, references, metrics)
+    by_randomization = _paired_test("ar", systems, references, made)
+    by_bootstrap = _paired_test("bs", systems, references, made)
     return Comparison(
         baseline_name,
         {
