@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrain.choices import DeviceOrAuto, PenaltyForm, PrecisionOrAuto
 from mtrain.clean_config import CleanConfig as CleanConfig
 from mtrain.config_problems import Conflict, explain
 from mtrain.entries import SLUG, TestName, as_entries, as_list, as_test_sets
@@ -322,10 +323,10 @@ class TrainConfig(Section):
     seed: int = Field(
         default=1, ge=0, le=4_294_967_295, description="of initial weights, order and dropout"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: DeviceOrAuto = Field(
         default="auto", description="where to train; auto: CUDA where there is one"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: PrecisionOrAuto = Field(
         default="auto", description="of matrix products; auto: bf16 where the hardware has it"
     )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
@@ -368,7 +369,7 @@ class DecodeConfig(Section):
     length_penalty: float = Field(
         default=1.0, ge=0, description="p in: score = log-probability / length^p"
     )
-    length_penalty_form: Literal["power", "gnmt"] = Field(
+    length_penalty_form: PenaltyForm = Field(
         default="power",
         description="gnmt: ((5 + length) / 6)^p in place of length^p, as in the Transformer paper",
     )
@@ -377,7 +378,7 @@ class DecodeConfig(Section):
         description="source tokens x beam decoded at a time; auto: 12,288 on a CPU, in each "
         "thread, and 65,536 on a GPU",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: PrecisionOrAuto = Field(
         default="auto", description="of matrix products; auto: bf16 where the hardware has it"
     )
 

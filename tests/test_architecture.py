@@ -16,7 +16,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "mtrain"
-LAYERS = ["ground", "data", "model", "decoding", "evaluation", "training", "delivery", "cli"]
+LAYERS = [
+    *("ground", "data", "model", "decoding", "evaluation", "training", "delivery"),
+    *("commands", "cli"),
+]
 TOP = {"mtrain", "mtrain.__main__", "mtrain.cli"}  # `mtrain` itself offers `load`
 
 # What starts without torch: everything before a model is needed, and `eval --hypothesis`.
@@ -167,12 +170,30 @@ def test_every_folder_is_a_room() -> None:
 # -- who may do what -------------------------------------------------------------------------
 
 
-def test_only_cli_speaks_typer_exits_and_prints() -> None:
-    for module in set(TREES) - {"mtrain.cli"}:
-        assert not libraries(module) & {"typer", "click", "argparse"}, module
-        assert not uses(module, "sys", {"exit", "stdout", "__stdout__", "argv"}), module
+def test_only_commands_speak_typer() -> None:
+    for module in TREES:
+        is_command = layer(module) in ("commands", "cli")
+        assert is_command or not libraries(module) & {"typer"}, module
+        assert not libraries(module) & {"click", "argparse"}, module
+        assert not uses(module, "sys", {"argv"}), module
+
+
+def test_the_ways_to_end_and_standard_output_have_one_place_each() -> None:
+    for module in set(TREES) - {"mtrain.commands.outcomes"}:
+        assert not uses(module, "sys", {"exit"}), module
         assert not uses(module, "os", {"_exit"}), module
-        assert not calls(module) & {"print", "exit", "quit", "input", "SystemExit"}, module
+        assert not calls(module) & {"exit", "quit", "SystemExit"}, module
+    for module in set(TREES) - {"mtrain.commands.output"}:
+        assert not uses(module, "sys", {"stdout", "__stdout__"}), module
+        assert not calls(module) & {"print", "input"}, module
+
+
+def test_commands_know_nothing_of_each_other() -> None:
+    shared = {f"mtrain.commands.{name}" for name in ("options", "outcomes", "output")}
+    for module in TREES:
+        if layer(module) == "commands":
+            others = {name for name in internal_imports(module) if layer(name) == "commands"}
+            assert others <= shared, module
 
 
 def test_only_console_writes_to_standard_error() -> None:

@@ -25,11 +25,12 @@ Nothing here is random: the same scores give the same output.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from mtrain.choices import PenaltyForm
 from mtrain.data.tokenizer import BOS, EOS, PAD
 from mtrain.decoding.scorers import Scorer
 
@@ -54,7 +55,7 @@ class LengthPenalty:
     """By what a log-probability is divided to compare outputs of different lengths."""
 
     power: float = 1.0
-    form: Literal["power", "gnmt"] = "power"
+    form: PenaltyForm = "power"
 
     def divisor(self, length: Length) -> Length:
         """`length` counts tokens and EOS."""

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mtrain import runtime
+from mtrain.choices import Format, Method, PenaltyForm, PrecisionOrAuto
 from mtrain.config import Config, read_run_config
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import EOS, PAD, Tokenizer, load_tokenizers
@@ -87,9 +87,9 @@ class Options:
     length_penalty: float | None = None
     n_best: int = 1
     exact_stop: bool = False
-    format: Literal["text", "jsonl"] = "text"
-    length_penalty_form: Literal["power", "gnmt"] | None = None
-    method: Literal["beam", "diverse", "sample", "mbr"] = "beam"
+    format: Format = "text"
+    length_penalty_form: PenaltyForm | None = None
+    method: Method = "beam"
     diversity: float = 0.5  # of `diverse`: what a token costs that a neighbour has just chosen
     samples: int = 32  # of `mbr`: how many translations vote
     temperature: float = 1.0  # of `sample` and `mbr`, like the next three: see sampling.Sampler
@@ -131,7 +131,7 @@ class Translator:
         config: Config,
         length_ratio: Mapping[str, float],
         engine: CTranslate2 | None = None,
-        precision: Literal["auto", "fp32", "bf16"] | None = None,
+        precision: PrecisionOrAuto | None = None,
         companions: Sequence[Transformer] = (),
     ) -> None:
         """`length_ratio` holds `mean` and `std` of target / source pieces, both with EOS; `engine`
@@ -161,7 +161,7 @@ class Translator:
         path: str | Path,
         checkpoint: str | None = None,
         device: str = "auto",
-        precision: Literal["auto", "fp32", "bf16"] | None = None,
+        precision: PrecisionOrAuto | None = None,
         companions: Sequence[str | Path] = (),
     ) -> Translator:
         """The translator that a run directory holds; it needs nothing outside of it.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from mtrain import console
+from mtrain.choices import AttentionKind
 from mtrain.decoding.alignment import SPACE
 from mtrain.decoding.attention import AttentionMaps, Weights
 from mtrain.errors import UsageError
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 
     from mtrain.evaluation.sweep import Point
 
-Kind = Literal["encoder", "decoder", "cross"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
 
 TITLES = {
     "encoder": "encoder self-attention",
@@ -61,11 +61,13 @@ MISSING = "\u25a1"
 class Selection:
     """Which of a model's heat maps are drawn; layers and heads are counted from 1."""
 
-    kinds: tuple[Kind, ...] = KINDS
+    kinds: tuple[AttentionKind, ...] = KINDS
     layer: int | None = None  # None: the last one of each kind
     heads: tuple[int, ...] | Literal["all", "mean"] = "all"
 
-    def panels(self, maps: AttentionMaps, kind: Kind) -> tuple[int, list[tuple[str, Weights]]]:
+    def panels(
+        self, maps: AttentionMaps, kind: AttentionKind
+    ) -> tuple[int, list[tuple[str, Weights]]]:
         """The layer's number, and the name and the weights (rows, columns) of each head."""
         weights: Weights = getattr(maps, kind)
         n_layers, n_heads = weights.shape[:2]
@@ -88,7 +90,7 @@ class Selection:
         return layer, [(f"head {head}", shown[head - 1]) for head in heads]
 
 
-def read_kinds(name: str) -> tuple[Kind, ...]:
+def read_kinds(name: str) -> tuple[AttentionKind, ...]:
     """`all`, or one of the three by its name."""
     return KINDS if name == "all" else tuple(kind for kind in KINDS if kind == name)
 
@@ -193,14 +195,14 @@ def _write_heading(figure: Figure, top: float, maps: AttentionMaps) -> None:
 class _Block:
     """Heads of one kind and layer side by side, under one title."""
 
-    kind: Kind
+    kind: AttentionKind
     title: str
     rows: list[str]
     columns: list[str]
     panels: list[tuple[str, Weights]]
 
     @classmethod
-    def of(cls, maps: AttentionMaps, kind: Kind, selection: Selection) -> _Block:
+    def of(cls, maps: AttentionMaps, kind: AttentionKind, selection: Selection) -> _Block:
         layer, panels = selection.panels(maps, kind)
         rows = maps.source if kind == "encoder" else maps.written
         columns = maps.read if kind == "decoder" else maps.source

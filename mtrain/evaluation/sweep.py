@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from mtrain import console, runtime
+from mtrain.choices import Engine
 from mtrain.config import dump_config, read_run_config
 from mtrain.decoding.translate import Options, Translator
 from mtrain.errors import UsageError
@@ -31,8 +31,6 @@ N_WARM_UP = 64
 BEAMS = tuple(range(1, 9))
 PENALTIES = (0.0, 0.6, 1.4)  # beside the run's own
 TOLERANCE = 0.3  # points of BLEU and of chrF2
-
-Engine = Literal["mtrain", "ctranslate2"]
 
 
 @dataclass(frozen=True, slots=True)

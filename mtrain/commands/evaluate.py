@@ -1,0 +1,213 @@
+"""`mtrain eval`: test sets or files in, scores out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mtrain import console
+from mtrain.choices import DeviceOrAuto
+from mtrain.commands.options import BeamSize, Checkpoint, LengthPenalty, OfTag, OnDevice
+from mtrain.commands.output import print_columns, print_line
+from mtrain.errors import UsageError
+from mtrain.run import RunDir
+
+if TYPE_CHECKING:
+    from mtrain.evaluation.evaluate import GivenFiles
+    from mtrain.evaluation.summary import Results
+
+EXAMPLES = (
+    "mtrain eval runs/my-model",
+    "mtrain eval runs/my-model --split valid --json",
+    "mtrain eval runs/my-model --source new.en --reference new.de",
+    "mtrain eval runs/my-model --hypothesis theirs.de --reference new.de",
+    "mtrain eval runs/my-model --sacrebleu wmt14/full --sacrebleu wmt20",
+    "mtrain eval runs/my-model --against runs/baseline",
+    "mtrain eval runs/seed1 runs/seed2 runs/seed3",
+    "mtrain eval runs/my-model --sweep --adopt",
+)
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...", help="A run directory; of several, mean and spread are shown too."
+    ),
+]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="valid or a test set; without it, all test sets."),
+]
+Sources = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Translate this file ...")]
+References = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="... and compare with this one; may be repeated."),
+]
+SacrebleuSets = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Translate a test set of sacreBLEU, such as wmt14/full."),
+]
+Hypotheses = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Score this translation as it is; with --source, it is diagnosed as well.",
+    ),
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN2|FILE",
+        help="Test whether the difference to another run, or to a translation, is chance.",
+    ),
+]
+Comet = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Score by COMET too, an extra: such as Unbabel/wmt22-comet-da.",
+    ),
+]
+Sweep = Annotated[
+    bool,
+    typer.Option(
+        "--sweep",
+        help="Instead, translate up to 1,000 sentences of valid with beams 1 to 8, several "
+        "length penalties, precisions and engines; recommend the fastest of mtrain's own "
+        "within 0.3 points of the best BLEU and chrF2. Kept in the run: sweep.json and .svg.",
+    ),
+]
+Adopt = Annotated[
+    bool, typer.Option("--adopt", help="With --sweep: make the recommendation the default.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One object, for machines.")]
+
+
+def evaluate(
+    runs: Runs,
+    split: Splits = None,
+    source: Sources = None,
+    reference: References = None,
+    sacrebleu: SacrebleuSets = None,
+    hypothesis: Hypotheses = None,
+    against: Against = None,
+    comet: Comet = None,
+    checkpoint: Checkpoint = None,
+    beam_size: BeamSize = None,
+    length_penalty: LengthPenalty = None,
+    tag: OfTag = None,
+    device: OnDevice = "auto",
+    sweep: Sweep = False,
+    adopt: Adopt = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score runs by BLEU, chrF2 and TER, with 95 % intervals."""
+    if sweep or adopt:
+        chooses = split or source or reference or hypothesis or against or beam_size
+        _check_sweep(sweep, len(runs), bool(chooses or comet or length_penalty is not None))
+        _sweep(runs[0], checkpoint, device, adopt, as_json)
+        return
+    if hypothesis and sacrebleu:
+        raise UsageError(
+            "--sacrebleu names a test set to be translated, --hypothesis is a translation already",
+            "give --hypothesis FILE --reference FILE, or --sacrebleu alone",
+        )
+    files = _files_to_evaluate(split or [], source or [], reference or [], hypothesis or [])
+    from mtrain.evaluation import evaluate as evaluation
+
+    decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device, tag)
+    results = {}
+    for run in runs:
+        if hypothesis:
+            found = evaluation.evaluate_hypotheses(run, files, comet)
+        else:
+            found = evaluation.evaluate_run(
+                run, split or [], files, decoding, comet, sacrebleu or []
+            )
+        results[str(run)] = evaluation.compare_with(run, found, against, device)
+    _show(results, as_json, names_runs=len(runs) > 1)
+
+
+def _show(results: Mapping[str, Results], as_json: bool, names_runs: bool) -> None:
+    """Print what was found of each run."""
+    from mtrain.evaluation import summary
+
+    means = summary.spreads_of_seeds(results)
+    if as_json:
+        print_line(json.dumps(summary.to_json(results, means), indent=2, ensure_ascii=False))
+        return
+    for path, found in results.items():
+        if names_runs:
+            print_line(f"{path}:")
+        print_columns(summary.HEADER, summary.score_rows(found))
+        for sentence in summary.remarks(found):
+            print_line(sentence)
+    for sentence in summary.mean_sentences(means):
+        print_line(sentence)
+    console.message(f"for all that was found: mtrain report {' '.join(results)}")
+
+
+def _files_to_evaluate(
+    splits: Sequence[str],
+    sources: Sequence[Path],
+    references: Sequence[Path],
+    hypotheses: Sequence[Path],
+) -> list[GivenFiles]:
+    """The n-th source, hypothesis and reference that were given belong together."""
+    if splits and (sources or references or hypotheses):
+        raise UsageError(
+            "--split names a test set of the run, and files were given as well",
+            "give either --split or files",
+        )
+    n_wanted = len(hypotheses or sources)
+    if len(references) != n_wanted or (hypotheses and len(sources) not in (0, n_wanted)):
+        raise UsageError(
+            "files are scored in pairs, and one is missing",
+            "give --source FILE --reference FILE, or --hypothesis FILE --reference FILE",
+        )
+    from mtrain.evaluation.evaluate import GivenFiles
+
+    return [
+        GivenFiles(reference, source, hypothesis)
+        for reference, source, hypothesis in zip_longest(references, sources, hypotheses)
+    ]
+
+
+# -- all ways to decode ----------------------------------------------------------------------
+
+
+def _check_sweep(is_asked: bool, n_runs: int, has_other_options: bool) -> None:
+    if not is_asked:
+        raise UsageError("--adopt takes over what --sweep recommends", "add --sweep")
+    if n_runs > 1 or has_other_options:
+        raise UsageError(
+            "--sweep decodes the valid set of one run in all ways",
+            "give one RUN, and no options but --checkpoint, --device, --json and --adopt",
+        )
+
+
+def _sweep(
+    run: Path, checkpoint: str | None, device: DeviceOrAuto, adopts: bool, as_json: bool
+) -> None:
+    from mtrain.delivery.pictures import save_speeds
+    from mtrain.evaluation import sweep
+
+    points = sweep.sweep(run, checkpoint, device)
+    picture = RunDir.open(run).sweep.with_suffix(".svg")
+    save_speeds(points, picture)
+    if as_json:
+        print_line(json.dumps([asdict(point) for point in points], indent=2))
+    else:
+        print_columns(sweep.HEADER, sweep.rows(points))
+        console.message(f"drawn in {picture}")
+    if adopts:
+        chosen = sweep.adopt(run, points)
+        console.message(
+            f"from now on {run} translates with beam {chosen.beam}, length penalty "
+            f"{chosen.length_penalty:g}, {chosen.precision}"
+        )

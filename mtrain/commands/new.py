@@ -1,0 +1,42 @@
+"""`mtrain new`: a copy of a shipped config to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtrain.commands.output import print_line
+from mtrain.errors import UsageError
+from mtrain.run import atomic_write
+
+EXAMPLES = ("mtrain new my-project", "mtrain new . --from my-corpus")
+PACKAGE = Path(__file__).parent.parent
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Made when it is not there.")]
+Name = Annotated[str, typer.Option("--from", metavar="CONFIG", help="The config to start from.")]
+
+
+def new(directory: Directory, name: Name = "quickstart") -> None:
+    """Copy a shipped, commented config into a directory."""
+    shipped = _shipped_configs()
+    if name not in shipped:
+        raise UsageError(
+            f"there is no shipped config named `{name}`", f"choose one of {', '.join(shipped)}"
+        )
+    copy = directory / f"{name}.yaml"
+    if copy.exists():
+        raise UsageError(f"{copy} is there already", "name another directory, or move the file")
+    atomic_write(copy, shipped[name].read_bytes())
+    schema = shipped[name].with_name("schema.json")  # for editors; each config names it
+    atomic_write(directory / schema.name, schema.read_bytes())
+    print_line(f"wrote {copy}; next: mtrain train {copy}")
+
+
+def _shipped_configs() -> dict[str, Path]:
+    """Name -> path, in the installed package or, in a checkout, at its top."""
+    for folder in (PACKAGE / "configs", PACKAGE.parent / "configs"):
+        if (folder / "quickstart.yaml").is_file():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise AssertionError("mtrain was installed without its configs")

@@ -1,0 +1,55 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtrain.choices import DeviceOrAuto, Quantization
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+RunPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="A run directory, such as runs/quickstart, or an exported .safetensors file.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of the config; may be repeated."
+    ),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="best (the default), last, ema, avg, avg-best, or step-12000."
+    ),
+]
+BeamSize = Annotated[
+    int | None, typer.Option(metavar="N", min=1, max=100, help="Hypotheses kept; 1 is greedy.")
+]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", min=0.0, help="Score = log-probability / length^P; above 1 favours long."
+    ),
+]
+OfTag = Annotated[
+    str | None,
+    typer.Option(metavar="TAG", help="The sources' `tag` of the config's entries."),
+]
+OnDevice = Annotated[
+    DeviceOrAuto, typer.Option(metavar="auto|cpu|cuda", help="auto: CUDA where there is one.")
+]
+InQuantization = Annotated[
+    Quantization | None,
+    typer.Option(
+        metavar="TYPE",
+        help="CTranslate2's numbers: float32, float16, bfloat16, int16, int8, int8_float32, "
+        "int8_float16 or int8_bfloat16.",
+    ),
+]

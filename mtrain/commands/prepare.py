@@ -1,0 +1,38 @@
+"""`mtrain prepare`: corpora in; a tokenizer and stores of tokens out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mtrain.commands.options import ConfigPath, Overrides
+
+EXAMPLES = (
+    "mtrain prepare configs/quickstart.yaml",
+    "mtrain prepare my.yaml --set tokenizer.vocab_size=16000",
+)
+
+Force = Annotated[bool, typer.Option("--force", help="Prepare again, even if nothing has changed.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="At work at a time; default: the cores. Changes no byte."
+    ),
+]
+
+
+def prepare(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    force: Force = False,
+    processes: Processes = None,
+) -> None:
+    """Fetch, clean and tokenize the data, unless it is done already.
+
+    What was stopped goes on after the last whole step.
+    """
+    from mtrain.config import load_config
+    from mtrain.data.prepare import prepare as prepare_data
+
+    prepare_data(load_config(config, overrides or ()), config, force=force, n_processes=processes)

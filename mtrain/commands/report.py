@@ -1,0 +1,60 @@
+"""`mtrain report`: runs in, a page or a model card out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtrain import console
+from mtrain.commands.output import print_line
+from mtrain.errors import UsageError
+
+EXAMPLES = (
+    "mtrain report runs/my-model",
+    "mtrain report runs/my-model runs/other -o comparison.html",
+    "mtrain report runs/my-model --watch",
+    "mtrain report runs/my-model --markdown",
+)
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN [RUN2 ...]", help="Run directories, shown side by side."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Write here; default: report.html (or model_card.md) in the first run.",
+    ),
+]
+Markdown = Annotated[
+    bool, typer.Option("--markdown", help="Write a model card of one run instead.")
+]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Keep the page up to date while training goes on.")
+]
+
+
+def report(
+    runs: Runs, output: Output = None, markdown: Markdown = False, watch: Watch = False
+) -> None:
+    """Write a page about runs: scores, sentences, training, data."""
+    from mtrain.delivery.report import watch_report, write_model_card, write_report
+
+    if markdown and (watch or len(runs) > 1):
+        raise UsageError(
+            "a model card is about one run, and is written once",
+            "give --markdown one run and no --watch",
+        )
+    if markdown:
+        written = write_model_card(runs[0], output)
+    elif watch:
+        console.message("watching; Ctrl-C ends")
+        written = watch_report(runs, output)
+    else:
+        written = write_report(runs, output)
+    print_line(f"wrote {written}")

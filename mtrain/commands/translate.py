@@ -1,0 +1,321 @@
+"""`mtrain translate`: lines in, their translations out; or their scores, or a picture as well."""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+
+import typer
+
+from mtrain import choices, console
+from mtrain.commands.options import (
+    BeamSize,
+    Checkpoint,
+    InQuantization,
+    LengthPenalty,
+    OfTag,
+    OnDevice,
+    RunPath,
+)
+from mtrain.commands.output import stdout
+from mtrain.errors import DataError, UsageError
+from mtrain.run import RunDir
+
+if TYPE_CHECKING:
+    from mtrain.delivery.pictures import AttentionPicture
+
+EXAMPLES = (
+    "echo 'A dog.' | mtrain translate runs/my-model",
+    "mtrain translate runs/my-model input.txt -o output.txt",
+    "mtrain translate runs/my-model input.txt --n-best 5 --format jsonl",
+    "mtrain translate runs/my-model input.txt --method mbr --samples 50",
+    "mtrain translate runs/my-model input.txt --prefix beginnings.txt",
+    "mtrain translate runs/my-model input.txt --with runs/other --with runs/third",
+    "mtrain translate runs/my-model --score source.txt target.txt",
+    "mtrain translate runs/my-model input.txt --alignment",
+    "mtrain translate runs/my-model --score source.txt target.txt --alignment",
+    "echo 'A dog.' | mtrain translate runs/my-model --attention heads.html",
+)
+MOST_DRAWN = 10  # sentences in a picture
+
+# -- what is read and written ----------------------------------------------------------------
+
+Source = Annotated[
+    Path | None,
+    typer.Argument(metavar="INPUT", help="A sentence a line; - or none: standard input."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="OUTPUT", help="Write here; go on there if stopped before."
+    ),
+]
+NBest = Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Translations of each line.")]
+Format = Annotated[
+    choices.Format, typer.Option(metavar="text|jsonl", help="jsonl: with scores and warnings.")
+]
+Prefix = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="What the translation of each line begins with."),
+]
+TabPrefix = Annotated[
+    bool, typer.Option("--tab-prefix", help="The same, behind a tab in the input line.")
+]
+ScoredFiles = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(
+        metavar="SOURCE TARGET",
+        help="Translate nothing: write the log-probability of each given translation.",
+    ),
+]
+Alignment = Annotated[
+    bool,
+    typer.Option(
+        "--alignment",
+        help="Add, behind a tab, which source word each word comes from, as 0-0 1-2: read off "
+        "the attention head that, on valid, agrees best with IBM Model 1.",
+    ),
+]
+
+# -- how it is searched ----------------------------------------------------------------------
+
+Companions = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with", metavar="RUN2", help="Average the probabilities with this run's; repeatable."
+    ),
+]
+OnEngine = Annotated[
+    choices.Engine,
+    typer.Option(
+        metavar="mtrain|ctranslate2",
+        help="What searches; ctranslate2 is an extra: pip install 'mtrain[ctranslate2]'.",
+    ),
+]
+Precision = Annotated[
+    choices.PrecisionOrAuto | None,
+    typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the hardware has it."),
+]
+PenaltyForm = Annotated[
+    choices.PenaltyForm | None,
+    typer.Option(
+        "--penalty-form",
+        metavar="power|gnmt",
+        help="Divide by length^P, or by ((5 + length) / 6)^P as GNMT does.",
+    ),
+]
+ExactStop = Annotated[
+    bool, typer.Option("--exact-stop", help="Search until nothing could win; slower.")
+]
+Method = Annotated[
+    choices.Method,
+    typer.Option(
+        metavar="NAME",
+        help="beam; diverse: beam search whose hypotheses avoid each other's words; sample: "
+        "N-BEST random ones; mbr: of SAMPLES random ones, what they agree with most (chrF2).",
+    ),
+]
+Diversity = Annotated[
+    float,
+    typer.Option(metavar="D", min=0.0, help="For diverse: what a word taken before costs."),
+]
+Samples = Annotated[
+    int, typer.Option(metavar="N", min=1, max=1000, help="For mbr: how many are drawn.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(metavar="T", min=0.01, help="For sample and mbr: below 1 is more certain."),
+]
+TopK = Annotated[
+    int, typer.Option(metavar="K", min=0, help="Draw from the K likeliest; 0: from all.")
+]
+TopP = Annotated[
+    float,
+    typer.Option(metavar="P", min=0.01, max=1.0, help="Draw from the likeliest that sum up to P."),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random.")]
+
+# -- what is drawn ---------------------------------------------------------------------------
+
+AllOrOneKind = Literal["all", choices.AttentionKind]
+PictureFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help=f"Draw what the model looks at, for up to {MOST_DRAWN} sentences: .html with all "
+        "layers and heads, or a .png or .svg.",
+    ),
+]
+KindsDrawn = Annotated[
+    AllOrOneKind,
+    typer.Option(
+        metavar="KIND",
+        help="all, encoder (self-attention), decoder (masked self-attention), or cross "
+        "(encoder-decoder).",
+    ),
+]
+LayerDrawn = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Counted from 1; the last by default.")
+]
+HeadsDrawn = Annotated[
+    str, typer.Option(metavar="HEADS", help="all, mean, or numbers from 1, such as 1,3.")
+]
+
+
+def translate(
+    run: RunPath,
+    source: Source = None,
+    output: Output = None,
+    checkpoint: Checkpoint = None,
+    beam_size: BeamSize = None,
+    length_penalty: LengthPenalty = None,
+    n_best: NBest = 1,
+    format: Format = "text",
+    device: OnDevice = "auto",
+    exact_stop: ExactStop = False,
+    length_penalty_form: PenaltyForm = None,
+    method: Method = "beam",
+    diversity: Diversity = 0.5,
+    samples: Samples = 32,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = 1,
+    prefix: Prefix = None,
+    tab_prefix: TabPrefix = False,
+    companions: Companions = None,
+    score: ScoredFiles = None,
+    precision: Precision = None,
+    tag: OfTag = None,
+    engine: OnEngine = "mtrain",
+    quantization: InQuantization = None,
+    alignment: Alignment = False,
+    attention: PictureFile = None,
+    attention_kind: KindsDrawn = "all",
+    attention_layer: LayerDrawn = None,
+    attention_head: HeadsDrawn = "all",
+) -> None:
+    """Translate a file or standard input, line by line."""
+    _check_engine(engine, quantization)
+    _check_what_to_translate(source, prefix, tab_prefix, score)
+    picture = _picture(attention, attention_kind, attention_layer, attention_head)
+    from mtrain.decoding.alignment import head_of_run
+    from mtrain.decoding.attention import maps_of_lines
+    from mtrain.decoding.stream import Beside, translate_file, translate_stream
+    from mtrain.decoding.translate import Options, Translator
+
+    options = Options(
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+        n_best=n_best,
+        exact_stop=exact_stop,
+        format=format,
+        length_penalty_form=length_penalty_form,
+        method=method,
+        diversity=diversity,
+        samples=samples,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        tab_prefix=tab_prefix,
+    )
+    source, beside = score or (source, prefix)
+    with (
+        _open_input(source) as given,
+        _open_input(beside) if beside else nullcontext() as others,
+    ):
+        lines = _few_lines(given) if picture else given
+        translator = Translator.from_run(run, checkpoint, device, precision, companions or ())
+        if tag is not None:
+            translator = translator.tagged(tag)
+        if engine == "ctranslate2":
+            translator = translator.with_ctranslate2(quantization)
+        second = Beside(others, "target" if score else "prefix") if others else None
+        head = head_of_run(RunDir.open(run), translator) if alignment else None
+        if output is None:
+            translate_stream(translator, lines, stdout(), options, second, head)
+        else:
+            translate_file(translator, lines, output, options, second, head)
+    if picture and isinstance(lines, io.BytesIO):
+        texts = lines.getvalue().decode(errors="replace").split("\n")
+        picture.draw(maps_of_lines(translator, texts, options))
+
+
+# -- options that go together ----------------------------------------------------------------
+
+
+def _check_engine(engine: choices.Engine, quantization: choices.Quantization | None) -> None:
+    if quantization and engine != "ctranslate2":
+        raise UsageError(
+            f"--quantization {quantization} was given, but mtrain's own engine computes in floats",
+            "add --engine ctranslate2",
+        )
+
+
+def _check_what_to_translate(
+    source: Path | None, prefix: Path | None, tab_prefix: bool, score: tuple[Path, Path] | None
+) -> None:
+    """What goes together; the second file is read beside the first, so it is none of the same."""
+    if score and (source or prefix or tab_prefix):
+        raise UsageError(
+            "--score names two files whose lines are scored as they are, and an input or a prefix "
+            "was given as well",
+            "give either --score SOURCE TARGET or what to translate",
+        )
+    if prefix and tab_prefix:
+        raise UsageError(
+            "--prefix and --tab-prefix both say what translations begin with", "give one of them"
+        )
+    if str(prefix) == "-" or (score and "-" in map(str, score)):
+        raise UsageError("`-` cannot be read beside another file", "name a file")
+
+
+def _picture(
+    path: Path | None, kind: AllOrOneKind, layer: int | None, heads: str
+) -> AttentionPicture | None:
+    """What --attention asks for; None without it."""
+    if path is None:
+        if kind != "all" or layer is not None or heads != "all":
+            raise UsageError(
+                "--attention-kind, --attention-layer and --attention-head choose what is drawn, "
+                "but nothing is",
+                "add --attention FILE.html, .png or .svg",
+            )
+        return None
+    from mtrain.delivery.pictures import AttentionPicture, Selection, read_heads, read_kinds
+
+    return AttentionPicture(path, Selection(read_kinds(kind), layer, read_heads(heads)))
+
+
+# -- input -----------------------------------------------------------------------------------
+
+
+def _open_input(path: Path | None) -> AbstractContextManager[BinaryIO]:
+    """The file, or standard input for `-` or none at all (which stays open)."""
+    if path is not None and str(path) != "-":
+        try:
+            return open(path, "rb")
+        except OSError as error:
+            reason = (error.strerror or "unknown reason").lower()
+            raise DataError(f"cannot read {path}: {reason}", "name a text file, or -") from error
+    if sys.stdin is None:  # `<&-`
+        raise UsageError("standard input is closed", "name a file to translate")
+    if sys.stdin.isatty():
+        console.message("type a sentence a line; Ctrl-D ends")
+    return nullcontext(sys.stdin.buffer)
+
+
+def _few_lines(given: BinaryIO) -> io.BytesIO:
+    """All lines of an input that is to be drawn; a UsageError where they are too many."""
+    lines = list(islice(given, MOST_DRAWN + 1))
+    if len(lines) > MOST_DRAWN:
+        raise UsageError(
+            f"--attention draws at most {MOST_DRAWN} sentences, and the input has more",
+            f"give fewer: head -n {MOST_DRAWN}",
+        )
+    return io.BytesIO(b"".join(lines))
