@@ -64,15 +64,18 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: beside its place, flushed to the disk, then renamed."""
+def atomic_write(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
+    """Write a file whole or not at all: beside its place, flushed to the disk, then renamed.
+
+    What is large may come in parts.
+    """
     data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(path.name + ".tmp")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "wb") as file:
-                file.write(data)
+                file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

@@ -4,6 +4,7 @@
     python scripts/bench_train.py data/bench/*/
     python scripts/bench_train.py data/bench/*/ --preset base --batch-tokens 32768 --device cuda
     python scripts/bench_train.py data/bench/*/ --profile
+    python scripts/bench_train.py data/bench/*/ --saves
 
 The argument is prepared data. Every engine trains a model of the preset's sizes on it, in a process
 of its own; in each round each engine makes --updates updates after --warm-up that are not timed.
@@ -15,6 +16,9 @@ tokens on average as mtrain's updates, and trains with fused Adam, label-smoothe
 autocast in bf16 where its name says so; on a GPU also compiled. mtrain's updates are those of
 `mtrain train`, which clips gradients besides. Marian's layers are post-norm, mtrain's pre-norm;
 data, pieces, sizes and threads are the same. bf16 for both: --engines mtrain-bf16 marian-bf16.
+
+--saves times mtrain's updates around the writing of checkpoints: beside training, as `mtrain train`
+does it, and for comparison with training stopped meanwhile.
 """
 
 from __future__ import annotations
@@ -26,12 +30,15 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+N_SAVES = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.profile:
         print(profile(setting))
         return 0
+    if options.saves:
+        for line in saves(setting):
+            print(line)
+        return 0
     print(f"{platform.processor() or platform.machine()}, {setting}", flush=True)
     engines = options.engines or installed(setting.device)
     rounds = []
@@ -97,6 +108,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", nargs="+", choices=[*ENGINES])
     parser.add_argument("--profile", action="store_true", help="the kernels of mtrain's updates")
+    parser.add_argument("--saves", action="store_true", help="how long saving stops mtrain")
     parser.add_argument("--engine", choices=[*ENGINES], help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -176,58 +188,115 @@ def wait(torch: Any, setting: Setting) -> None:
 
 def mtrain(setting: Setting, precision: str = "auto") -> Timing:
     """The updates that `mtrain train` makes."""
-    return timed(mtrain_step(setting, precision), setting)
+    return timed(Training(setting, precision).step, setting)
 
 
-def mtrain_step(setting: Setting, precision: str) -> Callable[[], tuple[int, int, int]]:
-    """A function that makes the next update."""
-    from mtrain import runtime
-    from mtrain.config import Config
-    from mtrain.data.batching import BatchPlan
-    from mtrain.data.store import TokenStore
-    from mtrain.processes import Processes
-    from mtrain.training.learner import Learner
-    from mtrain.training.meter import Meter
-    from mtrain.training.state import Progress
+class Training:
+    """mtrain's learner, update after update."""
 
-    train = {
-        "batch_tokens": setting.batch_tokens,
-        "precision": precision,
-        "optim": {"learning_rate": 1e-3, "warmup_steps": 400},
-    }
-    config = Config.model_validate(
-        {
-            "name": "bench",
-            "source": "en",
-            "target": "de",
-            "data": {"train": {"source": "unused", "target": "unused"}},
-            "model": {"preset": setting.preset, "dropout": 0.1},
-            "train": train,
+    def __init__(self, setting: Setting, precision: str) -> None:
+        from mtrain import runtime
+        from mtrain.config import Config
+        from mtrain.data.store import TokenStore
+        from mtrain.processes import Processes
+        from mtrain.training.learner import Learner
+        from mtrain.training.meter import Meter
+        from mtrain.training.state import Progress
+
+        train = {
+            "batch_tokens": setting.batch_tokens,
+            "precision": precision,
+            "optim": {"learning_rate": 1e-3, "warmup_steps": 400},
         }
-    )
-    device = runtime.choose_device(setting.device)
-    runtime.set_up(device, setting.threads)
-    store = TokenStore.open(Path(setting.data))
-    processes, progress = Processes(device), Progress()
-    meter = Meter(progress, processes)
-    learner = Learner(config, store, vocab_sizes(setting), processes)
+        config = Config.model_validate(
+            {
+                "name": "bench",
+                "source": "en",
+                "target": "de",
+                "data": {"train": {"source": "unused", "target": "unused"}},
+                "model": {"preset": setting.preset, "dropout": 0.1},
+                "train": train,
+            }
+        )
+        device = runtime.choose_device(setting.device)
+        runtime.set_up(device, setting.threads)
+        self.setting, self.store = setting, TokenStore.open(Path(setting.data))
+        processes, self.progress = Processes(device), Progress()
+        self.meter = Meter(self.progress, processes)
+        self.learner = Learner(config, self.store, vocab_sizes(setting), processes)
+        self.upcoming = self.updates()
 
-    def updates() -> Iterator[tuple[BatchPlan, int]]:
+    def updates(self) -> Iterator[tuple[Any, int]]:
+        """(plan of the epoch, number in it), for ever."""
+        from mtrain.data.batching import BatchPlan
+
         for epoch in range(1_000_000):
-            plan = BatchPlan.of_store(store, setting.batch_tokens, 1, epoch)
+            plan = BatchPlan.of_store(self.store, self.setting.batch_tokens, 1, epoch)
             yield from ((plan, number) for number in range(len(plan)))
 
-    upcoming = updates()
-
-    def step() -> tuple[int, int, int]:
-        plan, number = next(upcoming)
+    def step(self) -> tuple[int, int, int]:
+        """The next update; -> real source and target tokens, and positions computed"""
+        plan, number = next(self.upcoming)
+        meter = self.meter
         before = meter.n_source, meter.n_target, meter.n_positions
-        learner.update(plan, number, 1e-4, progress, meter)
+        self.learner.update(plan, number, 1e-4, self.progress, meter)
         after = meter.n_source, meter.n_target, meter.n_positions
         source, target, positions = (b - a for a, b in zip(before, after, strict=True))
         return source, target, positions
 
-    return step
+
+def saves(setting: Setting) -> Iterator[str]:
+    """What a checkpoint costs: the call that saves, and what updates beside the writing lose."""
+    import torch
+
+    from mtrain.run import RunDir
+    from mtrain.training.state import copy_state, save_state
+    from mtrain.training.writer import Writer
+
+    training = Training(setting, "auto")
+    learner = training.learner
+
+    def update_s() -> float:
+        began_at = time.perf_counter()
+        training.step()
+        wait(torch, setting)
+        return time.perf_counter() - began_at
+
+    for _ in range(setting.warm_up):
+        update_s()
+    plain_s = statistics.median(update_s() for _ in range(setting.updates))
+    yield f"an update: {1000 * plain_s:.0f} ms"
+    stopped: list[float] = []
+    calls: list[float] = []
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory() as directory, Writer(learner.device) as writer:
+        run = RunDir(Path(directory))
+
+        def save() -> float:
+            began_at = time.perf_counter()
+            state = copy_state(learner.model, learner.ema, learner.optimizers, training.progress)
+            writer.start(lambda: save_state(run, state, keep=2))
+            return time.perf_counter() - began_at
+
+        for _ in range(N_SAVES):
+            calls.append(save())
+            beside = []
+            while writer.pending is not None:
+                beside.append(update_s())
+                writer.check()
+            losses.append(sum(beside) - plain_s * len(beside))
+            began_at = time.perf_counter()
+            save()
+            writer.wait()
+            stopped.append(time.perf_counter() - began_at)
+            update_s()
+    for what, seconds in (
+        ("a save with training stopped", stopped),
+        ("a save beside training: the call", calls),
+        ("  and what the updates beside it lose", losses),
+    ):
+        in_ms = [1000 * s for s in seconds]
+        yield f"{what}: median {statistics.median(in_ms):.0f} ms, longest {max(in_ms):.0f} ms"
 
 
 def profile(setting: Setting) -> str:
@@ -235,7 +304,7 @@ def profile(setting: Setting) -> str:
     import torch
     from torch.profiler import ProfilerActivity
 
-    step = mtrain_step(setting, "auto")
+    step = Training(setting, "auto").step
     for _ in range(3):
         step()
     activities = [ProfilerActivity.CPU]

@@ -15,7 +15,14 @@ from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_tensors, weights_of
 from mtrain.run import RunDir
 from mtrain.training.optim import Ema, make_optimizers, optimizer_state
-from mtrain.training.state import Progress, load_newest, save_best, save_good, save_state
+from mtrain.training.state import (
+    Progress,
+    copy_state,
+    load_newest,
+    save_best,
+    save_good,
+    save_state,
+)
 
 SIZES = {"d_model": 8, "d_ff": 8, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
 
@@ -34,7 +41,7 @@ class Trained:
             optimizer.step()
 
     def save(self, run: RunDir, progress: Progress, keep: int = 9) -> None:
-        save_state(run, self.model, self.ema, self.optimizers, progress, keep)
+        save_state(run, copy_state(self.model, self.ema, self.optimizers, progress), keep)
 
     def load(self, run: RunDir) -> Progress | None:
         return load_newest(run, self.model, self.ema, self.optimizers)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -890,6 +891,40 @@ def test_without_tensorboard_the_error_names_the_extra(workspace, tmp_path, monk
     with pytest.raises(UsageError, match="needs TensorBoard") as raised:
         workspace.train(tmp_path / "run", "train.tensorboard=true")
     assert "mtrain[tensorboard]" in (raised.value.fix or "")
+
+
+# -- saving beside training ------------------------------------------------------------------
+
+
+def test_training_goes_on_while_a_state_is_written(workspace, tmp_path, monkeypatch):
+    """What is written is the step that was saved, though the weights have moved on by then."""
+    expected = workspace.train(tmp_path / "expected", "train.max_steps=3")
+    moved_on, steps = threading.Event(), []
+
+    def save_state(run: RunDir, state: Any, keep: int) -> None:
+        assert state.progress.step != 3 or moved_on.wait(timeout=20)
+        steps.append(state.progress.step)
+        original(run, state, keep)
+
+    def update(learner: Any, plan: Any, number: int, *rest: Any) -> None:
+        original_update(learner, plan, number, *rest)
+        if rest[1].step == 4:
+            assert steps == []
+            moved_on.set()
+
+    original, original_update = training.save_state, Learner.update
+    monkeypatch.setattr(training, "save_state", save_state)
+    monkeypatch.setattr(Learner, "update", update)
+    run = workspace.train(tmp_path / "run", "train.max_steps=4")
+    assert steps == [3, 4]
+    for name in ("weights", "ema", "optimizer"):
+        ours, theirs = (
+            load_tensors(r.checkpoints / "step-3" / f"{name}.safetensors")[0]
+            for r in (run, expected)
+        )
+        assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    numbers = json.loads((run.checkpoints / "step-3" / "state.json").read_text())
+    assert (numbers["step"], numbers["epoch"], numbers["update"]) == (3, 1, 1)
 
 
 # -- a full disk -----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from mtrain.config import ModelConfig
@@ -16,6 +16,7 @@ from mtrain.model.transformer import Transformer
 from mtrain.model.weights import (
     average,
     load_tensors,
+    safetensors_parts,
     save_tensors,
     set_weights,
     vocab_sizes,
@@ -66,6 +67,13 @@ def test_what_is_saved_comes_back(saved):
         assert loaded[name].dtype is tensor.dtype
         assert torch.equal(loaded[name], tensor)
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_the_bytes_are_those_of_the_library():
+    mixed = {name: tensor.contiguous() for name, tensor in tensors().items()}
+    mixed |= {"file:ä": torch.arange(7, dtype=torch.uint8), "a": torch.ones(2)}
+    metadata = {"mtrain": '{"ä": "\\n"}'}
+    assert b"".join(safetensors_parts(mixed, metadata)) == save(mixed, metadata)
 
 
 def test_the_same_tensors_give_the_same_bytes(saved, tmp_path):

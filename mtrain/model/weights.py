@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from mtrain.config import read_run_config
@@ -19,13 +18,48 @@ from mtrain.model.transformer import Transformer
 from mtrain.portable import FILE, FIX, FORMAT, read_note
 from mtrain.run import RunDir, atomic_write
 
+# Types that our files hold, by their safetensors names.
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
     """Write tensors and facts (any JSON) into one file, whole or not at all."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     note = {"format": FORMAT, "sha256": digest(on_cpu, facts), "facts": facts}
-    # One entry only: safetensors writes several in random order.
-    atomic_write(path, save(on_cpu, {"mtrain": json.dumps(note, sort_keys=True)}))
+    metadata = {"mtrain": json.dumps(note, sort_keys=True)}
+    atomic_write(path, safetensors_parts(on_cpu, metadata))
+
+
+def safetensors_parts(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """A safetensors file in parts: length of the header, header, each tensor; no copies are made.
+
+    The bytes are the library's own; but its `save` holds Python's lock while it copies all
+    tensors, which would stop a training that goes on beside it.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield _bytes_of(tensors[name])
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    data: memoryview = tensor.flatten().view(torch.uint8).numpy().data
+    return data
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -58,7 +92,7 @@ def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = N
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+        total.update(_bytes_of(tensor))
     return total.hexdigest()
 
 

@@ -103,8 +103,10 @@ def largest_micro_batch(plan: BatchPlan, max_tokens: int) -> Indices:
 
 
 def _peak_bytes(learner: Learner) -> int:
-    """Of this process; on a GPU with the moments that the optimizers will add."""
+    """Of this process; on a GPU with the optimizers' moments, and with the copies to be saved."""
     if learner.device.type != "cuda":
         return peak_bytes()
-    moments = 2 * sum(p.numel() * p.element_size() for p in learner.model.parameters())
-    return torch.cuda.max_memory_allocated(learner.device) + moments
+    weights = sum(p.numel() * p.element_size() for p in learner.model.parameters())
+    moments, averages = 2 * weights, weights if learner.ema is not None else 0
+    later = moments + (weights + averages + moments)
+    return torch.cuda.max_memory_allocated(learner.device) + later

@@ -15,6 +15,7 @@ state is kept. A directory gets its name only when all of it is on the disk.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -61,15 +62,39 @@ class Progress:
     plan: list[list[int]] = field(default_factory=list)  # see training.budget
 
 
-def save_state(
-    run: RunDir,
-    model: nn.Module,
-    ema: Ema | None,
-    optimizers: list[torch.optim.Optimizer],
-    progress: Progress,
-    keep: int,
-) -> None:
+@dataclass(frozen=True)
+class State:
+    """A training as it stood after one step: copies, which may be written while it goes on."""
+
+    progress: Progress
+    weights: dict[str, torch.Tensor]
+    averages: dict[str, torch.Tensor] | None
+    moments: dict[str, torch.Tensor]
+
+
+def copy_state(
+    model: nn.Module, ema: Ema | None, optimizers: list[torch.optim.Optimizer], progress: Progress
+) -> State:
+    """The state of now; waits for nothing."""
+    return State(
+        copy.deepcopy(progress),
+        copies(weights_of(model)),
+        copies(ema.weights) if ema is not None else None,
+        copies(optimizer_state(model, optimizers)),
+    )
+
+
+def copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of now, by name; what is on a GPU is copied there, in the order of its work."""
+    try:
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+    except torch.OutOfMemoryError:  # a GPU that is full: the CPU has room, only later
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def save_state(run: RunDir, state: State, keep: int) -> None:
     """Write `step-N`, then drop all but the newest `keep` states."""
+    progress = state.progress
     path = run.checkpoints / f"step-{progress.step}"
     partial = path.with_name(path.name + ".tmp")
     with storage_errors(path):
@@ -77,12 +102,10 @@ def save_state(
         partial.mkdir(parents=True)
         try:
             facts = {"step": progress.step}
-            save_tensors(partial / "weights.safetensors", weights_of(model), facts)
-            if ema is not None:
-                save_tensors(partial / "ema.safetensors", ema.weights, facts)
-            save_tensors(
-                partial / "optimizer.safetensors", optimizer_state(model, optimizers), facts
-            )
+            save_tensors(partial / "weights.safetensors", state.weights, facts)
+            if state.averages is not None:
+                save_tensors(partial / "ema.safetensors", state.averages, facts)
+            save_tensors(partial / "optimizer.safetensors", state.moments, facts)
             numbers = asdict(progress)
             seal = {"format": FORMAT, "sha256": _digest(numbers)}
             write_json(partial / "state.json", seal | numbers)

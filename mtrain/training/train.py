@@ -36,6 +36,8 @@ from mtrain.training.resume import alone_in, drop_lines_beyond, note_environment
 from mtrain.training.signals import StopRequest
 from mtrain.training.state import (
     Progress,
+    copies,
+    copy_state,
     load_newest,
     save_best,
     save_good,
@@ -46,6 +48,7 @@ from mtrain.training.transfer import start_from
 from mtrain.training.validate import Validation, validate
 from mtrain.training.watch import Watch
 from mtrain.training.winner import install_winner
+from mtrain.training.writer import Writer
 
 MOST_SKIPPED_IN_A_ROW = 20
 
@@ -159,7 +162,9 @@ class _Loop:
         )
         meter = Meter(progress, self.processes)
         self.n_skipped_told = progress.n_skipped
-        with self.journal, console.bar(plan.max_steps, "train", "step", progress.step) as bar:
+        self.writer = Writer(self.learner.device)
+        bar = console.bar(plan.max_steps, "train", "step", progress.step)
+        with self.journal, self.writer, bar:
             # A state is saved just before its validation. Where max_steps or validate_every had
             # another value then, a best checkpoint tells that there was one.
             was_best = progress.step in dict(self.run.best_checkpoints())
@@ -171,6 +176,7 @@ class _Loop:
                     break
                 rate = plan.learning_rate(progress.step + 1)
                 self.learner.update(epoch, number, rate, progress, meter)
+                self.writer.check()
                 bar.update()
                 is_last = progress.step == plan.max_steps
                 if is_last or _due(progress.step, train.log_every):
@@ -249,14 +255,17 @@ class _Loop:
         stop.signal = stop.signal or signal.SIGTERM
         console.message(f"{stop.signal.name}: saving after this step")
         self.save(progress, meter)
+        self.writer.wait()
         stop.leave(f"saved {self.run.path} at step {progress.step}")
 
     def save(self, progress: Progress, meter: Meter) -> None:
-        """Write the whole state of training."""
+        """Have the whole state of training written, which goes on meanwhile."""
         meter.end_lap(progress)
         if self.processes.is_first:
             learner, keep = self.learner, self.config.train.keep
-            save_state(self.run, learner.model, learner.ema, learner.optimizers, progress, keep)
+            self.writer.wait()  # before the copies are made: one set of them is enough
+            state = copy_state(learner.model, learner.ema, learner.optimizers, progress)
+            self.writer.start(lambda: save_state(self.run, state, keep))
 
     def validate(self, progress: Progress, plan: Plan, stop: StopRequest) -> None:
         """Score the weights on valid, and keep them if they are the best so far."""
@@ -264,8 +273,9 @@ class _Loop:
         if self.processes.is_first:
             learner = self.learner
             weights = learner.ema.weights if learner.ema is not None else weights_of(learner.model)
-            with stop.at_once():  # the state was saved before this
+            with stop.at_once():  # nothing is lost: the state is being written, or was
                 record = self.score(weights, progress.step)
+            self.writer.wait()  # a validation is written down when its state is
             self.judge(record, weights, progress)
         validation_s = time.perf_counter() - began_at
         progress.validating_s += validation_s
@@ -291,10 +301,10 @@ class _Loop:
         facts = {"step": progress.step, "valid": record}
         if is_best:
             progress.best_score, progress.best_step, progress.n_worse = score, progress.step, 0
-            save_best(self.run, weights, facts, train)
         else:
             progress.n_worse += 1
-            save_good(self.run, weights, facts, train)
+        save, kept = save_best if is_best else save_good, copies(weights)
+        self.writer.start(lambda: save(self.run, kept, facts, train))
 
     def agree(self, progress: Progress) -> None:
         """All processes go on with the numbers of the first."""
