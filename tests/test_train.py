@@ -191,7 +191,9 @@ def test_a_run_leaves_what_it_should(straight):
     assert [step for step, _ in straight.step_checkpoints()] == [9, 12]
     trained = [r for r in straight.read_metrics() if r["kind"] == "train"]
     assert [record["step"] for record in trained] == list(range(1, 13))
-    assert [r["step"] for r in straight.read_metrics() if r["kind"] == "valid"] == [4, 8, 12]
+    scored = [r for r in straight.read_metrics() if r["kind"] == "valid"]
+    assert [record["step"] for record in scored] == [4, 8, 12]
+    assert all((r["contaminated"], r["n_leaked"]) == (False, 0) for r in scored)
     rates = [record["learning_rate"] for record in trained]
     assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert trained[-1]["loss"] < trained[0]["loss"] - 0.5

@@ -331,22 +331,32 @@ def _with_contamination(result: Evaluation, run: RunDir, training: TrainingText)
     name, split = result.split.name, result.split
     manifest = run.read_manifest()
     if manifest["split_sha256"].get(name) == split.sha256:
-        n_leaked = manifest.get("n_leaked", {}).get(name)
-        if n_leaked is None:  # prepared before they were counted
+        facts = leaks_in(manifest, name)
+        if not facts:
             return result
-        is_contaminated = n_leaked > 0 and not manifest.get("decontaminated", True)
-        what = f"{n_leaked:,} training pairs give sentences of it away"
+        what = f"{facts['n_leaked']:,} training pairs give sentences of it away"
     elif training.was_seen is None:
         return result
     else:
         long = [line for line in split.references if count_words(line) >= MIN_WORDS_ALONE]
         n_leaked = sum(map(training.was_seen, long))
-        is_contaminated = n_leaked > 0
+        facts = {"contaminated": n_leaked > 0, "n_leaked": n_leaked}
         what = f"{n_leaked:,} of its references stand in the training data"
-    if is_contaminated:
+    if facts["contaminated"]:
         console.warn(f"{name} is contaminated: {what}, so these scores are too good")
-    facts = {"contaminated": is_contaminated, "n_leaked": n_leaked}
     return replace(result, facts=result.facts | facts)
+
+
+def leaks_in(manifest: dict[str, Any], split: str) -> dict[str, Any]:
+    """`n_leaked`, training pairs that give sentences of a set away, and whether they stayed.
+
+    Empty for data prepared before they were counted.
+    """
+    n_leaked = manifest.get("n_leaked", {}).get(split)
+    if n_leaked is None:
+        return {}
+    stayed = n_leaked > 0 and not manifest.get("decontaminated", True)
+    return {"contaminated": stayed, "n_leaked": n_leaked}
 
 
 def _give_notice(result: Evaluation, config: Config) -> None:

@@ -16,7 +16,7 @@ from mtrain.data.batching import Batch, BatchPlan, batch_of
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import Tokenizer, load_tokenizers
 from mtrain.decoding.translate import Translator
-from mtrain.evaluation.evaluate import evaluate_split, weights_sha256
+from mtrain.evaluation.evaluate import evaluate_split, leaks_in, weights_sha256
 from mtrain.evaluation.metrics import score_all
 from mtrain.model.loss import label_smoothed_loss
 from mtrain.model.transformer import Transformer
@@ -38,8 +38,9 @@ class Validation:
         source = source.tagged(self.split.tag)
         self.model = Transformer(config.model, source.vocab_size, target.vocab_size)
         self.model.eval().to(device)
-        ratio = run.read_manifest()["length_ratio"]
-        self.tokenizers, self.length_ratio = (source, target), ratio
+        manifest = run.read_manifest()
+        self.leaks = leaks_in(manifest, "valid")
+        self.tokenizers, self.length_ratio = (source, target), manifest["length_ratio"]
         self.batches = valid_batches(self.split, source, target, config)
         copies = score_all(
             self.split.sources,
@@ -77,6 +78,7 @@ def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> d
         "n_distinct_outputs": len(set(result.hypotheses)),
         "n_distinct_references": len(set(validation.split.references)),
         "bleu_of_copying": validation.bleu_of_copying,
+        **validation.leaks,
         "validation_s": round(time.perf_counter() - started_at, 3),
     }
 
