@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from mtrain.entries import Section
 
@@ -96,10 +96,9 @@ class CleanConfig(Section):
         default=100, description="most pairs with the same target; the first ones stay"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _false_is_all_off(cls, value: Any) -> Any:
-        """`clean: false` switches off every filter, `true` is as if it were not there."""
-        if value is False:
-            return dict.fromkeys(cls.model_fields, False)
-        return {} if value is True else value
+
+def as_filters(value: Any) -> Any:
+    """`clean: false` switches off every filter, `true` is as if it were not there."""
+    if value is False:
+        return dict.fromkeys(CleanConfig.model_fields, False)
+    return {} if value is True else value

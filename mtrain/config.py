@@ -262,7 +262,25 @@ def json_schema() -> dict[str, Any]:
     """The JSON schema by which editors complete and check a config."""
     schema = Config.model_json_schema()
     del schema["$defs"]["ModelConfig"]["required"]  # the preset fills the sizes
+    for section in (schema, *schema["$defs"].values()):
+        required = section.get("required", ())
+        for key, field in section["properties"].items():
+            if key not in required:
+                section["properties"][key] = _or_null(field)
+    test_sets = schema["$defs"]["DataConfig"]["properties"]["test"]["anyOf"][1]
+    for name, entry in test_sets["patternProperties"].items():
+        test_sets["patternProperties"][name] = _or_null(entry)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def _or_null(field: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a key that may stand without a value, and then has its default."""
+    about = {"title", "description", "default"}
+    value = {key: item for key, item in field.items() if key not in about}
+    choices = value["anyOf"] if value.keys() == {"anyOf"} else [value]
+    if {"type": "null"} not in choices:
+        choices = [*choices, {"type": "null"}]
+    return {"anyOf": choices} | {key: item for key, item in field.items() if key in about}
 
 
 def _lists(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from mtrain.choices import DeviceOrAuto, PenaltyForm, PrecisionOrAuto
-from mtrain.clean_config import CleanConfig
+from mtrain.clean_config import CleanConfig, as_filters
 from mtrain.entries import Entry, MonoEntry, Section, TestName, as_entries, as_list, as_test_sets
 
 # -- data ------------------------------------------------------------------------------------
@@ -62,7 +62,9 @@ class DataConfig(Section):
         description="largest share of a training entry's lines that may be dropped because they "
         "are not UTF-8 or hold a NUL; more is an error, and so is any such line in valid or test",
     )
-    clean: CleanConfig = Field(
+    clean: Annotated[
+        CleanConfig, BeforeValidator(as_filters, json_schema_input_type=CleanConfig | bool)
+    ] = Field(
         default=CleanConfig(),
         description="which training pairs are dropped for their text; `false`: none",
     )

@@ -80,6 +80,12 @@ class NamedEntry(Section):
         "domain, for back-translated text, or for the target language of a model of several; "
         "valid and test sets are translated with theirs, other text with `translate --tag`",
     )
+    clean: bool = Field(
+        default=True,
+        description="whether the filters of `data.clean` may drop pairs of a training entry; by "
+        "default they spare none but what is generated (`{cldr}`), whose dates and amounts look "
+        "like noise; repeats, text of valid or test, and over-long pairs are dropped in any case",
+    )
 
 
 class FilesEntry(NamedEntry):
@@ -194,6 +200,7 @@ class CldrEntry(NamedEntry):
     """Phrase pairs generated from Unicode CLDR for the config's two languages; no download."""
 
     cldr: int = Field(ge=1, description="how many pairs")
+    clean: bool = Field(default=False, description="true: the filters judge these too")
 
 
 class MonoEntry(Section):

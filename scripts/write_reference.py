@@ -10,8 +10,11 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from inspect import isclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
@@ -37,17 +40,19 @@ def commands_reference() -> str:
 
 def config_reference() -> str:
     """A table of keys for each part of the config, from its JSON schema."""
-    from mtrain.config import json_schema
+    from mtrain.config import Config, json_schema
     from mtrain.entries import ENTRIES, PATHS, MonoEntry, NamedEntry
 
     schema = json_schema()
     parts = []
-    for prefix, section in _sections(schema, schema, ""):
+    for prefix, model in _sections(Config, ""):
+        section = schema["$defs"].get(model.__name__, schema)
         required = section.get("required", [])
+        inner = dict(_inner_sections(model))
         rows = [
             (f"`{prefix}{key}`", _values(field), _default(field, key in required), _meaning(field))
             for key, field in section["properties"].items()
-            if "$ref" not in field
+            if key not in inner
         ]
         title = prefix.rstrip(".") or "top level"
         parts.append(f"**{title}** {section['description']}\n")
@@ -61,8 +66,12 @@ def config_reference() -> str:
     for kind in (*ENTRIES.values(), MonoEntry):
         entry = schema["$defs"][kind.__name__]
         parts.append(f"**`{_entry_form(entry)}`** {entry['description']}\n")
-        inherited = common if issubclass(kind, NamedEntry) else ()
-        own = {key: field for key, field in entry["properties"].items() if key not in inherited}
+        inherited = common if issubclass(kind, NamedEntry) else {}
+        own = {
+            key: field
+            for key, field in entry["properties"].items()
+            if _meaning(field) != _meaning(inherited.get(key, {}))
+        }
         rows = _entry_rows(own, entry["required"])
         parts.append(_table(("key", "values", "default", "meaning"), rows))
     return "\n".join(parts)
@@ -81,15 +90,18 @@ def _spelling(option: Any) -> str:
     return names if option.is_flag else f"{names} {option.metavar}"
 
 
-def _sections(
-    schema: dict[str, Any], section: dict[str, Any], prefix: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _sections(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
     """(dotted prefix of its keys, section), depth first."""
-    yield prefix, section
-    for key, field in section["properties"].items():
-        if "$ref" in field:
-            inner = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
-            yield from _sections(schema, inner, f"{prefix}{key}.")
+    yield prefix, model
+    for key, inner in _inner_sections(model):
+        yield from _sections(inner, f"{prefix}{key}.")
+
+
+def _inner_sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The keys of a section that are sections themselves."""
+    for key, field in model.model_fields.items():
+        if isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+            yield key, field.annotation
 
 
 def _values(field: dict[str, Any]) -> str:

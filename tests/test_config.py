@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_schema import is_valid
 
 from mtrain.config import (
     CldrEntry,
@@ -30,6 +33,7 @@ from mtrain.config import (
 from mtrain.entries import ENTRIES
 from mtrain.errors import ConfigError, UsageError
 from mtrain.run import RunDir
+from mtrain.yaml_reader import apply_override, read_file
 
 MINIMAL = """\
 name: toy
@@ -745,6 +749,80 @@ def test_the_schema_knows_the_short_forms() -> None:
     assert "required" not in schema["$defs"]["ModelConfig"]
     assert schema["$defs"]["ModelConfig"]["additionalProperties"] is False
     assert schema["$defs"]["OptimConfig"]["properties"]["learning_rate"]["default"] == 7e-4
+
+
+SHORT_FORMS = """\
+data.clean=false
+data.clean=true
+data.clean={max_words: false, copies: 0}
+data.clean=
+data.train={cldr: 5, clean: true}
+data.train=[{cldr: 5}, {source: a, target: b, clean: false, sha256: }]
+data.train={tsv: a.tsv, columns: [1, 0]}
+data.train={hub: wmt/wmt14, stream_above_gib: 0, languages: [en, zh_CN]}
+data.valid=
+data.test={opus: Europarl/v8}
+data.test={news: {sacrebleu: wmt14/full}, none: }
+data.test=
+data.mono={mono: a.en, side: source}
+data.mono=[{mono: a.en, side: source, name: }]
+data.temperature=5
+data.max_unreadable=1
+tokenizer=
+tokenizer={shared: false, model: {source: a.model, target: b.model}}
+tokenizer={model: a.model, user_defined_symbols: [<a>]}
+model={preset: base, d_ff: }
+model=
+train={max_steps: 5000, optim: }
+train={budget: 1h30min, micro_batch_tokens: auto}
+train.validate_every=auto
+train.optim.learning_rate=1
+decode=
+evaluate={comet: }
+run="""
+WRONG_FORMS = """\
+data.clean=none
+data.clean={max_words: true}
+data.train=
+data.train=a.en
+data.train={source: a}
+data.train={cldr: 5, clean: 1}
+data.train={cldr: 0}
+data.train={tsv: a.tsv, columns: [0, 1, 2]}
+data.train={source: a, target: b, sha256: {source: x}}
+data.test={news: a.en}
+data.mono={mono: a.en}
+data.temperature=0
+tokenizer=a.model
+tokenizer.model={source: a.model}
+model=base
+model.droput=0.1
+train.budget=soon
+train.optim.schedule=fast
+decode.beam_size=5.5
+evaluate.tokenize=14a
+name=
+"""
+
+
+@pytest.mark.parametrize("override", SHORT_FORMS.splitlines())
+def test_the_schema_takes_what_a_config_may_say(override: str) -> None:
+    load(MINIMAL, override)
+    assert is_valid(written(override), json_schema(), json_schema())
+
+
+@pytest.mark.parametrize("override", WRONG_FORMS.splitlines())
+def test_the_schema_refuses_what_a_config_may_not_say(override: str) -> None:
+    with pytest.raises(ConfigError):
+        load(MINIMAL, override)
+    assert not is_valid(written(override), json_schema(), json_schema())
+
+
+def written(override: str) -> Any:
+    """The minimal config with one value set, as an editor sees it."""
+    tree, _ = read_file(MINIMAL, "-")
+    apply_override(tree, override, 0)
+    return json.loads(json.dumps(tree.plain()))  # lists, where Python has tuples
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from json_schema import is_valid
 
 from mtrain.config import CldrEntry, Config, FilesEntry, dump_config, json_schema, load_config
+from mtrain.yaml_reader import read_file
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -96,6 +98,15 @@ def test_wmt14_follows_the_paper(size: str, n_steps: int) -> None:
     assert (optim.beta1, optim.beta2, optim.epsilon) == (0.9, 0.98, 1e-9)
     assert (config.decode.beam_size, config.decode.length_penalty) == (4, 0.6)
     assert config.decode.length_penalty_form == "gnmt"
+
+
+@each_config
+def test_the_schema_accepts_it(path: Path, tmp_path: Path) -> None:
+    """As it is written, and with all its defaults."""
+    dumped = dump_config(load_config(path))
+    for text in (path.read_text(encoding="utf-8"), dumped):
+        tree = json.loads(json.dumps(read_file(text, str(path))[0].plain()))
+        assert is_valid(tree, json_schema(), json_schema())
 
 
 def test_the_schema_is_current() -> None:

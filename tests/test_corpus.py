@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtrain.clean_config import CleanConfig
+from mtrain.clean_config import CleanConfig, as_filters
 from mtrain.config import CldrEntry, DataConfig, FilesEntry
 from mtrain.data.corpus import (
     BESIDE_HELD_OUT,
@@ -20,7 +20,7 @@ from mtrain.data.corpus import (
 from mtrain.data.filters import PairFilter
 from mtrain.errors import DataError
 
-NO_FILTERS = CleanConfig.model_validate(False)
+NO_FILTERS = CleanConfig.model_validate(as_filters(False))
 HELD_OUT_CONFIG = DataConfig(train=(CldrEntry(cldr=1),), max_length=2, clean=NO_FILTERS)
 VALID = FilesEntry(source="-", target="-")  # never read
 CONFIG = HELD_OUT_CONFIG.model_copy(update={"valid": VALID})  # at most 2 x 16 characters
@@ -33,6 +33,7 @@ def clean(
     splits: Mapping[str, Sequence[TextPair]] | None = None,
 ) -> Corpus:
     names = [f"entry {i}" for i in range(len(entries))]
+    config = config.model_copy(update={"train": config.train * len(entries)})
     cleaner = Cleaner(config, PairFilter(config.clean, "en", "de"), splits or {}, names)
     chunks = [
         RawChunk(number, [source for source, _ in pairs], [target for _, target in pairs])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mtrain.clean_config import CleanConfig
+from mtrain.clean_config import CleanConfig, as_filters
 from mtrain.data.cleaning import normalize
 from mtrain.data.filters import REASONS, PairFilter, numbers_differ
 from mtrain.data.languages import Identifier
@@ -40,7 +40,7 @@ def test_every_key_of_the_config_has_words_in_the_order_of_the_config() -> None:
 
 
 def test_false_switches_all_filters_off() -> None:
-    off = CleanConfig.model_validate(False)
+    off = CleanConfig.model_validate(as_filters(False))
     assert PairFilter(off, "en", "de").reason("<b>1 2 3 4 5", "日本") is None
 
 
@@ -50,7 +50,7 @@ def test_zero_is_a_threshold_and_true_is_none() -> None:
     for wrong in ({"max_words": 0}, {"max_words": True}, {"numbers": 0}):
         with pytest.raises(ValidationError):
             CleanConfig.model_validate(wrong)
-    assert CleanConfig.model_validate(True) == CleanConfig()
+    assert CleanConfig.model_validate(as_filters(True)) == CleanConfig()
 
 
 def test_a_filter_survives_pickling() -> None:

@@ -159,6 +159,44 @@ def test_the_filters_of_clean_count_what_they_drop() -> None:
     assert dropped["numbers"]["examples"] == [list(bad[1])]
 
 
+def test_an_entry_can_be_spared_by_the_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    """By all of data.clean, not by what would repeat a pair or give away the test set."""
+    bad = [("a 5 b", "a 6 b"), ("a 5 b", "a 6 b"), TEST[0], ("over " * 21, "long")]
+    frequent = [(f"which {animal} is it", "ja gut") for animal in ANIMALS]
+    spared = files("spared", [*bad, *frequent]).model_copy(update={"clean": False})
+    train = (files("judged", [("b 5 a", "b 6 a"), *PAIRS]), spared)
+    clean = {"max_target_repeats": 1, "normalized_duplicates": True, "length_ratio": False}
+    prepared = prepare(make_config(train=train, clean=clean, max_length=20), CONFIG)
+    assert stored_text(prepared) == [*PAIRS, bad[0], *frequent]
+    report = json.loads((prepared.path / "report.json").read_text())
+    dropped = [{row["reason"] for row in entry["dropped"]} for entry in report["entries"]]
+    assert dropped == [{"numbers"}, {"in valid or test", "repeated", "over-long"}]
+    assert [entry["is_spared"] for entry in report["entries"]] == [False, True]
+    described = {source["entry"]: source for source in prepared.manifest["sources"]}
+    assert described["data.train.0"]["clean"] is True
+    assert described["data.train.1"]["clean"] is False
+    assert "clean" not in described["data.valid"]
+    assert "cleaning the training text, but sparing data.train.1\n" in capsys.readouterr().err
+
+
+def test_generated_phrases_are_spared_unless_the_entry_says_otherwise() -> None:
+    def prepare_with(entry: CldrEntry, clean: bool = True) -> Prepared:
+        pieces = {"vocab_size": 400}
+        return prepare(make_config(train=(entry,), clean=clean, tokenizer=pieces), CONFIG)
+
+    spared = prepare_with(CldrEntry(cldr=200))
+    judged = prepare_with(CldrEntry(cldr=200, clean=True))
+    assert judged.manifest["n_train_pairs"] < spared.manifest["n_train_pairs"] == 200
+    assert judged.path != spared.path
+    without_filters = prepare_with(CldrEntry(cldr=200), clean=False)
+    assert (
+        without_filters.manifest["files"]["train.target.ids"]
+        == (spared.manifest["files"]["train.target.ids"])
+    )
+    # Without filters it says nothing of the data whether an entry is spared.
+    assert prepare_with(CldrEntry(cldr=200, clean=True), clean=False).path == without_filters.path
+
+
 def test_words_of_valid_and_test_are_counted_in_training() -> None:
     valid = [("The DOG, the bear!", "Hund gesehn?")]
     prepared = prepare(make_config(valid=files("words", valid)), CONFIG)

@@ -403,7 +403,7 @@ def test_attention_speed_and_the_data_report(run: Path) -> None:
     )
     assert "All 3 ways" in page.text
     assert "2.99" in page.text
-    assert "train.0: 10 read, 8 kept" in page.text
+    assert "train.0: 10 read, 8 kept; the filters of data.clean did not look at it" in page.text
     assert "look at <this>" in page.text
     assert sum(tag == "svg" for tag, _ in page.elements) == 2
 
@@ -437,6 +437,7 @@ DATA_REPORT = {
             "name": "train.0",
             "n_read": 10,
             "n_kept": 8,
+            "is_spared": True,
             "dropped": [
                 {
                     "reason": "ratio",

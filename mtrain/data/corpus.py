@@ -104,6 +104,7 @@ class Cleaner:
         self._near_matches = NearMatches(splits)
         self.entries = entries
         self._decontaminate = config.decontaminate
+        self._is_judged = [entry.clean for entry in config.train]
         self._with_loose_hashes = config.clean.normalized_duplicates
         # No piece has more characters, so what is longer than this is over-long in pieces too.
         self._max_characters = config.max_length * MAX_PIECE_CHARACTERS
@@ -118,6 +119,8 @@ class Cleaner:
             source, target = map(normalize, pair)
             pair_digests = digest(source), digest(target)
             reason = self._reason(source, target, pair_digests, cleaned.leaked)
+            if reason is None and self._is_judged[chunk.entry]:
+                reason = self._pair_filter.reason(source, target)
             if reason is not None:
                 cleaned.dropped[reason] += 1
                 report.add_dropped(chunk.entry, reason, (source, target))
@@ -140,7 +143,7 @@ class Cleaner:
     def _reason(
         self, source: str, target: str, digests: tuple[bytes, bytes], leaked: Counter[str]
     ) -> str | None:
-        """Why a normalised pair is dropped, None if it stays; counts what it gives away."""
+        """Why a normalised pair of any entry is dropped, or None; counts what it gives away."""
         if not (source and target):
             return EMPTY
         if max(len(source), len(target)) > self._max_characters:
@@ -149,7 +152,7 @@ class Cleaner:
             leaked.update(sets)
             if self._decontaminate:
                 return LEAKED
-        return self._pair_filter.reason(source, target)
+        return None
 
 
 @dataclass
@@ -276,16 +279,15 @@ class Corpus:
         """Drop pairs for what other pairs are, and hold out a valid set if none is given."""
         targets = self._hashes("target")
         is_kept = np.ones(len(targets), dtype=bool)
+        is_judged = self._expand([entry.clean for entry in config.train])
         if config.deduplicate:
             self._drop(REPEATED, find_repeats(self._hashes("source"), targets), is_kept)
         if config.clean.normalized_duplicates:
-            repeats = find_excess(self._hashes("loose"), 1)
+            repeats = _find_excess_among(is_kept & is_judged, self._hashes("loose"), 1)
             self._drop("normalized_duplicates", repeats, is_kept)
-        if config.clean.max_target_repeats:
-            positions = np.flatnonzero(is_kept)
-            is_excess = np.zeros(len(targets), dtype=bool)
-            is_excess[positions] = find_excess(targets[positions], config.clean.max_target_repeats)
-            self._drop("max_target_repeats", is_excess, is_kept)
+        if limit := config.clean.max_target_repeats:
+            excess = _find_excess_among(is_kept & is_judged, targets, limit)
+            self._drop("max_target_repeats", excess, is_kept)
         self.counts.check_not_empty()
         if config.valid is None:
             self.valid = self._hold_out_valid(is_kept, config.seed)
@@ -305,6 +307,11 @@ class Corpus:
                 self.report.add_dropped(entry, reason, n_pairs=n_without)
         for entry, pair in self._select(is_example):
             self.report.add_dropped(entry, reason, pair)
+
+    def _expand(self, of_entries: Sequence[bool]) -> NDArray[np.bool_]:
+        """(n,) of each pair of the files what is true of its entry."""
+        n_lines = self.counts.n_lines
+        return np.repeat(np.array(of_entries[: len(n_lines)], dtype=bool), n_lines)
 
     def _parts(self) -> Iterator[slice]:
         """Which pairs of the files each entry has."""
@@ -378,6 +385,16 @@ class Corpus:
         if path.stat().st_size == 0:  # an empty file cannot be mapped
             return np.empty(0, dtype)
         return np.memmap(path, dtype, mode="r").view(np.ndarray)
+
+
+def _find_excess_among(
+    is_looked_at: NDArray[np.bool_], hashes: Hashes, limit: int
+) -> NDArray[np.bool_]:
+    """(n,) True where a hash had occurred `limit` times before, as if the others were not there."""
+    positions = np.flatnonzero(is_looked_at)
+    is_excess = np.zeros(len(hashes), dtype=bool)
+    is_excess[positions] = find_excess(hashes[positions], limit)
+    return is_excess
 
 
 def read_lines(lines: bytes) -> list[TextPair]:

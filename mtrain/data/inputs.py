@@ -37,11 +37,12 @@ from mtrain.run import sha256_of, write_json
 
 FORMAT = 2  # part of the hash: raised when the same config would give other files
 
-_MIXING: Any = {
+# Not how often each pair is trained on, nor what says nothing of an entry (see `spared_entries`).
+_ASIDE: Any = {
     "temperature": True,
-    "train": {"__all__": {"weight"}},
-    "valid": {"weight"},
-    "test": {"__all__": {"weight"}},
+    "train": {"__all__": {"weight", "clean"}},
+    "valid": {"weight", "clean"},
+    "test": {"__all__": {"weight", "clean"}},
 }
 
 # The norms of a corpus are learnt from the first chunk of each entry, and from a pair in so many
@@ -70,17 +71,19 @@ def identify(config: Config, lock: Lock, download: bool) -> str:
         known.save()
         lock.save(Path("data", config.name))
     is_generated = any(isinstance(entry, CldrEntry) for _, entry in entries_of(config))
-    identity = {
+    identity: dict[str, Any] = {
         "format": FORMAT,
         "cldr": version("babel") if is_generated else None,  # its phrases change with CLDR
         "inputs": inputs,
         "source": config.source,
         "target": config.target,
-        # Not how often each pair is trained on, and how it is cut anew in every epoch.
-        "data": config.data.model_dump(mode="json", exclude=_MIXING),
+        "data": config.data.model_dump(mode="json", exclude=_ASIDE),
+        # Not how a pair is cut anew in every epoch.
         "tokenizer": config.tokenizer.model_dump(mode="json", exclude={"sampling"}),
         "keeps_text": config.tokenizer.sampling > 0,
     }
+    if spared := spared_entries(config):
+        identity["spared"] = spared
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
@@ -91,7 +94,10 @@ def describe_sources(config: Config, lock: Lock) -> list[dict[str, Any]]:
         locations = [location for location, _ in inputs_of(entry, key, lock, may_ask=False)]
         files = {location: _sorted(lock.files.get(location, {})) for location in locations}
         facts = _sorted(lock.sources.get(label_of(entry), {}))
-        keys = entry.model_dump(mode="json", exclude={"weight"})
+        is_train = key.startswith("data.train.")
+        keys = entry.model_dump(
+            mode="json", exclude={"weight"} if is_train else {"weight", "clean"}
+        )
         described.append({"entry": key, **facts, **keys, "files": files})
     return described
 
@@ -111,6 +117,13 @@ def train_names(config: Config) -> list[str]:
     return [
         entry.name or key for entry, key in zip(config.data.train, train_keys(config), strict=True)
     ]
+
+
+def spared_entries(config: Config) -> list[int]:
+    """The numbers of the training entries that the filters of `data.clean` spare, if any are on."""
+    if all(threshold is False for _, threshold in config.data.clean):
+        return []
+    return [number for number, entry in enumerate(config.data.train) if not entry.clean]
 
 
 def train_tags(config: Config) -> list[str | None]:

@@ -40,6 +40,7 @@ from mtrain.data.inputs import (
     describe_sources,
     identify,
     open_lock,
+    spared_entries,
     split_tags,
     train_names,
     train_tags,
@@ -302,6 +303,9 @@ class _Build:
         }
         corpus.report.repeated_targets = _repeated_targets(directory, tokenizers[1])
         report = corpus.report.to_json()
+        spared = spared_entries(config)
+        for number, entry in enumerate(report["entries"]):
+            entry["is_spared"] = number in spared
         report["suspicions"] += _suspicions_of_kept(splits, statistics)
         for suspicion in report["suspicions"]:
             console.warn(suspicion)
@@ -335,12 +339,15 @@ class _Build:
 
     def _clean(self, splits: Mapping[str, Sequence[TextPair]]) -> None:
         config, inputs = self.config, self.inputs
-        console.message("cleaning the training text")
+        spared = spared_entries(config)
+        but_for = ", ".join(self.names[number] for number in spared)
+        console.message("cleaning the training text" + (but_for and f", but sparing {but_for}"))
         languages = (config.source, config.target)
         samples = inputs.samples()
         for key, sample in samples.items():
             check_sides(sample, languages, key)
-        norms = Norms.learn(chain.from_iterable(samples.values()))
+        judged = [s for number, s in enumerate(samples.values()) if number not in spared]
+        norms = Norms.learn(chain.from_iterable(judged or samples.values()))
         pair_filter = PairFilter(config.data.clean, *languages, norms)
         cleaner = Cleaner(config.data, pair_filter, splits, self.names)
         corpus = Corpus.clean(
