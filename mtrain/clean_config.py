@@ -19,7 +19,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CleanConfig(Section):
-    """Which training pairs are dropped; `clean: false` drops none. `false` turns one filter off."""
+    """Which training pairs are dropped; `clean: false` drops none. `false` turns one filter off.
+
+    All text is normalised before (NFC, no control characters, single spaces), filters or not.
+    """
 
     max_characters: Annotated[int, Field(ge=1)] | Off = Field(
         default=2000, description="most characters of a side"

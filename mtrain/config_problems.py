@@ -15,7 +15,7 @@ from typing import Any, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mtrain.entries import ENTRIES, HUB, OPUS, SHA256, SLUG, Section
+from mtrain.entries import DURATION, ENTRIES, HUB, OPUS, SHA256, SLUG, WITHOUT_SPACES, Section
 from mtrain.yaml_reader import Node, Problem, shortened
 
 # What other YAML readers take for true or false, and people for a language (Norwegian: no).
@@ -35,6 +35,7 @@ _EXPECTED = {
     "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le}",
     "string_too_short": "text of {min_length} or more characters",
+    "string_too_long": "text of at most {max_length} characters",
     "too_long": "a list of {max_length}",
 }
 _PATTERNS = {
@@ -42,6 +43,8 @@ _PATTERNS = {
     HUB: "a name of the hub, such as `wmt/wmt14`",
     OPUS: "a corpus and its version, such as `Europarl/v8`",
     SHA256: "64 hexadecimal digits in lower case",
+    DURATION: "a time, such as `30min` or `1h30min`",
+    WITHOUT_SPACES: "text without spaces",
 }
 
 
@@ -78,7 +81,10 @@ class _Explainer:
             return found + list(self._conflicts(errors))
         unknown = [error for error in errors if _is_unknown_key(error)]
         missing = [error for error in errors if _is_missing_key(error)]
-        wrong = [e for e in errors if not _is_unknown_key(e) and not _is_missing_key(e)]
+        # Where keys are wrong inside a value, it was no mistake that it is a mapping.
+        meant = {id(self._find(error["loc"][:-1])) for error in unknown + missing}
+        wrong = [e for e in errors if e not in unknown + missing]
+        wrong = [error for error in wrong if id(self._find(error["loc"])) not in meant]
         found += [self._unknown_key(error) for error in unknown]
         found += [problem for error in missing for problem in self._missing_key(error)]
         found += self._wrong_values(wrong)
@@ -148,12 +154,14 @@ class _Explainer:
     def _section(self, loc: tuple[int | str, ...]) -> type[BaseModel]:
         """The model whose keys stand at a place."""
         section = self.root
-        for part in loc:
-            field = section.model_fields.get(str(part))
-            if part in ENTRIES:
-                section = ENTRIES[str(part)]
-            elif field and _is_section(inner := _item_type(field.annotation)):
-                section = inner
+        choices: dict[str, type[BaseModel]] = {}  # where other types would do as well
+        for part in map(str, loc):
+            if found := ENTRIES.get(part) or choices.get(part):
+                section = found
+            elif field := section.model_fields.get(part):
+                inner = _item_type(field.annotation)
+                section = inner if _is_section(inner) else section
+                choices = {kind.__name__: kind for kind in filter(_is_section, get_args(inner))}
         return section
 
     def _mended(self) -> Any:

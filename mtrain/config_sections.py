@@ -13,7 +13,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mtrain.choices import DeviceOrAuto, PenaltyForm, PrecisionOrAuto
 from mtrain.clean_config import CleanConfig, as_filters
-from mtrain.entries import Entry, MonoEntry, Section, TestName, as_entries, as_list, as_test_sets
+from mtrain.entries import (
+    DURATION,
+    WITHOUT_SPACES,
+    Entry,
+    MonoEntry,
+    Section,
+    TestName,
+    as_entries,
+    as_list,
+    as_test_sets,
+)
 
 # -- data ------------------------------------------------------------------------------------
 
@@ -86,7 +96,7 @@ class TokenizerModels(Section):
     target: str = Field(description="path of the target's model")
 
 
-Symbol = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^\S+$")]
+Symbol = Annotated[str, Field(min_length=1, max_length=16, pattern=WITHOUT_SPACES)]
 
 
 class TokenizerConfig(Section):
@@ -267,7 +277,7 @@ class TrainConfig(Section):
     )
     budget: str | None = Field(
         default=None,
-        pattern=r"^([0-9]+(\.[0-9]+)?(h|min|s))+$",
+        pattern=DURATION,
         description="time to train, such as 30min or 1h30min: steps, warm-up, decay and "
         "validations are laid out so that the last checkpoint is written then; the schedule is "
         "linear unless given",

@@ -25,6 +25,8 @@ SHA256 = r"^[0-9a-f]{64}$"
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 OPUS = r"^[A-Za-z0-9._+-]+/[A-Za-z0-9._-]+$"
 HUB = r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$"
+DURATION = r"^([0-9]+(\.[0-9]+)?(h|min|s))+$"
+WITHOUT_SPACES = r"^\S+$"
 Sha256 = Annotated[str, Field(pattern=SHA256)]
 
 

@@ -751,6 +751,21 @@ def test_the_schema_knows_the_short_forms() -> None:
     assert schema["$defs"]["OptimConfig"]["properties"]["learning_rate"]["default"] == 7e-4
 
 
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (
+            "{source: a}",
+            "missing key `tokenizer.model.target` | add `tokenizer.model.target`: path",
+        ),
+        ("{source: a, target: b, tagret: c}", "unknown key `tokenizer.model.tagret` | did you"),
+    ],
+)
+def test_a_mapping_that_might_have_been_text(models: str, said: str) -> None:
+    [problem] = problems(MINIMAL, f"tokenizer={{shared: false, model: {models}}}")
+    assert said in problem
+
+
 SHORT_FORMS = """\
 data.clean=false
 data.clean=true
@@ -798,6 +813,8 @@ tokenizer.model={source: a.model}
 model=base
 model.droput=0.1
 train.budget=soon
+tokenizer.user_defined_symbols=['a b']
+tokenizer.user_defined_symbols=[seventeen_letters]
 train.optim.schedule=fast
 decode.beam_size=5.5
 evaluate.tokenize=14a
