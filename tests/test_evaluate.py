@@ -46,7 +46,7 @@ from mtrain.evaluation.summary import (
     spreads_of_seeds,
     to_json,
 )
-from mtrain.model.weights import digest
+from mtrain.model.weights import digest, save_tensors
 from mtrain.run import RunDir, TranslatedLine, write_json
 
 SOURCES = [f"A man buys {number} red apples." for number in range(30)]
@@ -103,7 +103,7 @@ def make_run(path: Path, splits: list[str], **sections: Any) -> RunDir:
         "decode": {"beam_size": 3, "length_penalty": 0.7},
     }
     run.data.mkdir(parents=True)
-    run.weights.touch()
+    save_tensors(run.weights, {}, {"checkpoint": "best"})
     run.config.write_text(yaml.safe_dump(config | sections), encoding="utf-8")
     run.config.write_text(dump_config(read_run_config(run)), encoding="utf-8")
     texts = ["".join(f"{line}\n" for line in side).encode() for side in (SOURCES, REFERENCES)]
@@ -220,6 +220,14 @@ def test_other_settings_are_kept_beside(run: RunDir, table: Table) -> None:
     assert beside["translations"] == "flickr.last.beam_size=1"  # the own ones are not replaced
     assert (run.translations / "flickr.last.beam_size=1.txt").is_file()
     assert (run.translations / "flickr.best.txt").is_file()
+
+
+def test_weights_are_called_what_won(run: RunDir, table: Table) -> None:
+    save_tensors(run.weights, {}, {"checkpoint": "avg"})
+    for checkpoint in (None, "best", "avg"):
+        evaluate_run(run.path, ["flickr"], decoding=Decoding(checkpoint=checkpoint))
+    called = {key: entry["checkpoint"] for key, entry in run.read_scores().items()}
+    assert called == {"flickr": "avg", "flickr[checkpoint=best]": "best"}
 
 
 def test_a_run_without_best_checkpoint_says_last(run: RunDir, table: Table) -> None:

@@ -558,6 +558,15 @@ def test_the_model_card(run: Path) -> None:
     assert all(line.endswith("|") for line in rows)
 
 
+def test_the_model_card_says_what_is_wrong(tmp_path: Path) -> None:
+    sources = [f"The dog number {n} sleeps under the old tree." for n in range(40)]
+    references = [f"Hund Nummer {n} schläft unter dem alten Baum." for n in range(40)]
+    bad = make_run(tmp_path / "bad", sources, sources=sources, references=references)
+    assert "- news: copied from the source 100.0 % [" in write_model_card(bad).read_text()
+    good = make_run(tmp_path / "good", references, sources=sources, references=references)
+    assert "- news: nothing\n\n## Data" in write_model_card(good).read_text()
+
+
 def test_hostile_sentences_in_a_model_card(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", HOSTILE * 2, sources=HOSTILE * 2, references=HOSTILE * 2)
     card = write_model_card(run).read_text(encoding="utf-8")

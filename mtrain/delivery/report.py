@@ -164,6 +164,7 @@ def render_model_card(run: RunFacts) -> str:
             comparison=comparisons[0] if comparisons else None,
             examples=chapters.examples(comparisons),
             scores=chapters.score_table([run]),
+            faults=findings.faults(comparisons),
             data=data_chapters([run])[0],
             training=chapters.training_facts(run),
             again=chapters.again(run),

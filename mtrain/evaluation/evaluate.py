@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from mtrain.decoding.translate import Progress, Translator
 
 FILE = "file"  # what a given pair of files is called among the results; then file2, file3, ...
-BEST = "best"  # the checkpoint that is taken where none is named
 
 
 @dataclass(frozen=True)
@@ -216,11 +215,24 @@ def _evaluate_checkpoint(
     # A run that has not been validated yet translates with its last checkpoint.
     has_best = run.weights.exists() or bool(run.best_checkpoints())
     facts = {
-        "checkpoint": decoding.checkpoint or (BEST if has_best else "last"),
+        "checkpoint": decoding.checkpoint or (own_checkpoint(run) if has_best else "last"),
         "checkpoint_sha256": weights_sha256(translator),
         "test_set_sha256": split.sha256,
     }
     return replace(_with_scores(result, config), facts=result.facts | facts)
+
+
+def own_checkpoint(run: RunDir) -> str:
+    """The name of the weights that a run translates with where none is named.
+
+    It is what won at the end of training, such as `avg`; until then, and in an exported file, which
+    does not know, `best`.
+    """
+    if not run.weights.exists():
+        return "best"
+    from mtrain.model.weights import read_facts
+
+    return str(read_facts(run.weights).get("checkpoint", "best"))
 
 
 def _translate(
@@ -423,7 +435,8 @@ def _kept(result: Evaluation, run: RunDir, config: Config) -> Evaluation:
     own = {"beam_size": config.decode.beam_size, "length_penalty": config.decode.length_penalty}
     used = result.facts["decode"]
     changed = [f"{key}={used[key]}" for key in own if used[key] != own[key]]
-    settings = ([] if checkpoint == BEST else [f"checkpoint={checkpoint}"]) + changed
+    is_own = checkpoint == own_checkpoint(run)
+    settings = ([] if is_own else [f"checkpoint={checkpoint}"]) + changed
     key = f"{name}[{','.join(settings)}]" if settings else name
     stem = ".".join([name, checkpoint, *changed])
     _warn_of_another_text(run, key, result)
