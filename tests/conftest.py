@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from typer.testing import CliRunner
 
 from mtrain.cli import app
 
 if TYPE_CHECKING:
     from forking import Forker
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
 
 REPOSITORY = Path(__file__).parent.parent
 WORDS = [a + b for a, b in zip("bdfghjklmnprstvx", "aeouiaeiuoaiouae", strict=True)]

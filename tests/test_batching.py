@@ -41,7 +41,7 @@ def multi30k_like(n: int = 20_000) -> tuple[Indices, Indices]:
 
 
 @given(pairs, budgets, st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_sentence_comes_once_an_epoch(lengths, budget, epoch):
     plan = plan_of(lengths, budget, epoch=epoch)
     assert sorted(i for update in listed(plan) for i in update) == list(range(len(lengths)))
@@ -53,7 +53,7 @@ def test_each_sentence_comes_once_an_epoch(lengths, budget, epoch):
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), min_size=1, max_size=300),
     st.integers(200, 500),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_updates_lie_within_a_tenth_of_the_budget_but_the_last_cut(lengths, budget):
     plan = plan_of(lengths, budget)
     sizes = [plan.n_target_tokens(i) for i in range(len(plan))]
@@ -68,7 +68,7 @@ def test_a_sentence_longer_than_the_budget_is_an_update_of_its_own():
 
 
 @given(pairs, budgets)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_same_seed_and_epoch_give_the_same_plan(lengths, budget):
     assert listed(plan_of(lengths, budget)) == listed(plan_of(lengths, budget))
 
@@ -105,7 +105,7 @@ def test_length_groups_are_made_within_windows(monkeypatch):
 
 
 @given(pairs, budgets, st.integers(0, 200))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_updates_asked_for_one_by_one_are_those_of_the_whole_plan(lengths, budget, number):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batching, "WINDOW", 16)
@@ -128,7 +128,7 @@ def test_only_the_windows_asked_for_are_planned(monkeypatch):
 
 
 @given(pairs, budgets, st.integers(1, 300))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_micro_batches_partition_their_update_within_the_limit(lengths, budget, max_tokens):
     plan = plan_of(lengths, budget)
     before = listed(plan)
@@ -189,7 +189,7 @@ def test_a_batch_by_hand():
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_batch_holds_each_side_shifted_and_masked_only_where_padded(lengths):
     sources = [np.arange(4, 4 + s) for s, _ in lengths]
     targets = [np.arange(20, 20 + t) for _, t in lengths]

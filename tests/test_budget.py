@@ -124,7 +124,7 @@ def test_max_steps_is_the_most_of_a_budget():
     validation_s=st.floats(0.0, 20.0),
     budget_s=st.integers(60, 600),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_run_ends_at_the_deadline_at_a_rate_near_zero(step_s, slower, validation_s, budget_s):
     """Whatever the trial promised; the last validation comes after the deadline."""
     train = TrainConfig.model_validate(

@@ -637,7 +637,7 @@ KEYS = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(changes=st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(ODD_VALUES)), max_size=4))
 def test_odd_values_load_or_are_explained(changes: list[tuple[str, str]]) -> None:
     try:
@@ -714,7 +714,7 @@ def configs(draw: st.DrawFn) -> Config:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(config=configs())
 def test_any_config_survives_dump_and_load(config: Config) -> None:
     text = dump_config(config)

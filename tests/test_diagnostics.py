@@ -150,7 +150,7 @@ def test_unequal_counts_are_refused() -> None:
 texts = st.text(max_size=40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=8))
 def test_any_text_can_be_judged(lines: list[tuple[str, str, str]]) -> None:
     sources, outputs, references = (list(side) for side in zip(*lines, strict=True))

@@ -17,7 +17,7 @@ def rng(*seed: int) -> np.random.Generator:
 
 
 @given(st.integers(1, 3000), st.integers(0, 3), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_permutation_has_every_item_once(n, seed, is_computed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "SHUFFLED_WHOLE", 0 if is_computed else 1 << 20)
@@ -69,7 +69,7 @@ def test_weights_say_how_often_an_epoch_goes_through_an_entry():
     st.lists(st.tuples(st.integers(0, 40), st.floats(0.05, 3)), min_size=1, max_size=4),
     st.integers(1, 6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_pair_of_an_entry_falls_behind(entries, n_epochs):
     """After any number of epochs, the counts of two pairs of one entry differ by one at most."""
     sizes, weights = zip(*entries, strict=True)

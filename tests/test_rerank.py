@@ -13,7 +13,7 @@ TEXTS = st.lists(st.text("abc dä漢.", max_size=14), min_size=1, max_size=5)
 
 
 @given(texts=TEXTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_sacrebleus_sentence_chrf(texts: list[str]) -> None:
     chrf = CHRF()
     scores = pairwise_chrf(texts)

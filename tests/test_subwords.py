@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrain.data.subwords import BpeCutter, UnigramCutter, merge
@@ -37,19 +37,16 @@ words = st.text(st.sampled_from("dogslfey@ä"), min_size=1, max_size=12)
 
 
 @given(words)
-@settings(deadline=None)
 def test_without_dropout_bpe_is_sentencepieces(word: str) -> None:
     assert BpeCutter(BPE, 0.0, ["@g@"])(word, 0.7) == BPE.encode(word)
 
 
 @given(words)
-@settings(deadline=None)
 def test_the_first_cut_of_a_unigram_model_is_sentencepieces(word: str) -> None:
     assert UnigramCutter(UNIGRAM, 0.3)(word, 0.0) == UNIGRAM.encode(word)
 
 
 @given(words, st.floats(0, 1, exclude_max=True))
-@settings(deadline=None)
 def test_every_cut_spells_the_word(word: str, u: float) -> None:
     assert UNIGRAM.decode(UnigramCutter(UNIGRAM, 0.1)(word, u)) == word
     assert BPE.decode(BpeCutter(BPE, 0.5, ["@g@"])(word, u)) == word

@@ -294,7 +294,7 @@ def test_future_target_tokens_never_change_earlier_logits(norm):
     st.integers(0, 5),
     st.sampled_from(["pre", "post"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_padding_and_companions_never_change_a_row(lengths, extra, norm):
     model = make(norm=norm)
     longest_src = max(s for s, _ in lengths) + extra
@@ -473,7 +473,7 @@ def test_presets_have_the_papers_number_of_parameters(preset, millions, toleranc
     tied=st.sampled_from(["all", "output", "none"]),
     percents=st.tuples(*[st.integers(0, 99)] * 3),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_valid_config_builds_and_learns(n_heads, half_d_head, percents, **sizes):
     config = ModelConfig(
         d_model=2 * half_d_head * n_heads,
