@@ -6,17 +6,16 @@ import hashlib
 import io
 import json
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow
 import pytest
+from loopback import Handler, serving
 from pyarrow import parquet
 
 
@@ -66,17 +65,8 @@ def card(configs: dict[str, dict[str, str]], licence: str = "cc-by-4.0") -> byte
 def running_hub() -> Iterator[Hub]:
     """A hub that answers until the block ends."""
     hub = Hub()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    http.hub = hub  # type: ignore[attr-defined]
-    hub.address = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with serving(hub, _Handler):
         yield hub
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
 
 
 def environment(hub: Hub, directory: Path) -> dict[str, str]:
@@ -104,7 +94,7 @@ def use_hub(hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(directory / "hf"))
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -117,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self.rfile.read(int(self.headers["Content-Length"])))
 
     def _answer(self, body: bytes) -> None:
-        hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        hub: Hub = self.server.told  # type: ignore[attr-defined]
         url = urlsplit(self.path)
         path = unquote(url.path)
         hub.requests.append(f"{self.command} {path}")
@@ -171,9 +161,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None:
-        """Keep the tests quiet."""
 
 
 def _info(name: str, repository: Repository) -> dict[str, Any]:

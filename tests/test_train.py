@@ -637,19 +637,24 @@ def test_many_bad_steps_in_a_row_end_the_training(workspace, tmp_path, monkeypat
     assert "learning_rate" in (raised.value.fix or "")
 
 
+def fill_memory(monkeypatch: pytest.MonkeyPatch, above: int) -> None:
+    """Let memory run out where a micro-batch has more target positions."""
+    loss_of = learner.loss_of
+
+    def within(model: Any, batch: Batch, optim: Any) -> Loss:
+        if batch.tgt_out.numel() > above:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_of(model, batch, optim)
+
+    monkeypatch.setattr(learner, "loss_of", within)
+
+
 def test_out_of_memory_halves_the_micro_batch_and_changes_no_update(
     workspace, tmp_path, monkeypatch, capsys
 ):
     settings = ("model.dropout=0.0", "train.max_steps=6")
     whole = workspace.train(tmp_path / "whole", *settings)
-    loss_of = learner.loss_of
-
-    def full_above_40(model: Any, batch: Batch, optim: Any) -> Loss:
-        if batch.tgt_out.numel() > 40:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss_of(model, batch, optim)
-
-    monkeypatch.setattr(learner, "loss_of", full_above_40)
+    fill_memory(monkeypatch, above=40)
     halved = workspace.train(tmp_path / "halved", *settings)
     assert "does not fit into the memory of cpu; going on with 40 tokens" in capsys.readouterr().err
     for key in ("loss", "grad_norm"):
@@ -820,14 +825,7 @@ def test_the_plan_says_what_a_run_would_take_and_makes_none(directory, tmp_path,
 
 
 def test_the_trial_halves_what_does_not_fit(workspace, tmp_path, monkeypatch, capsys):
-    loss_of = learner.loss_of
-
-    def full_above_40(model: Any, batch: Batch, optim: Any) -> Loss:
-        if batch.tgt_out.numel() > 40:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss_of(model, batch, optim)
-
-    monkeypatch.setattr(learner, "loss_of", full_above_40)
+    fill_memory(monkeypatch, above=40)
     run = workspace.train(tmp_path / "run", "train.max_steps=1")
     said = capsys.readouterr().err
     assert said.index("going on with 40 tokens") < said.index("updates planned")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from loopback import Handler, serving
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Server:
         return self.address + path
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     def do_GET(self) -> None:
         server: Server = self.server.told  # type: ignore[attr-defined]
         wanted = self.headers["Range"]
@@ -66,22 +66,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
 
-    def log_message(self, *args: object) -> None:
-        """Keep the tests quiet."""
-
 
 @contextmanager
 def running_server() -> Iterator[Server]:
     """A server that answers until the block ends."""
     told = Server()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    http.told = told  # type: ignore[attr-defined]
-    told.address = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with serving(told, _Handler):
         yield told
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
