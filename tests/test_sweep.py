@@ -108,7 +108,13 @@ def test_a_picture_of_one_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--adopt"], ["--sweep", "--split", "valid"], ["--sweep", "--beam-size", "2"]],
+    [
+        ["--adopt"],
+        ["--sweep", "--split", "valid"],
+        ["--sweep", "--sacrebleu", "wmt20"],
+        ["--sweep", "--beam-size", "2"],
+        ["--sweep", "--tag", "<news>"],
+    ],
 )
 def test_what_does_not_go_together_is_said(
     trained_run: TrainedRun, tmp_path: Path, arguments: list[str]

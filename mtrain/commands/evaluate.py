@@ -108,8 +108,9 @@ def evaluate(
 ) -> None:
     """Score runs by BLEU, chrF2 and TER, with 95 % intervals."""
     if sweep or adopt:
-        chooses = split or source or reference or hypothesis or against or beam_size
-        _check_sweep(sweep, len(runs), bool(chooses or comet or length_penalty is not None))
+        texts = split or source or reference or sacrebleu or hypothesis or against
+        ways = beam_size or length_penalty is not None or tag or comet
+        _check_sweep(sweep, len(runs), bool(texts or ways))
         _sweep(runs[0], checkpoint, device, adopt, as_json)
         return
     if hypothesis and sacrebleu:

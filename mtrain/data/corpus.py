@@ -49,7 +49,7 @@ from mtrain.run import storage_errors, write_json
 TextPair = tuple[str, str]  # source, target
 
 # Why pairs leave: in words, as the user reads them, or a key of data.filters.REASONS.
-UNREADABLE = "not UTF-8 text"
+UNREADABLE = "unreadable"
 EMPTY = "with an empty side"
 OVER_LONG = "over-long"
 LEAKED = "in valid or test"

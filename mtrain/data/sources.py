@@ -295,7 +295,10 @@ def _read_hub(
 def _json_object(line: str, place: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg} at character {error.colno}"
+        raise DataError(f"{place}: not JSON: {problem}", "mend or remove the line") from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting that is endless
         raise DataError(f"{place}: not JSON: {error}", "mend or remove the line") from error
     if not isinstance(value, dict):
         raise DataError(f"{place}: not a JSON object", 'write {"source": "...", "target": "..."}')

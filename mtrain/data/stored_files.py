@@ -197,7 +197,7 @@ def _safe_member(member: str, location: str, where: str) -> str:
     normal = posixpath.normpath(member)
     if not member or member.startswith("/") or normal.split("/")[0] in ("..", "."):
         raise DataError(
-            f"{where}: {location} names no file inside the archive",
+            f"{where}: {location} leads out of the archive, or names no file in it",
             "write the path as the archive lists it, such as `corpus.tgz!train/a.en`",
         )
     return normal
