@@ -292,7 +292,9 @@ class TrainConfig(Section):
         default=4096, ge=16, description="real target tokens (EOS included) in one update"
     )
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="most rows x longest side in one forward pass"
+        default="auto",
+        description="most rows x longest side in one forward pass; auto: an equal share of the "
+        "update for every thread, or what keeps a GPU busy",
     )
     validate_every: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",

@@ -588,6 +588,25 @@ def test_smaller_micro_batches_give_the_same_training(workspace, tmp_path):
     assert shares[0] > shares[1]
 
 
+@pytest.mark.parametrize(
+    ("batch_tokens", "n_workers", "device", "n_shares"),
+    [
+        (4096, 1, "cpu", 4),
+        (4096, 2, "cpu", 4),
+        (4096, 3, "cpu", 6),
+        (4096, 16, "cpu", 16),
+        (25_000, 1, "cuda", 1),
+        (100_000, 1, "cuda", 4),
+    ],
+)
+def test_every_worker_has_as_many_micro_batches(
+    batch_tokens: int, n_workers: int, device: str, n_shares: int
+) -> None:
+    tokens = learner.equal_share(batch_tokens, n_workers, device)
+    assert tokens * n_shares == pytest.approx(learner.ROOM * batch_tokens, abs=n_shares)
+    assert tokens < learner.ROOM * learner.SUITABLE_TOKENS[device] + 1
+
+
 def test_dropout_goes_by_seed_and_step_alone(workspace, straight, tmp_path):
     """Random numbers drawn elsewhere, as by another validation, change nothing."""
     settings = ["train.validate_every=3", "train.max_steps=6"]

@@ -7,6 +7,7 @@ number of the micro-batch).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,10 @@ from mtrain.training.objective import loss_of, n_passes
 from mtrain.training.optim import Ema, make_optimizers
 from mtrain.training.state import Progress
 from mtrain.training.workers import Workers, share_out
+
+# Target tokens of a micro-batch: what stays in a core's caches, or keeps a GPU busy.
+SUITABLE_TOKENS = {"cpu": 1024, "cuda": 32768}
+ROOM = 1.2  # rows x longest side of a target token: there is padding, and sources may be longer
 
 
 class Learner:
@@ -122,11 +127,11 @@ class Learner:
         return self.workers.run(work, [*batches], [b.n_positions for b in batches.values()])
 
     def micro_batch_tokens(self, progress: Progress) -> int:
-        """The micro-batch in force. `auto`: what stays in a CPU's caches, or keeps a GPU busy."""
+        """The micro-batch in force: the most rows x longest side of one forward pass."""
         train = self.config.train
-        busy = min(train.batch_tokens, 1024 if self.device.type == "cpu" else 32768)
-        wanted = train.micro_batch_tokens
-        whole = max(busy, self.config.data.max_length + 1) if wanted == "auto" else wanted
+        wanted, n_workers = train.micro_batch_tokens, len(self.workers.models)
+        share = equal_share(train.batch_tokens, n_workers, self.device.type)
+        whole = max(share, self.config.data.max_length + 1) if wanted == "auto" else wanted
         return max(1, (whole >> progress.n_halvings) // n_passes(train.optim))
 
     def shrink(
@@ -150,6 +155,16 @@ class Learner:
         console.warn(f"{problem}; going on with {self.micro_batch_tokens(progress):,} tokens")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def equal_share(batch_tokens: int, n_workers: int, device_type: str) -> int:
+    """Rows x longest side of micro-batches of which every worker has as many as the others.
+
+    None holds more than suits the device. The number of processes plays no part, so that all of
+    them cut an update alike.
+    """
+    n_rounds = math.ceil(batch_tokens / (SUITABLE_TOKENS[device_type] * n_workers))
+    return math.ceil(ROOM * batch_tokens / (n_rounds * n_workers))
 
 
 def at_least(n: int, parts: Sequence[Indices]) -> list[Indices]:
