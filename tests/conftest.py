@@ -116,7 +116,7 @@ data:
 tokenizer: {vocab_size: 300}
 model: {d_model: 64, d_ff: 128, n_heads: 4, n_encoder_layers: 1, n_decoder_layers: 1, dropout: 0}
 train:
-  max_steps: 400
+  max_steps: 600
   batch_tokens: 600
   validate_every: 200
   save_every: 200
