@@ -17,6 +17,9 @@ import torch
 from mtrain import __version__
 from mtrain.errors import DeviceError
 
+KERNELS_TO_TRAIN = 4096  # the shapes of an epoch's batches come again in the next
+KERNELS_TO_DECODE = 128  # a search asks for a few step after step, and then hardly ever again
+
 Precision = Literal["fp32", "bf16"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,8 +58,12 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def set_up(device: torch.device, threads: int | Literal["auto"]) -> None:
-    """Threads, allocator and float settings, once for each process, before the first tensor."""
+def set_up(device: torch.device, threads: int | Literal["auto"], most_kernels: int) -> None:
+    """Threads, allocator and float settings, once for each process, before the first tensor.
+
+    `most_kernels` is how many of its kernels oneDNN keeps (1,024 by itself). In bf16 it makes one
+    for every shape of a matrix product, in half a millisecond and of up to a quarter of a MiB.
+    """
     n_threads = _n_cores() if threads == "auto" else threads
     torch.set_num_threads(n_threads)
     torch.set_flush_denormal(True)
@@ -64,15 +71,7 @@ def set_up(device: torch.device, threads: int | Literal["auto"]) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
     else:
         _keep_freed_memory()
-
-
-def keep_kernels(most: int) -> None:
-    """Let oneDNN keep at most so many kernels; to be called before it has made any.
-
-    In bf16 it makes one for every shape of a matrix product, in half a millisecond and of up to a
-    quarter of a MiB, and keeps the latest 1,024 unless the user has said another number.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(most))
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(most_kernels))
 
 
 def give_memory_back() -> None:

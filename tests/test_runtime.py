@@ -120,14 +120,14 @@ def threads():
 
 @pytest.mark.usefixtures("threads")
 def test_threads_are_those_asked_for(monkeypatch):
-    set_up(CPU, 2)
+    set_up(CPU, 2, 100)
     assert torch.get_num_threads() == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    set_up(CPU, "auto")
+    set_up(CPU, "auto", 100)
     assert torch.get_num_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    set_up(CPU, "auto")
+    set_up(CPU, "auto", 100)
     assert torch.get_num_threads() == 4
 
 
@@ -137,7 +137,7 @@ def test_another_c_library_keeps_its_allocator(monkeypatch):
         raise OSError("no such library")
 
     monkeypatch.setattr(runtime.ctypes, "CDLL", missing)
-    set_up(CPU, 1)
+    set_up(CPU, 1, 100)
 
 
 def resident_mib() -> float:
@@ -148,7 +148,7 @@ def resident_mib() -> float:
 @pytest.mark.skipif(runtime._of_glibc("malloc_trim") is None, reason="needs glibc")
 @pytest.mark.usefixtures("threads")
 def test_memory_between_what_is_still_used_is_given_back():
-    set_up(CPU, 1)
+    set_up(CPU, 1, 100)
     blocks = [torch.ones(1 << (18 if i % 2 else 10)) for i in range(128)]  # 1 MiB, or 4 KiB
     del blocks[1::2]
     before = resident_mib()
@@ -157,13 +157,14 @@ def test_memory_between_what_is_still_used_is_given_back():
     assert all(bool(block.eq(1).all()) for block in blocks)
 
 
+@pytest.mark.usefixtures("threads")
 def test_as_many_kernels_are_kept_as_the_user_says(monkeypatch):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.setenv(name, "7")
-    runtime.keep_kernels(100)
+    set_up(CPU, 1, 100)
     assert os.environ[name] == "7"
     monkeypatch.delenv(name)
-    runtime.keep_kernels(100)
+    set_up(CPU, 1, 100)
     assert os.environ[name] == "100"
 
 

@@ -34,7 +34,6 @@ from mtrain.model.weights import load_model
 from mtrain.run import RunDir
 
 EXTRA_TOKENS = 10  # an output may always be so much longer than its source or its prefix
-MOST_KERNELS = 128  # of oneDNN: a search asks for a few step after step, and then hardly ever again
 AUTO_BATCH_TOKENS = {"cpu": 12_288, "cuda": 65_536}
 # Parameters. The kernels of a smaller model, on one sentence, are over before threads have met.
 SMALL_MODEL = 20_000_000
@@ -172,8 +171,7 @@ class Translator:
         run = RunDir.open(path)
         others = [RunDir.open(other) for other in companions]
         chosen = runtime.choose_device(device)
-        runtime.keep_kernels(MOST_KERNELS)
-        runtime.set_up(chosen, "auto")
+        runtime.set_up(chosen, "auto", runtime.KERNELS_TO_DECODE)
         tokenizers = load_tokenizers(run.files)
         for other in others:
             _check_same_vocabulary(run, tokenizers, other)

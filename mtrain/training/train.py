@@ -51,7 +51,6 @@ from mtrain.training.winner import install_winner
 from mtrain.training.writer import Writer
 
 MOST_SKIPPED_IN_A_ROW = 20
-MOST_KERNELS = 4096  # of oneDNN: the shapes of an epoch's batches come again in the next
 
 
 def train(config: Config, config_path: Path, fresh: bool = False) -> None:
@@ -62,8 +61,7 @@ def train(config: Config, config_path: Path, fresh: bool = False) -> None:
     bleu_tokenizer(config.target, config.evaluate.tokenize)  # missing? better now than in an hour
     prepared = _prepared(config, config_path)
     with join(config.train.device) as processes:
-        runtime.keep_kernels(MOST_KERNELS)
-        runtime.set_up(processes.device, config.train.threads)
+        runtime.set_up(processes.device, config.train.threads, runtime.KERNELS_TO_TRAIN)
         with alone_in(RunDir(config.run_dir), is_first=processes.is_first):
             if processes.is_first:
                 open_run(config, prepared, fresh)
@@ -75,8 +73,7 @@ def show_plan(config: Config, config_path: Path) -> None:
     """Try the largest batch, time some updates and print what a whole run would take."""
     prepared = _prepared(config, config_path)
     with join(config.train.device) as processes:
-        runtime.keep_kernels(MOST_KERNELS)
-        runtime.set_up(processes.device, config.train.threads)
+        runtime.set_up(processes.device, config.train.threads, runtime.KERNELS_TO_TRAIN)
         loop = _Loop(config, prepared, processes)
         loop.take_off(Progress())
         if processes.is_first:
