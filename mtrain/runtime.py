@@ -51,6 +51,11 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return "bf16" if name == "bf16" else "fp32"
 
 
+def dtype_of_products(precision: Precision) -> torch.dtype:
+    """That of matrix products in this precision."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Matrix products in bf16, where that is the precision; weights stay float32."""
     if precision == "fp32":

@@ -102,7 +102,7 @@ def layer_with_gradients(value: float) -> nn.Linear:
 def test_only_matrices_decay():
     """With no gradient at all, a step is the decay alone: w (1 - rate * decay)."""
     layer = layer_with_gradients(0.0)
-    (adamw,) = make_optimizers(layer, optim(learning_rate=0.1, weight_decay=0.2))
+    (adamw,) = make_optimizers(layer, optim(learning_rate=0.1, weight_decay=0.2), torch.float32)
     adamw.step()
     torch.testing.assert_close(layer.weight, torch.full((2, 3), 0.5 * (1 - 0.1 * 0.2)))
     assert layer.bias.tolist() == [0.5, 0.5]
@@ -111,13 +111,13 @@ def test_only_matrices_decay():
 def test_every_parameter_is_optimised_once_even_if_tied():
     embedding, output = nn.Embedding(5, 4), nn.Linear(4, 5)
     output.weight = embedding.weight
-    (optimizer,) = make_optimizers(nn.Sequential(embedding, output), optim())
+    (optimizer,) = make_optimizers(nn.Sequential(embedding, output), optim(), torch.float32)
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
 
 
 def test_the_first_step_is_the_rate_against_the_sign():
     layer = layer_with_gradients(-7.0)
-    (adamw,) = make_optimizers(layer, optim(learning_rate=0.1, weight_decay=0))
+    (adamw,) = make_optimizers(layer, optim(learning_rate=0.1, weight_decay=0), torch.float32)
     adamw.step()
     torch.testing.assert_close(layer.weight, torch.full((2, 3), 0.6))
 
@@ -153,7 +153,7 @@ def step(optimizers: list[torch.optim.Optimizer], found_inf: float) -> None:
 def test_a_step_found_to_be_infinite_changes_nothing(optimizer):
     """The training loop relies on this: `found_inf` is read on the device, without waiting."""
     model = Layers()
-    optimizers = make_optimizers(model, optim(weight_decay=0.1, optimizer=optimizer))
+    optimizers = make_optimizers(model, optim(weight_decay=0.1, optimizer=optimizer), torch.float32)
     model.gradients()
     step(optimizers, 0.0)
     before = snapshot(model, optimizers)
@@ -173,7 +173,7 @@ def test_the_state_of_the_optimizers_goes_into_others(optimizer):
     """One pair of optimizers goes on; another takes over its tensors; both do the same."""
     config = optim(weight_decay=0.1, optimizer=optimizer)
     one, other = Layers(), Layers()
-    ours, theirs = make_optimizers(one, config), make_optimizers(other, config)
+    ours, theirs = (make_optimizers(model, config, torch.float32) for model in (one, other))
     one.gradients()
     step(ours, 0.0)
     other.load_state_dict(one.state_dict())
@@ -193,7 +193,7 @@ def test_the_state_of_the_optimizers_goes_into_others(optimizer):
 
 def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
     model = Layers()
-    muon, adamw = make_optimizers(model, optim(optimizer="muon"))
+    muon, adamw = make_optimizers(model, optim(optimizer="muon"), torch.float32)
     assert isinstance(muon, Muon)
     names = {parameter: name for name, parameter in model.named_parameters()}
     taken = [
@@ -205,29 +205,32 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
     assert not taken[0] & taken[1]
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("shape", [(3, 6, 6), (2, 5, 20), (1, 20, 5)])
-def test_orthogonal_brings_singular_values_near_one_and_keeps_directions(shape):
+def test_orthogonal_brings_singular_values_near_one_and_keeps_directions(shape, dtype, rounding):
     torch.manual_seed(0)
     x = torch.randn(shape)
     u, _, v = torch.linalg.svd(x, full_matrices=False)
-    y = orthogonal(x)
+    y = orthogonal(x, dtype)
+    assert y.dtype == torch.float32
     inside = u.mT @ y @ v.mT  # the same singular vectors: diagonal
     values = inside.diagonal(dim1=1, dim2=2)
     assert 0.5 < values.min() <= values.max() < 1.3
-    torch.testing.assert_close(inside, torch.diag_embed(values), rtol=0, atol=1e-4)
+    torch.testing.assert_close(inside, torch.diag_embed(values), rtol=0, atol=rounding)
 
 
 def test_orthogonal_treats_each_matrix_alone():
     torch.manual_seed(0)
     x = torch.randn(3, 4, 6)
-    torch.testing.assert_close(orthogonal(x)[1:2], orthogonal(x[1:2] * 100), rtol=1e-4, atol=1e-5)
+    among_others, alone = orthogonal(x, torch.float32), orthogonal(x[1:2] * 100, torch.float32)
+    torch.testing.assert_close(among_others[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_muon_equals_torchs_own_but_for_its_rounding():
     torch.manual_seed(0)
     ours, theirs = (nn.Parameter(torch.ones(8, 5)) for _ in range(2))
     config = optim(learning_rate=0.1, weight_decay=0.2, momentum=0.9)
-    muon = Muon({"inner.weight": ours}, config)
+    muon = Muon({"inner.weight": ours}, config, torch.float32)
     reference = torch.optim.Muon(
         [theirs], lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw"
     )
@@ -246,8 +249,8 @@ def test_stacked_projections_are_made_orthogonal_one_by_one():
     alone = [nn.Parameter(torch.zeros(4, 4)) for _ in range(3)]
     for parameter, grad in zip(alone, stacked.grad.chunk(3), strict=True):
         parameter.grad = grad.clone()
-    Muon({"in_projection.weight": stacked}, optim()).step()
-    Muon({str(i): p for i, p in enumerate(alone)}, optim()).step()
+    Muon({"in_projection.weight": stacked}, optim(), torch.float32).step()
+    Muon({str(i): p for i, p in enumerate(alone)}, optim(), torch.float32).step()
     torch.testing.assert_close(stacked.data, torch.cat([p.data for p in alone]))
 
 

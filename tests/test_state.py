@@ -34,7 +34,7 @@ class Trained:
         torch.manual_seed(seed)
         self.model = Transformer(ModelConfig.model_validate(SIZES), 11, 11)
         self.ema = Ema(weights_of(self.model), 0.9) if with_ema else None
-        self.optimizers = make_optimizers(self.model, OptimConfig())
+        self.optimizers = make_optimizers(self.model, OptimConfig(), torch.float32)
         for parameter in self.model.parameters():
             parameter.grad = torch.randn_like(parameter)
         for optimizer in self.optimizers:

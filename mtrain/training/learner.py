@@ -48,7 +48,8 @@ class Learner:
         self.precision = runtime.choose_precision(config.train.precision, self.device)
         torch.manual_seed(config.train.seed)
         self.model = Transformer(config.model, *vocab_sizes).to(self.device)
-        self.optimizers = make_optimizers(self.model, config.train.optim)
+        dtype = runtime.dtype_of_products(self.precision)
+        self.optimizers = make_optimizers(self.model, config.train.optim, dtype)
         self.ema = self.make_ema()
         n_workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.workers = Workers(self.model, n_workers)

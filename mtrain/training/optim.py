@@ -71,10 +71,13 @@ def share_left(
     return share * max(0, max_steps + 1 - step) / max(1, max_steps + 1 - start)
 
 
-def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: nn.Module, config: OptimConfig, dtype: torch.dtype
+) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the layers' matrices and AdamW for the rest.
 
-    Weight decay is for matrices only, as norms and biases have no scale to shrink.
+    Weight decay is for matrices only, as norms and biases have no scale to shrink. `dtype` is that
+    of matrix products.
     """
     hidden = {
         name: parameter
@@ -94,7 +97,7 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.O
         eps=config.epsilon,
         fused=True,
     )
-    return [Muon(hidden, config), adamw] if by_muon else [adamw]
+    return [Muon(hidden, config, dtype), adamw] if by_muon else [adamw]
 
 
 class Muon(torch.optim.Optimizer):
@@ -106,10 +109,13 @@ class Muon(torch.optim.Optimizer):
 
     torch.optim.Muon goes matrix by matrix, in bf16; with matrices as small as a translation
     model's, and on a CPU without bf16, that costs half as much as the training step. Here all
-    matrices of one shape go through each product together, in float32 on a CPU.
+    matrices of one shape go through each product together, in the dtype that suits the device.
     """
 
-    def __init__(self, matrices: Mapping[str, Tensor], config: OptimConfig) -> None:
+    def __init__(
+        self, matrices: Mapping[str, Tensor], config: OptimConfig, dtype: torch.dtype
+    ) -> None:
+        self.dtype = dtype  # of the products that make a matrix orthogonal
         stacked = [p for name, p in matrices.items() if name.endswith("in_projection.weight")]
         others = [p for name, p in matrices.items() if not name.endswith("in_projection.weight")]
         super().__init__(
@@ -136,7 +142,8 @@ class Muon(torch.optim.Optimizer):
                 for part in zip(matrix.chunk(n_parts), direction.chunk(n_parts), strict=True):
                     by_shape[part[0].shape[0], part[0].shape[1]].append(part)
             for (rows, columns), parts in by_shape.items():
-                update = orthogonal(torch.stack([direction for _, direction in parts]))
+                directions = torch.stack([direction for _, direction in parts])
+                update = orthogonal(directions, self.dtype)
                 scale = -group["lr"] * 0.2 * math.sqrt(max(rows, columns))
                 torch._foreach_add_([weight for weight, _ in parts], update.unbind(), alpha=scale)
 
@@ -155,12 +162,15 @@ class Muon(torch.optim.Optimizer):
         return direction if found_inf is None else direction * (1 - found_inf)
 
 
-def orthogonal(x: Tensor) -> Tensor:
-    """The nearest orthogonal matrices, nearly: x (n, rows, columns) -> the same shape, float32"""
+def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest orthogonal matrices, nearly: x (n, rows, columns) -> the same shape, float32
+
+    `dtype` is that of the products; bfloat16 is exact enough, as the result is but near anyway.
+    """
     a, b, c = NEWTON_SCHULZ
     is_tall = x.shape[1] > x.shape[2]
     y = x.mT if is_tall else x
-    y = y.to(torch.bfloat16 if x.device.type == "cuda" else torch.float32)
+    y = y.to(dtype)
     y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_ROUNDS):
         gram = y @ y.mT  # (n, m, m)
