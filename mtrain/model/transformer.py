@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrain.config import ModelConfig
+from mtrain.model import products
 
 
 class Linear(nn.Linear):
@@ -30,9 +31,10 @@ class Linear(nn.Linear):
 
     def outputs(self, x: Tensor, which: slice) -> Tensor:
         """Some of the outputs only."""
-        if self.weight.dtype == torch.bfloat16:
-            x = x.bfloat16()
-        return F.linear(x, self.weight[which], None if self.bias is None else self.bias[which])
+        weight, bias = self.weight[which], None if self.bias is None else self.bias[which]
+        if products.is_wanted(x):
+            return products.linear(x, weight, bias)
+        return F.linear(x.bfloat16() if weight.dtype == torch.bfloat16 else x, weight, bias)
 
 
 # -- attention (section 3.2) -----------------------------------------------------------------
