@@ -54,7 +54,7 @@ class ConfigError(UsageError):
 
 
 class DeviceError(UsageError):
-    """A device was asked for that this machine does not have."""
+    """A device, or a way to use it, was asked for that this machine does not have."""
 
 
 class DataError(MtrainError):

@@ -6,18 +6,19 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch import nn
 
 from mtrain import __version__
 from mtrain.errors import DeviceError
 
-KERNELS_TO_TRAIN = 4096  # the shapes of an epoch's batches come again in the next
+KERNELS_TO_TRAIN = 1024  # shapes come again and again, see model.products
 KERNELS_TO_DECODE = 128  # a search asks for a few step after step, and then hardly ever again
 
 Precision = Literal["fp32", "bf16"]
@@ -61,6 +62,21 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def compile_layers(layers: Iterable[nn.Module], backend: str = "inductor") -> None:
+    """Have each compiled when it is next called (torch.compile); names of weights stay.
+
+    Each kind of layer is compiled once, for all layers of the kind and batches of all shapes; once
+    more for sources with padding, and for a batch of one sentence.
+    """
+    for layer in layers:
+        layer.compile(backend=backend, dynamic=True)
+
+
+def leave_compiled() -> None:
+    """Compute from now on as if nothing had been compiled, in this whole process."""
+    torch.compiler.set_stance("force_eager")
 
 
 def set_up(device: torch.device, threads: int | Literal["auto"], most_kernels: int) -> None:

@@ -115,7 +115,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def installed(device: str) -> list[str]:
     """The engines that can run here."""
-    engines = ["mtrain-bf16"] if device == "cuda" else ["mtrain", "mtrain-fp32"]
+    on_gpu = ["mtrain-bf16", "mtrain-bf16-compiled"]
+    engines = on_gpu if device == "cuda" else ["mtrain", "mtrain-fp32"]
     if find_spec("transformers") is None:
         return engines
     peers = ["marian-bf16", "marian-bf16-compiled"] if device == "cuda" else ["marian-fp32"]
@@ -186,9 +187,12 @@ def wait(torch: Any, setting: Setting) -> None:
 # -- mtrain ----------------------------------------------------------------------------------
 
 
-def mtrain(setting: Setting, precision: str = "auto") -> Timing:
+def mtrain(setting: Setting, precision: str = "auto", is_compiled: bool = False) -> Timing:
     """The updates that `mtrain train` makes."""
-    return timed(Training(setting, precision).step, setting)
+    training = Training(setting, precision)
+    if is_compiled:
+        training.learner.compile_layers()
+    return timed(training.step, setting)
 
 
 class Training:
@@ -421,6 +425,7 @@ ENGINES: dict[str, Callable[[Setting], Timing]] = {
     "mtrain": mtrain,
     "mtrain-fp32": lambda setting: mtrain(setting, "fp32"),
     "mtrain-bf16": lambda setting: mtrain(setting, "bf16"),
+    "mtrain-bf16-compiled": lambda setting: mtrain(setting, "bf16", is_compiled=True),
     "marian-fp32": marian,
     "marian-bf16": lambda setting: marian(setting, is_bf16=True),
     "marian-bf16-compiled": lambda setting: marian(setting, is_bf16=True, is_compiled=True),

@@ -25,6 +25,7 @@ import pytest
 import torch
 from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 
+from mtrain import runtime
 from mtrain.config import load_config, read_run_config
 from mtrain.data.batching import Batch
 from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
@@ -850,6 +851,47 @@ def test_the_trial_halves_what_does_not_fit(workspace, tmp_path, monkeypatch, ca
     assert said.index("going on with 40 tokens") < said.index("updates planned")
     assert said.count("does not fit into the memory") == 1
     assert outcome(run).progress["n_halvings"] == 1
+
+
+def compile_in_python(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let layers be traced, but not turned into C++; -> how many were, each time"""
+    numbers: list[int] = []
+
+    def compile_layers(layers: list[torch.nn.Module]) -> None:
+        numbers.append(len(layers))
+        for layer in layers:
+            layer.compile(backend="eager", dynamic=True)
+
+    monkeypatch.setattr(runtime, "compile_layers", compile_layers)
+    return numbers
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, on its way
+def test_a_compiled_run_is_the_same_and_resumes_compiled(
+    workspace, straight, tmp_path, monkeypatch, capsys
+):
+    numbers = compile_in_python(monkeypatch)
+    settings = ["train.compile=true"]
+    with monkeypatch.context() as patch:
+        before_step(patch, raise_signal(signal.SIGTERM, at=5))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(tmp_path / "run", *settings)
+    assert re.search(r"^layers +compiled$", capsys.readouterr().err, re.MULTILINE)
+    assert numbers == [2]
+    run = workspace.train(tmp_path / "run", "train.compile=auto")
+    assert numbers == [2, 2]
+    assert outcome(run).progress["is_compiled"]
+    expected, found = outcome(straight).tensors, outcome(run).tensors
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_resumed_run_may_leave_compiling(workspace, tmp_path, monkeypatch):
+    numbers = compile_in_python(monkeypatch)
+    workspace.train(tmp_path / "run", "train.compile=true", "train.max_steps=1")
+    run = workspace.train(tmp_path / "run", "train.compile=false", "train.max_steps=2")
+    assert numbers == [2]
+    assert not outcome(run).progress["is_compiled"]
 
 
 class Clock:

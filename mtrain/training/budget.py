@@ -65,6 +65,10 @@ class Plan:
             return step % every == 0
         return self._n_validations_left(step) < self._n_validations_left(step - 1)
 
+    def expected_s(self, step_s: float) -> float:
+        """Seconds that training takes if an update takes step_s."""
+        return self.train.budget_s or step_s * (self.train.max_steps or 0)
+
     def begin(self, step_s: float) -> None:
         """Turn a budget into steps before the first one, from how long a trial took."""
         if self.train.budget_s is not None:

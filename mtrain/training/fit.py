@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mtrain import console
+from mtrain import console, runtime
 from mtrain.data.batching import BatchPlan, Indices, collate
+from mtrain.errors import DeviceError
 from mtrain.training.budget import Plan
 from mtrain.training.learner import Learner
 from mtrain.training.meter import peak_bytes
@@ -35,6 +36,37 @@ def try_out(learner: Learner, plan: BatchPlan, progress: Progress) -> Trial:
     """
     while not _fits(learner, plan, progress):
         pass
+    return _time(learner, plan, progress)
+
+
+def compile_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, trial: Trial) -> Trial:
+    """Compile the layers and try again; -> the trial of what training goes on with
+
+    Where the config asks for it, they stay compiled even if that is no faster.
+    """
+    is_wanted = learner.config.train.compile is True
+    uncompiled = _time(learner, plan, progress)  # again, now that all kernels are loaded
+    console.message("compiling the layers")
+    learner.compile_layers()
+    try:
+        try_out(learner, plan, progress)  # this compiles
+        compiled = try_out(learner, plan, progress)
+    except RuntimeError as error:  # which torch's errors of compiling are
+        problem = f"the layers cannot be compiled here: {str(error).strip().splitlines()[0]}"
+        if is_wanted:
+            raise DeviceError(problem, "set `train.compile` to `auto` or `false`") from error
+        console.warn(f"{problem}; training goes on without")
+        learner.workers.drop_gradients()
+    else:
+        if is_wanted or compiled.update_s < uncompiled.update_s:
+            progress.is_compiled = True
+            return compiled
+    runtime.leave_compiled()
+    return trial
+
+
+def _time(learner: Learner, plan: BatchPlan, progress: Progress) -> Trial:
+    """Time the first updates of a plan."""
     numbers = [number for number in range(N_TIMED) if plan.has(number)]
     n_micro_batches = sum(
         len(plan.micro_batches(number, learner.micro_batch_tokens(progress))) for number in numbers
@@ -75,6 +107,8 @@ def show(learner: Learner, plan: Plan, epoch: BatchPlan, trial: Trial, progress:
         ("epochs planned", f"{steps / len(epoch):,.1f}"),
         ("time left, without validations", console.duration(left)),
     ]
+    if progress.is_compiled:
+        rows.insert(3, ("layers", "compiled"))
     if plan.train.budget:
         rows[-1] = ("time left, with validations", console.duration(left))
     console.table(("plan", ""), rows)

@@ -59,6 +59,11 @@ class Learner:
         decay = self.config.train.optim.ema_decay
         return Ema(weights_of(self.model), decay) if decay else None
 
+    def compile_layers(self) -> None:
+        """Compute with compiled layers from now on."""
+        for model in self.workers.models:
+            runtime.compile_layers([*model.encoder, *model.decoder])
+
     @property
     def n_parameters(self) -> int:
         """Of the model; tied ones count once."""

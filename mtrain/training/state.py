@@ -55,6 +55,7 @@ class Progress:
     n_worse: int = 0  # validations since the best one
     n_target_tokens: int = 0  # trained on so far
     n_halvings: int = 0  # of the micro-batch, out of memory
+    is_compiled: bool = False  # the layers: on a GPU their dropout draws other masks then
     n_skipped: int = 0  # updates with a gradient that was not finite
     n_skipped_in_a_row: int = 0  # up to the last update
     elapsed_s: float = 0.0  # spent training, over all resumes

@@ -28,7 +28,7 @@ from mtrain.model.weights import weights_of
 from mtrain.processes import Processes, is_under_torchrun, join
 from mtrain.run import RunDir
 from mtrain.training.budget import Plan
-from mtrain.training.fit import show, try_out
+from mtrain.training.fit import compile_if_faster, show, try_out
 from mtrain.training.journal import Journal
 from mtrain.training.learner import Learner
 from mtrain.training.meter import Meter
@@ -51,6 +51,7 @@ from mtrain.training.winner import install_winner
 from mtrain.training.writer import Writer
 
 MOST_SKIPPED_IN_A_ROW = 20
+WORTH_COMPILING_S = 600  # of training; compiling takes a minute or two
 
 
 def train(config: Config, config_path: Path, fresh: bool = False) -> None:
@@ -141,7 +142,21 @@ class _Loop:
         state = (self.learner.model, self.learner.ema, self.learner.optimizers)
         progress = load_newest(self.run, *state) if self.processes.is_first else None
         self.processes.wait()
-        return progress if self.processes.is_first else load_newest(self.run, *state)
+        if not self.processes.is_first:
+            progress = load_newest(self.run, *state)
+        if progress is not None:
+            wanted = self.config.train.compile
+            progress.is_compiled = progress.is_compiled if wanted == "auto" else wanted
+            if progress.is_compiled:
+                self.learner.compile_layers()
+        return progress
+
+    def shall_compile(self, training_s: float) -> bool:
+        """Whether to try: as the config says, or on a GPU where training takes long enough."""
+        wanted = self.config.train.compile
+        if wanted == "auto":
+            wanted = self.learner.device.type == "cuda" and training_s > WORTH_COMPILING_S
+        return self.processes.as_first(wanted)
 
     def take_off(self, progress: Progress) -> None:
         """Everything before the first step: weights of another run, a trial, the plan."""
@@ -151,6 +166,8 @@ class _Loop:
         epoch = self.epoch(0)
         trial = try_out(self.learner, epoch, progress)
         plan = Plan(self.config.train, progress)
+        if self.shall_compile(plan.expected_s(trial.update_s)):
+            trial = compile_if_faster(self.learner, epoch, progress, trial)
         plan.begin(trial.update_s)
         show(self.learner, plan, epoch, trial, progress)
 

@@ -1,0 +1,177 @@
+"""Compiled layers compute what they did before, and training takes them where they are faster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from mtrain import runtime
+from mtrain.config import ModelConfig
+from mtrain.errors import DeviceError
+from mtrain.model.transformer import Transformer
+from mtrain.training import fit
+from mtrain.training.fit import Trial, compile_if_faster
+from mtrain.training.state import Progress
+from mtrain.training.train import WORTH_COMPILING_S, _Loop
+
+TRIAL = Trial(update_s=1.0, tokens_per_s=100.0, peak_bytes=1, n_micro_batches=1.0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+    torch.compiler.set_stance("default")
+    counters.clear()
+
+
+# -- the layers ------------------------------------------------------------------------------
+
+
+def small_model() -> Transformer:
+    torch.manual_seed(0)
+    layers = {"n_encoder_layers": 2, "n_decoder_layers": 2}
+    return Transformer(ModelConfig(d_model=16, d_ff=24, n_heads=2, dropout=0.0, **layers), 30, 30)
+
+
+def gradients(model: Transformer, rows: int, length: int, is_padded: bool) -> dict[str, Tensor]:
+    """Of a batch that is a function of its shape."""
+    torch.manual_seed(rows * length)
+    src, tgt = torch.randint(4, 30, (rows, length)), torch.randint(4, 30, (rows, length + 3))
+    lengths = torch.arange(rows) % length + 1
+    mask = (torch.arange(length) < lengths[:, None])[:, None, None] if is_padded else None
+    model.zero_grad()
+    model.decode(tgt, model.encode(src, mask), mask).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, on its way
+def test_compiled_layers_give_the_same_gradients_and_one_graph_serves_all_shapes():
+    model = small_model()
+    shapes = [(3, 5, False), (4, 5, True), (6, 9, False), (2, 7, True), (5, 12, False)]
+    expected = [gradients(model, *shape) for shape in shapes]
+    names = model.state_dict().keys()
+    runtime.compile_layers([*model.encoder, *model.decoder], backend="aot_eager")
+    for shape, wanted in zip(shapes, expected, strict=True):
+        found = gradients(model, *shape)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    # An encoder's and a decoder's layer, each with a mask and without.
+    assert counters["stats"]["unique_graphs"] == 4
+    assert not counters["graph_break"]
+    assert model.state_dict().keys() == names
+
+
+def test_layers_that_are_left_compute_as_before_without_being_compiled():
+    model = small_model()
+    expected = gradients(model, 3, 5, False)
+    runtime.compile_layers([*model.encoder, *model.decoder], backend="aot_eager")
+    runtime.leave_compiled()
+    found = gradients(model, 3, 5, False)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert counters["stats"]["unique_graphs"] == 0
+
+
+# -- whether to compile ----------------------------------------------------------------------
+
+
+class FakeLearner:
+    """Takes `update_s` for an update, and `compiled_s` when compiled; an error breaks compiling."""
+
+    def __init__(
+        self, wish: Any, compiled_s: float | Exception, update_s: float = 1.0, device: str = "cuda"
+    ) -> None:
+        self.config = SimpleNamespace(train=SimpleNamespace(compile=wish))
+        self.device = torch.device(device)
+        self.workers = SimpleNamespace(drop_gradients=lambda: None)
+        self.update_s, self.compiled_s = update_s, compiled_s
+        self.is_compiled = False
+
+    def compile_layers(self) -> None:
+        self.is_compiled = True
+
+    def trial(self, *_: Any) -> Trial:
+        if not self.is_compiled:
+            return replace(TRIAL, update_s=self.update_s)
+        if isinstance(self.compiled_s, Exception):
+            raise self.compiled_s
+        return replace(TRIAL, update_s=self.compiled_s)
+
+
+def choose(learner: FakeLearner, monkeypatch: pytest.MonkeyPatch) -> tuple[Progress, Trial]:
+    monkeypatch.setattr(fit, "try_out", FakeLearner.trial)
+    monkeypatch.setattr(fit, "_time", FakeLearner.trial)
+    progress = Progress()
+    chosen = compile_if_faster(learner, None, progress, TRIAL)  # type: ignore[arg-type]
+    return progress, chosen
+
+
+def stance() -> str:
+    return str(torch._dynamo.eval_frame._stance.stance)
+
+
+def test_compiled_layers_are_kept_where_they_are_faster(monkeypatch):
+    progress, chosen = choose(FakeLearner("auto", compiled_s=0.5), monkeypatch)
+    assert progress.is_compiled
+    assert chosen.update_s == 0.5
+    assert stance() == "default"
+
+
+def test_compiled_layers_are_left_where_they_are_slower(monkeypatch):
+    progress, chosen = choose(FakeLearner("auto", compiled_s=1.5), monkeypatch)
+    assert not progress.is_compiled
+    assert chosen is TRIAL
+    assert stance() == "force_eager"
+
+
+def test_the_trial_before_is_timed_again_when_all_kernels_are_loaded(monkeypatch):
+    """The first trial said 1 s, but an update takes 0.4 s once it is warm."""
+    progress, _ = choose(FakeLearner("auto", compiled_s=0.5, update_s=0.4), monkeypatch)
+    assert not progress.is_compiled
+
+
+def test_where_it_is_asked_for_the_layers_stay_compiled(monkeypatch):
+    progress, chosen = choose(FakeLearner(True, compiled_s=1.5), monkeypatch)
+    assert progress.is_compiled
+    assert chosen.update_s == 1.5
+
+
+def test_a_machine_that_cannot_compile_trains_without(monkeypatch, capsys):
+    no_compiler = RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+    progress, chosen = choose(FakeLearner("auto", no_compiler), monkeypatch)
+    assert not progress.is_compiled
+    assert chosen is TRIAL
+    assert stance() == "force_eager"
+    assert "cannot be compiled here: Failed to find C compiler.; training goes on" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_machine_that_cannot_compile_says_so_where_it_is_asked_to(monkeypatch):
+    with pytest.raises(DeviceError, match="cannot be compiled here: no compiler") as raised:
+        choose(FakeLearner(True, RuntimeError("no compiler")), monkeypatch)
+    assert raised.value.exit_code == 2
+    assert raised.value.fix == "set `train.compile` to `auto` or `false`"
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "training_s", "expected"),
+    [
+        ("auto", "cuda", WORTH_COMPILING_S + 1, True),
+        ("auto", "cuda", WORTH_COMPILING_S, False),
+        ("auto", "cpu", WORTH_COMPILING_S + 1, False),
+        (True, "cpu", 1, True),
+        (False, "cuda", WORTH_COMPILING_S + 1, False),
+    ],
+)
+def test_when_compiling_is_tried(wish, device, training_s, expected):
+    learner = FakeLearner(wish, compiled_s=0.5, device=device)
+    processes = SimpleNamespace(as_first=lambda value: value)
+    loop = SimpleNamespace(config=learner.config, learner=learner, processes=processes)
+    assert _Loop.shall_compile(loop, training_s) is expected  # type: ignore[arg-type]
