@@ -46,7 +46,7 @@ class Batch:
             x.pin_memory().to(device, non_blocking=True)
             for x in (self.src, self.tgt_in, self.tgt_out)
         )
-        mask = None if self.src_mask is None else self.src_mask.to(device, non_blocking=True)
+        mask = None if self.src_mask is None else (src != PAD)[:, None, None]
         return Batch(src, tgt_in, tgt_out, mask, self.n_source_tokens, self.n_target_tokens)
 
     @property
