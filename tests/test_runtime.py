@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,7 @@ def test_an_error_of_one_worker_ends_them_all():
     def work(item):
         if item == 1:
             raise ValueError("no")
+        time.sleep(0.01)  # all together take seconds, in which the error is seen
         done.append(item)
 
     with pytest.raises(ValueError, match="no"):
