@@ -5,9 +5,12 @@
 #   scripts/record_multi30k.sh DIR [KEY=VALUE ...]
 #   TARGET=fr SEEDS=1 BUDGET=30min scripts/record_multi30k.sh multi30k
 #   BUDGET=2min scripts/record_multi30k.sh multi30k train.optim.consistency=rdrop
+#   CASE=lower scripts/record_multi30k.sh multi30k
 #
 # DIR holds test_2016_flickr.<lang>.gz and tok/ of multi30k/dataset: see scripts/score_multi30k.py.
 # Further arguments go to `mtrain train --set`. A seed that is done already is not trained again.
+# CASE=lower trains and translates lowercased text, as most papers do, made from {train,val,
+# test_2016_flickr}.<lang>.gz in DIR; only the papers' score means something then.
 set -euo pipefail
 reference=${1:?"usage: scripts/record_multi30k.sh DIR [KEY=VALUE ...]"}
 shift
@@ -16,9 +19,23 @@ mtrain=${MTRAIN:-python -m mtrain}
 here=$(dirname "${BASH_SOURCE[0]}")
 config=$here/../configs/multi30k-en-$target.yaml
 settings=(train.max_steps= train.validate_every=auto "train.budget=$budget" "$@")
+if [ "${CASE:-as-it-is}" = lower ]; then
+    lower=data/multi30k-lower
+    mkdir -p "$lower"
+    for part in train val "$split"; do
+        for side in en "$target"; do
+            gunzip -c "$reference/$part.$side.gz" |
+                python -c 'import sys; sys.stdout.write(sys.stdin.read().lower())' >"$lower/$part.$side"
+        done
+    done
+    settings+=("name=multi30k-lower-$target" data.test=)
+    for entry in train:train valid:val "test.$split:$split"; do
+        part=$lower/${entry#*:} key=data.${entry%%:*}
+        settings+=("$key.source=$part.en" "$key.target=$part.$target" "$key.sha256=")
+    done
+fi
 name=runs/record-$target-$(printf '%s\n' "${settings[@]}" | sha256sum | cut -c1-8)
 
-$mtrain prepare "$config"
 for seed in $seeds; do
     run=$name-$seed
     options=(--set "run=$run" --set "train.seed=$seed")
