@@ -2,8 +2,8 @@
 
 oneDNN makes a kernel for every shape of a product, in half a millisecond and of up to a quarter of
 a MiB, and hardly two micro-batches have as many positions. With rows rounded up to a multiple of
-64, a hundred kernels serve a whole training, where thousands had filled 4 GB (`tiny`, 5,700
-updates).
+64, some hundreds serve a whole training (`tiny`: 1.2 GB after 160 updates, where it had 2.7 with
+4,096 kernels kept), and time is not lost on making them.
 """
 
 from __future__ import annotations
