@@ -26,10 +26,11 @@ TRIAL = Trial(update_s=1.0, tokens_per_s=100.0, peak_bytes=1, n_micro_batches=1.
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
     yield
     torch.compiler.reset()
     torch.compiler.set_stance("default")
-    counters.clear()
 
 
 # -- the layers ------------------------------------------------------------------------------
