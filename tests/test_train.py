@@ -1016,6 +1016,22 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
     assert_alike(workspace.train(run.path), straight)
 
 
+def test_a_state_that_cannot_be_written_stops_training_before_the_next_is_due(
+    workspace, tmp_path, monkeypatch
+):
+    steps: list[int] = []
+    before_step(monkeypatch, steps.append)
+
+    def fail(*_: Any) -> None:
+        raise StorageError("no space left on the disk")
+
+    monkeypatch.setattr(training, "save_state", fail)
+    settings = ["train.save_every=60", "train.validate_every=10000", "train.max_steps=10000"]
+    with pytest.raises(StorageError):
+        workspace.train(tmp_path / "run", *settings)
+    assert 60 < max(steps) < 120
+
+
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(directory, straight, tmp_path):
     """A file system too small for the third checkpoint; made larger, the run ends as it should."""
