@@ -154,9 +154,13 @@ def test_a_machine_that_cannot_compile_trains_without(monkeypatch, capsys):
     )
 
 
-def test_a_machine_that_cannot_compile_says_so_where_it_is_asked_to(monkeypatch):
-    with pytest.raises(DeviceError, match="cannot be compiled here: no compiler") as raised:
-        choose(FakeLearner(True, RuntimeError("no compiler")), monkeypatch)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("no compiler"), "no compiler"), (NotImplementedError(), "NotImplementedError")],
+)
+def test_a_machine_that_cannot_compile_says_so_where_it_is_asked_to(monkeypatch, error, said):
+    with pytest.raises(DeviceError, match=f"cannot be compiled here: {said}") as raised:
+        choose(FakeLearner(True, error), monkeypatch)
     assert raised.value.exit_code == 2
     assert raised.value.fix == "set `train.compile` to `auto` or `false`"
 

@@ -52,7 +52,8 @@ def compile_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, tri
         try_out(learner, plan, progress)  # this compiles
         compiled = try_out(learner, plan, progress)
     except RuntimeError as error:  # which torch's errors of compiling are
-        problem = f"the layers cannot be compiled here: {str(error).strip().splitlines()[0]}"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = f"the layers cannot be compiled here: {reason}"
         if is_wanted:
             raise DeviceError(problem, "set `train.compile` to `auto` or `false`") from error
         console.warn(f"{problem}; training goes on without")
