@@ -40,7 +40,7 @@ from mtrain.errors import (
 from mtrain.model.loss import Loss
 from mtrain.model.weights import average, digest, load_model, load_tensors, weights_of
 from mtrain.run import RunDir
-from mtrain.training import fit, learner, meter, state
+from mtrain.training import fit, learner, meter, optim, state
 from mtrain.training import train as training
 from mtrain.training.learner import Learner
 from mtrain.training.resume import alone_in
@@ -851,6 +851,31 @@ def test_the_trial_halves_what_does_not_fit(workspace, tmp_path, monkeypatch, ca
     assert said.index("going on with 40 tokens") < said.index("updates planned")
     assert said.count("does not fit into the memory") == 1
     assert outcome(run).progress["n_halvings"] == 1
+
+
+def test_memory_is_handed_back_after_each_validation(workspace, tmp_path, monkeypatch):
+    handed_back: list[int] = []
+    monkeypatch.setattr(runtime, "give_memory_back", lambda: handed_back.append(1))
+    run = workspace.train(tmp_path / "run", "train.max_steps=8")
+    assert [r["step"] for r in run.read_metrics() if r["kind"] == "valid"] == [4, 8]
+    assert len(handed_back) == 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_muon_multiplies_as_training_does(workspace, tmp_path, monkeypatch, precision, dtype):
+    dtypes: set[torch.dtype] = set()
+    orthogonal = optim.orthogonal
+
+    def noted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        dtypes.add(dtype)
+        return orthogonal(x, dtype)
+
+    monkeypatch.setattr(optim, "orthogonal", noted)
+    settings = ["train.max_steps=1", "train.optim.optimizer=muon", f"train.precision={precision}"]
+    workspace.train(tmp_path / "run", *settings)
+    assert dtypes == {dtype}
 
 
 def compile_in_python(monkeypatch: pytest.MonkeyPatch) -> list[int]:
