@@ -22,6 +22,7 @@ from mtrain.config import Config, read_run_config
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import EOS, PAD, Tokenizer, load_tokenizers
 from mtrain.decoding.engine import CTranslate2
+from mtrain.decoding.graphs import GraphScorer
 from mtrain.decoding.rerank import expected_chrf
 from mtrain.decoding.sampling import Diverse, Sampler
 from mtrain.decoding.scorers import EnsembleScorer, Scorer, TransformerScorer
@@ -149,8 +150,9 @@ class Translator:
         self.device = next(model.parameters()).device
         self.precision = runtime.choose_precision(precision or config.decode.precision, self.device)
         self.models = [model, *companions]
-        members = [TransformerScorer(each, self.precision) for each in self.models]
-        self.scorer: Scorer = members[0] if len(members) == 1 else EnsembleScorer(members)
+        kind = GraphScorer if self.device.type == "cuda" else TransformerScorer
+        members: list[Scorer] = [kind(each, self.precision) for each in self.models]
+        self.scorer = members[0] if len(members) == 1 else EnsembleScorer(members)
         n_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._threads_of_one = 1 if n_parameters < SMALL_MODEL else None
         self._byte_ids = frozenset(self.tgt_tokenizer.byte_ids())

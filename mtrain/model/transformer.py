@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -281,7 +282,7 @@ class DecoderLayer(nn.Module):
         residual = self.around_attention
         return residual.add(x, self.attention(residual.enter(x), None, None, is_causal=True))
 
-    def step(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
+    def step(self, x: Tensor, cache: KeysValues, layer: int) -> Tensor:
         """The same for one new position of K hypotheses a sentence: (B, K, D) -> (B, K, D)"""
         residual = self.around_attention
         q, k, v = self.attention.split(self.attention.in_projection(residual.enter(x)))
@@ -297,6 +298,25 @@ class DecoderLayer(nn.Module):
 
         residual = self.around_feed_forward
         return residual.add(x, self.feed_forward(residual.enter(x)))
+
+
+class KeysValues(Protocol):
+    """What a decoder layer attends to in a step: its own past, and the source."""
+
+    @property
+    def cross(self) -> list[tuple[Tensor, Tensor]]:
+        """One pair a layer: (B, H, S, E) each."""
+
+    @property
+    def src_mask(self) -> Tensor | None:
+        """(B, 1, 1, S)"""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, 1, K, n) to be added to the scores: 0 or -inf."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store those of the new nodes, (B, H, new, E) each; return those of all, (B, H, n, E)."""
 
 
 class Cache:
@@ -507,14 +527,17 @@ class Transformer(nn.Module):
         is_kept: Tensor | None = None,
     ) -> Tensor:
         """ids (B, T), standing at first_position and after, is_kept (B, T) -> (B, T, D)"""
-        end = first_position + ids.shape[1]
-        if end > self.positions.shape[0]:
-            self.positions = sinusoids(2 * end, self.config.d_model).to(ids.device)
         x = embedding(ids) * math.sqrt(self.config.d_model)
         if is_kept is not None:
             x = x * is_kept[..., None]
-        x = x + self.positions[first_position:end]
+        x = x + self.positions_between(first_position, first_position + ids.shape[1])
         return dropout(x, self.config.dropout, self.training)
+
+    def positions_between(self, first: int, end: int) -> Tensor:
+        """What is added to the embeddings there -> (end - first, D)"""
+        if end > self.positions.shape[0]:
+            self.positions = sinusoids(2 * end, self.config.d_model).to(self.positions.device)
+        return self.positions[first:end]
 
     def start_cache(self, memory: Tensor, src_mask: Tensor | None, beam_size: int) -> Cache:
         """memory (B, S, D) -> an empty cache for R = B*K rows"""
@@ -534,14 +557,18 @@ class Transformer(nn.Module):
         if is_shared:  # they all begin with BOS: what is the same for all is computed once
             of_sentences = of_sentences[:, :1]
         cache.open_step(is_shared)
-        x = self.embed(self.tgt_embedding, of_sentences.reshape(-1, 1), cache.step)
-        x = x.view(*of_sentences.shape, -1)  # (B, K, D) or (B, 1, D)
+        position = self.positions_between(cache.step, cache.step + 1)
+        logits = self.decode_nodes(of_sentences, position, cache)  # (B, K, V) or (B, 1, V)
+        cache.step += 1
+        return logits.expand(-1, cache.beam_size, -1).contiguous().flatten(0, 1)
+
+    def decode_nodes(self, tokens: Tensor, position: Tensor, cache: KeysValues) -> Tensor:
+        """The new nodes of a cache: tokens (B, K), all at one position (1, D) -> (B, K, V)"""
+        x = self.tgt_embedding(tokens) * math.sqrt(self.config.d_model) + position  # (B, K, D)
         for i, layer in enumerate(self.decoder):
             assert isinstance(layer, DecoderLayer)
             x = layer.step(x, cache, i)
-        cache.step += 1
-        logits = self.project(self.decoder_norm(x))
-        return logits.expand(-1, cache.beam_size, -1).contiguous().flatten(0, 1)
+        return self.project(self.decoder_norm(x))
 
 
 def with_matrices_in(model: Transformer, dtype: torch.dtype) -> Transformer:
