@@ -10,9 +10,10 @@
 The first form translates a split of a run, with the run's own weights converted to CTranslate2.
 The second builds a model of random weights (`--base`, `--small`) and holds every output at 30
 tokens, so that all engines do the same work; there, transformers' Marian of the same sizes takes
-part when it is installed. `--latency` gives one sentence at a time, `--memory` a file of so many
-lines through the command line while its memory is watched, `--quality` the BLEU of a split in every
-way of computing the search, tested against the first, `--profile` the kernels of a step.
+part when it is installed. `--latency` gives one sentence at a time (on a GPU also without CUDA
+graphs), `--memory` a file of so many lines through the command line while its memory is watched,
+`--quality` the BLEU of a split in every way of computing the search, tested against the first,
+`--profile` the kernels of a step.
 
 Every engine runs in a process of its own and loads before the clock starts. In each round each
 engine translates everything once, one after the other; the table gives medians over the rounds, and
@@ -55,6 +56,7 @@ WAYS = [
     ("fp32", False, 1),
     ("bf16", False, 1),
 ]
+NO_GRAPHS = "no-graphs"  # of mtrain on a GPU, where it has some
 ENGINES = ["mtrain", "mtrain-fp32", "ctranslate2-float32", "ctranslate2-int8"]
 
 
@@ -92,10 +94,13 @@ class Engine(Protocol):
 
 
 class Mtrain:
-    """Our own search, in the precision it chooses or in a given one."""
+    """Our own search, in the precision it chooses or in a given one; or without CUDA graphs."""
 
-    def __init__(self, setting: Setting, precision: str = "auto") -> None:
-        self.setting, self.translator = setting, load(setting, precision)
+    def __init__(self, setting: Setting, way: str = "auto") -> None:
+        has_graphs = way != NO_GRAPHS
+        self.setting, self.translator = setting, load(setting, way if has_graphs else "auto")
+        if not has_graphs:
+            self.translator.scorer = self.translator.scorer.unrecorded
         self.lines = source_lines(setting, self.translator)
         if setting.preset:
             hold_length(self.translator)
@@ -412,20 +417,22 @@ def bleu(setting: Setting, texts: Sequence[str]) -> str:
 
 def latency(setting: Setting, precision: str) -> Iterator[str]:
     """One sentence at a time."""
-    translator = load(setting, precision)
-    lines = source_lines(setting, translator)[:100]
-    for line in lines[:10]:
-        translator.translate([line], beam_size=setting.beam_size)
-    times = []
-    for line in lines:
-        started_at = time.perf_counter()
-        translator.translate([line], beam_size=setting.beam_size)
-        times.append(1000 * (time.perf_counter() - started_at))
-    deciles = statistics.quantiles(times, n=10)
-    yield (
-        f"one sentence at a time, {translator.precision}: median "
-        f"{statistics.median(times):.1f} ms, 90 % under {deciles[8]:.1f} ms, of {len(times)} lines"
-    )
+    for way in [precision] if setting.device == "cpu" else [precision, NO_GRAPHS]:
+        engine = Mtrain(setting, way)
+        lines = engine.lines[:100]
+        times = []
+        for line in lines[:10] + lines:
+            started_at = time.perf_counter()
+            engine.translator.translate([line], beam_size=setting.beam_size)
+            times.append(1000 * (time.perf_counter() - started_at))
+        times = times[10:]  # what comes before warms up
+        deciles = statistics.quantiles(times, n=10)
+        yield (
+            f"one sentence at a time, {engine.translator.precision}"
+            f"{', without CUDA graphs' if way == NO_GRAPHS else ''}: median "
+            f"{statistics.median(times):.1f} ms, 90 % under {deciles[8]:.1f} ms, of "
+            f"{len(times)} lines"
+        )
 
 
 def memory(setting: Setting, n_lines: int) -> Iterator[str]:
@@ -566,7 +573,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.profile:
         reports = profile(setting, options.precision)
     else:
-        names = options.engines or installed(preset)
+        names = options.engines or installed(setting)
         baseline = "ctranslate2-float32" if "ctranslate2-float32" in names else names[0]
         reports = compare(names, setting, options.rounds or (3 if preset else 5), baseline)
     for line in reports:
@@ -574,12 +581,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def installed(preset: str | None) -> list[str]:
+def installed(setting: Setting) -> list[str]:
     """The engines that this environment has, of those that can do the work."""
     from importlib.util import find_spec
 
+    on_gpu = [f"mtrain-{NO_GRAPHS}"] if setting.device == "cuda" else []
     names = [name for name in ENGINES if name.startswith("mtrain") or find_spec("ctranslate2")]
-    return [*names, "transformers"] if preset and find_spec("transformers") else names
+    has_transformers = setting.preset and find_spec("transformers")
+    return [*names, *on_gpu, *(["transformers"] if has_transformers else [])]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -166,6 +166,19 @@ def test_where_nothing_can_be_recorded_the_search_goes_on(capsys):
     ]
 
 
+def test_a_recording_that_computes_something_else_is_not_used(capsys):
+    def stuck(step: Step) -> Step:
+        """As where the tokens had been copied to another address."""
+        results = step()
+        return lambda: results
+
+    model, sources = make_model(1), make_sources(5)
+    scorer = GraphScorer(model, record=stuck)
+    assert_same(search(scorer, sources), search(TransformerScorer(model), sources))
+    assert not scorer.recorded
+    assert "without CUDA graphs: logits of up to" in capsys.readouterr().err
+
+
 def test_few_shapes_hold_all_small_searches():
     shapes = {
         Shape.around(n, 5, src_length, src_length + 10)

@@ -31,6 +31,7 @@ from mtrain.data.batching import Batch
 from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
 from mtrain.errors import (
     CheckpointError,
+    DeviceError,
     NonFiniteError,
     OutOfMemoryError,
     StoppedBySignal,
@@ -919,6 +920,30 @@ def test_a_resumed_run_may_leave_compiling(workspace, tmp_path, monkeypatch):
     assert not outcome(run).progress["is_compiled"]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, on its way
+def test_a_compiled_run_says_where_it_cannot_be_compiled_again(
+    workspace, tmp_path, monkeypatch, capsys
+):
+    compile_in_python(monkeypatch)
+    workspace.train(tmp_path / "run", "train.compile=true", "train.max_steps=1")
+
+    def break_layers(layers: list[torch.nn.Module]) -> None:
+        def fail(module: torch.nn.Module, args: Any) -> None:
+            raise RuntimeError("Failed to find C compiler.")
+
+        for layer in layers:
+            layer.register_forward_pre_hook(fail)
+
+    monkeypatch.setattr(runtime, "compile_layers", break_layers)
+    with pytest.raises(DeviceError, match="C compiler") as raised:
+        workspace.train(tmp_path / "run", "train.max_steps=2")
+    assert "`train.compile` to `false`" in raised.value.fix
+    workspace.train(tmp_path / "run", "train.max_steps=1")  # nothing to do, so nothing compiled
+    assert "nothing to do" in capsys.readouterr().err
+    run = workspace.train(tmp_path / "run", "train.max_steps=2", "train.compile=false")
+    assert outcome(run).progress["step"] == 2
+
+
 class Clock:
     """A millisecond for each look at it, and what is added."""
 
@@ -954,6 +979,28 @@ def test_a_budget_ends_the_run_in_time_and_survives_a_stop(workspace, tmp_path, 
     assert last["learning_rate"] < 0.01 * 0.1
     state = json.loads((run.step_checkpoints()[-1][1] / "state.json").read_text())
     assert state["elapsed_s"] + state["validating_s"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_budget_includes_the_trial(workspace, tmp_path, monkeypatch):
+    """Of a second, a trial takes 0.6; steps of 20 ms are left 0.4."""
+    clock = Clock()
+    for module in (training, meter, fit):
+        monkeypatch.setattr(module, "time", clock)
+
+    def slow(*arguments: Any) -> Any:
+        clock.now_s += 0.6
+        return original(*arguments)
+
+    def wait(step: int) -> None:
+        clock.now_s += 0.02
+
+    original = training.try_out
+    monkeypatch.setattr(training, "try_out", slow)
+    before_step(monkeypatch, wait)
+    run = workspace.train(tmp_path / "run", "train.budget=1s", "train.max_steps=")
+    state = json.loads((run.step_checkpoints()[-1][1] / "state.json").read_text())
+    assert 10 <= state["step"] <= 20
+    assert state["elapsed_s"] + state["validating_s"] == pytest.approx(1, abs=0.1)
 
 
 # -- TensorBoard -----------------------------------------------------------------------------

@@ -7,11 +7,13 @@ the search at hand, and what does not exist is masked: sentences beyond the last
 not looked at, nodes that were not written yet cannot be attended to. Nothing that is recorded
 depends on what only the host knows, such as the number of the step.
 
-To record a step takes as long as several. It is done once a shape has had enough without.
+To record a step takes as long as several. It is done once a shape has had enough without, and what
+was recorded is used if it gives the same logits.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ MOST_SENTENCES = 64
 MOST_NODES = 16_384  # of all sentences; `base` keeps 12 KiB a node in bf16
 MOST_SHAPES = 16  # recorded, and kept with their buffers
 STEPS_WITHOUT = 16  # of a shape, before it is recorded
+ROUNDING = 0.05  # of the largest logit: bf16 in another order
 
 Results = tuple[Tensor, Tensor]  # logits (R, V), log_z (R,)
 Step = Callable[[], Results]
@@ -191,16 +194,18 @@ class GraphScorer:
         return _Search(self.unrecorded.start(src, src_mask, beam_size, max_length), max_length)
 
     def step(self, state: _Search, tokens: Tensor) -> Results:
-        # The first step is different: all hypotheses share its node.
-        if state.step and isinstance(state.cache, Cache):
-            recorded = self._recorded_for(state.cache, state.max_length)
-            if recorded is not None:
-                recorded.take_over(state.cache)
-                state.cache = recorded
         state.step += 1
-        if isinstance(state.cache, Cache):
-            return self.unrecorded.step(state.cache, tokens)
-        return state.cache.step(tokens)
+        cache = state.cache
+        if isinstance(cache, RecordedStep):
+            return cache.step(tokens)
+        recorded = None
+        if state.step > 1:  # the first is different: all hypotheses share its node
+            recorded = self._recorded_for(cache, state.max_length, tokens)
+        if recorded is None:
+            return self.unrecorded.step(cache, tokens)
+        recorded.take_over(cache)
+        state.cache = recorded
+        return recorded.step(tokens)
 
     def reorder(self, state: _Search, rows: Tensor) -> None:
         state.cache.reorder(rows)
@@ -208,8 +213,8 @@ class GraphScorer:
     def keep(self, state: _Search, sentences: Tensor) -> None:
         state.cache.keep_sentences(sentences)
 
-    def _recorded_for(self, cache: Cache, max_length: int) -> RecordedStep | None:
-        """None: better without, this time."""
+    def _recorded_for(self, cache: Cache, max_length: int, tokens: Tensor) -> RecordedStep | None:
+        """The step for a search that is about to feed these tokens; None: better without."""
         n_sentences, beam_size, _ = cache.paths.shape
         shape = Shape.around(n_sentences, beam_size, cache.cross[0][0].shape[2], max_length)
         if shape is None or not self.is_able:
@@ -219,13 +224,23 @@ class GraphScorer:
             if self.n_steps_without[shape] <= STEPS_WITHOUT:
                 return None
             try:
-                step = RecordedStep(self.unrecorded.model, cache, shape, self.record)
+                self.recorded[shape] = self._checked(shape, cache, tokens)
             except RuntimeError as error:  # CUDA's, out of memory among them
                 self.is_able = False
                 console.warn(f"decoding goes on without CUDA graphs: {str(error).splitlines()[0]}")
                 return None
-            self.recorded[shape] = step
             if len(self.recorded) > MOST_SHAPES:
                 self.recorded.popitem(last=False)
         self.recorded.move_to_end(shape)
         return self.recorded[shape]
+
+    def _checked(self, shape: Shape, cache: Cache, tokens: Tensor) -> RecordedStep:
+        """A new one, once it has given what the step gives without; else a RuntimeError."""
+        recorded = RecordedStep(self.unrecorded.model, cache, shape, self.record)
+        recorded.take_over(cache)
+        found, _ = recorded.step(tokens)
+        expected, _ = self.unrecorded.step(copy.deepcopy(cache), tokens)
+        difference, largest = (found - expected).abs().max(), expected.abs().max()
+        if not difference <= ROUNDING * largest:
+            raise RuntimeError(f"logits of up to {largest:.3g} differ by {difference:.3g} with one")
+        return recorded

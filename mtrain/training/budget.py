@@ -72,7 +72,7 @@ class Plan:
     def begin(self, step_s: float) -> None:
         """Turn a budget into steps before the first one, from how long a trial took."""
         if self.train.budget_s is not None:
-            self._correct(self.train.budget_s / step_s, MOST_VALIDATIONS)
+            self._correct(self.left_s() / step_s, MOST_VALIDATIONS)
 
     def is_warmed_up(self, step: int) -> bool:
         """True once, where the pace of a budget is first measured."""

@@ -52,8 +52,7 @@ def compile_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, tri
         try_out(learner, plan, progress)  # this compiles
         compiled = try_out(learner, plan, progress)
     except RuntimeError as error:  # which torch's errors of compiling are
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        problem = f"the layers cannot be compiled here: {reason}"
+        problem = _not_compiled(error)
         if is_wanted:
             raise DeviceError(problem, "set `train.compile` to `auto` or `false`") from error
         console.warn(f"{problem}; training goes on without")
@@ -64,6 +63,26 @@ def compile_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, tri
             return compiled
     runtime.leave_compiled()
     return trial
+
+
+def compile_again(learner: Learner, plan: BatchPlan, progress: Progress) -> None:
+    """Compile the layers of a run that was trained so before it was stopped.
+
+    Raises a DeviceError where that fails: without, other dropout masks are drawn.
+    """
+    learner.compile_layers()
+    try:
+        try_out(learner, plan, progress)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"{_not_compiled(error)}, and this run was trained with compiled layers before",
+            "set `train.compile` to `false`: it goes on, though not to the same bytes",
+        ) from error
+
+
+def _not_compiled(error: RuntimeError) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"the layers cannot be compiled here: {reason}"
 
 
 def _time(learner: Learner, plan: BatchPlan, progress: Progress) -> Trial:

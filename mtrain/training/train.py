@@ -28,7 +28,7 @@ from mtrain.model.weights import weights_of
 from mtrain.processes import Processes, is_under_torchrun, join
 from mtrain.run import RunDir
 from mtrain.training.budget import Plan
-from mtrain.training.fit import compile_if_faster, show, try_out
+from mtrain.training.fit import compile_again, compile_if_faster, show, try_out
 from mtrain.training.journal import Journal
 from mtrain.training.learner import Learner
 from mtrain.training.meter import Meter
@@ -104,6 +104,7 @@ def _train(config: Config, prepared: Prepared, processes: Processes) -> None:
         return
     else:
         console.message(f"resuming {run.path} at step {progress.step}: {loop.describe()}")
+        loop.resume(progress)
     if processes.is_first:
         note_environment(run, runtime.environment(processes.device))
         drop_lines_beyond(run, progress)
@@ -147,9 +148,12 @@ class _Loop:
         if progress is not None:
             wanted = self.config.train.compile
             progress.is_compiled = progress.is_compiled if wanted == "auto" else wanted
-            if progress.is_compiled:
-                self.learner.compile_layers()
         return progress
+
+    def resume(self, progress: Progress) -> None:
+        """Everything before the next step of a run that was stopped."""
+        if progress.is_compiled:
+            compile_again(self.learner, self.epoch(progress.epoch), progress)
 
     def shall_compile(self, training_s: float) -> bool:
         """Whether to try: as the config says, or on a GPU where training takes long enough."""
@@ -159,7 +163,11 @@ class _Loop:
         return self.processes.as_first(wanted)
 
     def take_off(self, progress: Progress) -> None:
-        """Everything before the first step: weights of another run, a trial, the plan."""
+        """Everything before the first step: weights of another run, a trial, the plan.
+
+        A budget includes the time of the trial, as compiling for it takes a minute or two.
+        """
+        began_at = time.perf_counter()
         if self.config.train.init_from is not None:
             start_from(self.learner.model, Path(self.config.train.init_from), self.prepared)
             self.learner.ema = self.learner.make_ema()
@@ -168,6 +176,8 @@ class _Loop:
         plan = Plan(self.config.train, progress)
         if self.shall_compile(plan.expected_s(trial.update_s)):
             trial = compile_if_faster(self.learner, epoch, progress, trial)
+        if self.config.train.budget is not None:
+            progress.elapsed_s = self.processes.as_first(time.perf_counter() - began_at)
         plan.begin(trial.update_s)
         show(self.learner, plan, epoch, trial, progress)
 
