@@ -11,18 +11,18 @@
 # Further arguments go to `mtrain train --set`. A seed that is done already is not trained again.
 # CASE=lower trains and translates lowercased text, as most papers do; only the papers' score means
 # something then. BOTH=10min gives the first ten minutes of the budget to a parent run that learns
-# to translate in both directions (Ding et al., 2021), whose weights the run itself begins with.
-# These two read {train,val,test_2016_flickr}.<lang>.gz in DIR.
+# to translate in both directions (Ding et al., 2021), whose weights the run itself begins with;
+# both are in whole minutes, as 30min. These two read {train,val,test_2016_flickr}.<lang>.gz in DIR.
 set -euo pipefail
 reference=${1:?"usage: scripts/record_multi30k.sh DIR [KEY=VALUE ...]"}
 shift
 target=${TARGET:-de} seeds=${SEEDS:-1 2 3} budget=${BUDGET:-30min} split=test_2016_flickr
-case=${CASE:-as-it-is} both=${BOTH:-}
+case=${CASE:-as-it-is} both=${BOTH:-0min}
 mtrain=${MTRAIN:-python -m mtrain}
 here=$(dirname "${BASH_SOURCE[0]}")
 config=$here/../configs/multi30k-en-$target.yaml
 settings=(train.max_steps= "$@")
-if [ "$case" = lower ] || [ -n "$both" ]; then
+if [ "$case" = lower ] || [ "$both" != 0min ]; then
     text=data/multi30k-$case
     mkdir -p "$text"
     for part in train val "$split"; do
@@ -33,8 +33,6 @@ text = sys.stdin.read()
 sys.stdout.write(text.lower() if os.environ["case"] == "lower" else text)' >"$text/$part.$side"
         done
     done
-    cat "$text/train.en" "$text/train.$target" >"$text/both.source"
-    cat "$text/train.$target" "$text/train.en" >"$text/both.target"
     settings+=("name=multi30k-$case-$target" data.test=)
     for entry in train:train valid:val "test.$split:$split"; do
         part=$text/${entry#*:} key=data.${entry%%:*}
@@ -42,10 +40,6 @@ sys.stdout.write(text.lower() if os.environ["case"] == "lower" else text)' >"$te
     done
 fi
 name=runs/record-$target-$(printf '%s\n' "$budget" "$both" "${settings[@]}" | sha256sum | cut -c1-8)
-
-less() { # BUDGET PART: budgets of whole minutes
-    echo "$((${1%min} - ${2:+${2%min}}))min"
-}
 
 train() { # SETTING...
     local options=() setting
@@ -55,14 +49,14 @@ train() { # SETTING...
 
 for seed in $seeds; do
     run=$name-$seed own=(train.validate_every=auto)
-    if [ -n "$both" ]; then
+    if [ "$both" != 0min ]; then
         train "run=$run-both" "train.seed=$seed" "train.budget=$both" \
-            name=multi30k-$case-both "data.train.source=$text/both.source" \
-            "data.train.target=$text/both.target" train.optim.schedule=constant \
+            "name=multi30k-$case-en-$target-both" "data.train.1.source=$text/train.$target" \
+            "data.train.1.target=$text/train.en" train.optim.schedule=constant \
             train.optim.ema_decay=0.99 train.validate_every=100000
         own+=("train.init_from=$run-both")
     fi
-    train "run=$run" "train.seed=$seed" "train.budget=$(less "$budget" "$both")" "${own[@]}"
+    train "run=$run" "train.seed=$seed" "train.budget=$((${budget%min} - ${both%min}))min" "${own[@]}"
     $mtrain translate "$run" "$run/data/$split.source" -o "$run/$split.$target"
     python "$here/score_multi30k.py" --hypothesis "$run/$split.$target" --data "$reference" \
         --lang "$target" --split "$split" | tee "$run/record.txt"
