@@ -33,6 +33,8 @@ text = sys.stdin.read()
 sys.stdout.write(text.lower() if os.environ["case"] == "lower" else text)' >"$text/$part.$side"
         done
     done
+    cat "$text/train.en" "$text/train.$target" >"$text/both.source"
+    cat "$text/train.$target" "$text/train.en" >"$text/both.target"
     settings+=("name=multi30k-$case-$target" data.test=)
     for entry in train:train valid:val "test.$split:$split"; do
         part=$text/${entry#*:} key=data.${entry%%:*}
@@ -51,8 +53,8 @@ for seed in $seeds; do
     run=$name-$seed own=(train.validate_every=auto)
     if [ "$both" != 0min ]; then
         train "run=$run-both" "train.seed=$seed" "train.budget=$both" \
-            "name=multi30k-$case-en-$target-both" "data.train.1.source=$text/train.$target" \
-            "data.train.1.target=$text/train.en" train.optim.schedule=constant \
+            "name=multi30k-$case-$target-both" "data.train.source=$text/both.source" \
+            "data.train.target=$text/both.target" train.optim.schedule=constant \
             train.optim.ema_decay=0.99 train.validate_every=100000
         own+=("train.init_from=$run-both")
     fi
