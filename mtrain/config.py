@@ -149,6 +149,8 @@ def _conflicts(config: Config) -> list[Conflict]:
                 "keep either the temperature or the weights",
             )
         )
+    if train.both_directions:
+        found += _direction_conflicts(config)
     longest = config.data.max_length + 1
     if train.micro_batch_tokens != "auto" and train.micro_batch_tokens < longest:
         found.append(
@@ -196,6 +198,20 @@ def _tokenizer_conflicts(tokenizer: TokenizerConfig) -> list[Conflict]:
                 "give a path with a shared vocabulary, {source, target} with one a side",
             )
         )
+    return found
+
+
+def _direction_conflicts(config: Config) -> list[Conflict]:
+    """What is a source now and a target then has the same ids as both."""
+    key, found = "train.both_directions", []
+    if not config.tokenizer.shared:
+        problem = "needs one vocabulary for both sides (`tokenizer.shared: true`)"
+        found.append(
+            Conflict(key, "tokenizer.shared", problem, "share the vocabulary, or set it to 0")
+        )
+    if any(entry.tag is not None for entry in config.data.train):
+        problem = "knows no tags, which stand in front of sources only, and training entries have"
+        found.append(Conflict(key, "data.train", problem, "leave out the tags, or set it to 0"))
     return found
 
 

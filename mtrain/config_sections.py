@@ -288,6 +288,14 @@ class TrainConfig(Section):
         description="a run whose weights this one begins with, and whose tokenizer it takes over "
         "unless `tokenizer.model` names another copy",
     )
+    both_directions: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="the share of training, from its beginning and up to the end of an epoch, in "
+        "which half of the pairs, the others in every next epoch, are translated from target to "
+        "source; better on small data",
+    )
     batch_tokens: int = Field(
         default=4096, ge=16, description="real target tokens (EOS included) in one update"
     )

@@ -105,6 +105,14 @@ def test_mixing_tags_and_tokenizers_that_do_not_fit_together() -> None:
     assert "one way only" in problem(MINIMAL, "tokenizer={type: char, sampling: 0.1}")
 
 
+def test_both_directions_need_the_same_ids_on_both_sides() -> None:
+    both = "train.both_directions=0.4"
+    assert load(MINIMAL, both).train.both_directions == 0.4
+    assert "`tokenizer.shared: true`" in problem(MINIMAL, both, "tokenizer.shared=false")
+    tagged = MINIMAL.replace("train.de}", "train.de, tag: bt}")
+    assert "knows no tags" in problem(tagged, both)
+
+
 def test_the_config_of_the_contract() -> None:
     config = load(
         """

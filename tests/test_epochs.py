@@ -59,6 +59,27 @@ def test_every_epoch_draws_the_same_text_anew(kind: str) -> None:
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize("sampling", [0.0, 0.3])
+def test_in_two_epochs_of_both_directions_every_pair_comes_once_each_way(sampling: float) -> None:
+    config = make_config(tokenizer={"sampling": sampling, "type": "bpe"})
+    prepared = prepare(config, CONFIG)
+    made = Epochs(config, prepared.path, Path("x"))
+    found = []
+    for number in (4, 5, 6):
+        made.make(number)
+        store, plan = made.open(number, in_both_directions=True)
+        assert sorted(np.concatenate(plan.updates)) == list(range(len(PAIRS)))
+        assert plan.tgt_lengths.tolist() == [len(store.tgt(i)) + 1 for i in range(len(store))]
+        found.append(text_of(store, prepared))
+    turned = [(target, source) for source, target in PAIRS]
+    for pair, back, *both in zip(PAIRS, turned, *found[:2], strict=True):
+        assert both in ([pair, back], [back, pair])
+    n_turned = sum(pair != other for pair, other in zip(PAIRS, found[0], strict=True))
+    assert len(PAIRS) / 4 < n_turned < 3 * len(PAIRS) / 4
+    assert found[2] not in (found[0], found[1])  # another half
+    assert text_of(made.open(6)[0], prepared) == PAIRS
+
+
 def test_several_processes_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(tokenizer={"sampling": 0.3, "type": "bpe"})
     for module in (corpus, inputs, epochs):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import mtrain_environment
 
-from mtrain.data.store import Sentences, StoreWriter, TokenStore
+from mtrain.data.store import Sentences, StoreWriter, TokenStore, TurnedStore
 from mtrain.errors import DataError
 from mtrain.run import sha256_of
 
@@ -33,6 +33,17 @@ def test_pairs_come_back_in_order(tmp_path: Path) -> None:
     assert store.src_lengths.dtype == np.uint16
     assert store.src_ids.tolist() == [5, 6, 7, 9]
     assert store.tgt_offsets.tolist() == [0, 1, 3, 6]
+
+
+def test_some_pairs_are_turned(tmp_path: Path) -> None:
+    write(tmp_path)
+    store = TurnedStore(TokenStore.open(tmp_path), np.array([True, False, True]))
+    assert len(store) == 3
+    pairs = [(store.src(i).tolist(), store.tgt(i).tolist()) for i in range(3)]
+    assert pairs == [([8], [5, 6, 7]), ([9], [10, 11]), ([12, 13, 14], [])]
+    assert store.src_lengths.tolist() == [1, 1, 3]
+    assert store.tgt_lengths.tolist() == [3, 2, 0]
+    assert store.src_lengths.dtype == np.uint16
 
 
 def test_a_store_without_pairs_opens(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 from mtrain import runtime
 from mtrain.config import load_config, read_run_config
 from mtrain.data.batching import Batch
+from mtrain.data.epochs import Epochs
 from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
 from mtrain.errors import (
     CheckpointError,
@@ -829,6 +830,39 @@ def test_another_tokenizer_is_refused(workspace, straight, tmp_path):
             f"tokenizer.model={other.path}/tokenizer.model",
         )
     assert "tokenizer.model" in (raised.value.fix or "")
+
+
+# -- both directions -------------------------------------------------------------------------
+
+
+def test_the_first_epochs_go_both_ways_and_a_resumed_run_knows_which(
+    workspace, tmp_path, monkeypatch, capsys
+):
+    lines = Path("train.txt").read_text().splitlines()
+    write_lines(Path("reversed.txt"), [" ".join(reversed(line.split())) for line in lines])
+    settings = ["name=reverse", "data.train.target=reversed.txt", "train.both_directions=0.4"]
+    opened: dict[int, bool] = {}
+    original = Epochs.open
+
+    def noted(self: Epochs, number: int, in_both_directions: bool = False) -> Any:
+        assert opened.setdefault(number, in_both_directions) == in_both_directions
+        return original(self, number, in_both_directions)
+
+    monkeypatch.setattr(Epochs, "open", noted)
+    straight = workspace.train(tmp_path / "straight", *settings)
+    n_both = sum(opened.values())
+    assert 0 < n_both < len(opened)
+    assert [opened[number] for number in sorted(opened)[:n_both]] == [True] * n_both
+    assert capsys.readouterr().err.count("from now on only from en to de") == 1
+    for at in (2, 7):
+        with monkeypatch.context() as patch:
+            before_step(patch, raise_signal(signal.SIGTERM, at))
+            with pytest.raises(StoppedBySignal):
+                workspace.train(tmp_path / "run", *settings)
+    run = workspace.train(tmp_path / "run", *settings)
+    assert_alike(run, straight)
+    with pytest.raises(UsageError, match="both_directions"):
+        workspace.train(tmp_path / "run", *settings[:2], "train.both_directions=0.9")
 
 
 # -- plans and budgets -----------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """The pairs of every epoch: their ids, and the plan of their updates.
 
 Where subwords are drawn (`tokenizer.sampling`), each epoch has a store of its own, made from the
-text that the prepared data keeps: a function of (seed, epoch), so a resumed run finds the same.
+text that the prepared data keeps. In an epoch of both directions (`train.both_directions`) half of
+the pairs are turned, and in the next one the others are. All of it is a function of (seed, epoch),
+so a resumed run finds the same.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtrain import console
 from mtrain.config import Config
 from mtrain.data.batching import BatchPlan
@@ -20,7 +25,7 @@ from mtrain.data.corpus import CHUNK_PAIRS
 from mtrain.data.encoding import SubwordSampler, TextChunk
 from mtrain.data.inputs import train_tags
 from mtrain.data.order import Mixture
-from mtrain.data.store import StoreWriter, TokenStore
+from mtrain.data.store import StoreWriter, TokenStore, TurnedStore
 from mtrain.data.tokenizer import load_tokenizers
 from mtrain.pool import map_in_order
 from mtrain.run import storage_errors
@@ -50,13 +55,15 @@ class Epochs:
             partial.rename(self._path(number))
         self._drawn = number
 
-    def open(self, number: int) -> tuple[TokenStore, BatchPlan]:
+    def open(self, number: int, in_both_directions: bool = False) -> tuple[TokenStore, BatchPlan]:
         """The ids of an epoch, and which of its pairs form each update."""
         train = self._config.train
         if self._config.tokenizer.sampling:
             store = TokenStore.open(self._path(number))
         else:
             store = self.store
+        if in_both_directions:
+            store = TurnedStore(store, half_of(len(store), train.seed, number))
         plan = BatchPlan.of_store(store, train.batch_tokens, train.seed, number, self._mixture)
         return store, plan
 
@@ -97,3 +104,10 @@ class Epochs:
                     lines = b"".join(islice(file, min(CHUNK_PAIRS, size - start)))
                     yield TextChunk(entry, lines, (self._config.train.seed, epoch, n_chunks))
                     n_chunks += 1
+
+
+def half_of(n: int, seed: int, epoch: int) -> NDArray[np.bool_]:
+    """(n,) True for a random half of the pairs in an even epoch, for the others in the next."""
+    # As many numbers as no other draw has: see data.order.
+    is_first_half = np.random.default_rng((seed, epoch // 2, 0, 0, 0)).random(n) < 0.5
+    return ~is_first_half if epoch % 2 else is_first_half

@@ -235,6 +235,30 @@ class TokenStore:
         return self.tgt_ids[self.tgt_offsets[index] : self.tgt_offsets[index + 1]]
 
 
+class TurnedStore(TokenStore):
+    """The pairs of a store, some of them the other way round: their target is the source here."""
+
+    def __init__(self, store: TokenStore, is_turned: NDArray[np.bool_]) -> None:
+        """is_turned (n,)"""
+        sides = (store.src_ids, store.src_offsets, store.tgt_ids, store.tgt_offsets)
+        super().__init__([*sides, store.entries], store._offset_files)
+        self._store, self._is_turned = store, is_turned
+
+    @cached_property
+    def src_lengths(self) -> NDArray[np.uint16]:
+        return np.where(self._is_turned, self._store.tgt_lengths, self._store.src_lengths)
+
+    @cached_property
+    def tgt_lengths(self) -> NDArray[np.uint16]:
+        return np.where(self._is_turned, self._store.src_lengths, self._store.tgt_lengths)
+
+    def src(self, index: int) -> Ids:
+        return self._store.tgt(index) if self._is_turned[index] else self._store.src(index)
+
+    def tgt(self, index: int) -> Ids:
+        return self._store.src(index) if self._is_turned[index] else self._store.tgt(index)
+
+
 def _lengths(path: Path, n_sentences: int) -> NDArray[np.uint16]:
     """(n,) from a file of n + 1 offsets, read in order: mapped, all of it would stay in memory."""
     lengths = np.empty(n_sentences, np.uint16)  # `data.max_length` is far below 2^16

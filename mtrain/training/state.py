@@ -53,6 +53,7 @@ class Progress:
     best_step: int = 0
     best_score: float | None = None
     n_worse: int = 0  # validations since the best one
+    n_both: int = 0  # epochs, the first ones, that are trained in both directions
     n_target_tokens: int = 0  # trained on so far
     n_halvings: int = 0  # of the micro-batch, out of memory
     is_compiled: bool = False  # the layers: on a GPU their dropout draws other masks then

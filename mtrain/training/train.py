@@ -153,7 +153,8 @@ class _Loop:
     def resume(self, progress: Progress) -> None:
         """Everything before the next step of a run that was stopped."""
         if progress.is_compiled:
-            compile_again(self.learner, self.epoch(progress.epoch), progress)
+            epoch = self.epoch(progress.epoch, progress.epoch < progress.n_both)
+            compile_again(self.learner, epoch, progress)
 
     def shall_compile(self, training_s: float) -> bool:
         """Whether to try: as the config says, or on a GPU where training takes long enough."""
@@ -171,7 +172,7 @@ class _Loop:
         if self.config.train.init_from is not None:
             start_from(self.learner.model, Path(self.config.train.init_from), self.prepared)
             self.learner.ema = self.learner.make_ema()
-        epoch = self.epoch(0)
+        epoch = self.epoch(0, self.config.train.both_directions > 0)
         trial = try_out(self.learner, epoch, progress)
         plan = Plan(self.config.train, progress)
         if self.shall_compile(plan.expected_s(trial.update_s)):
@@ -237,18 +238,29 @@ class _Loop:
     def updates(self, progress: Progress) -> Iterator[tuple[BatchPlan, int]]:
         """(plan of the epoch, number in it) of each update, from where progress stands."""
         while True:
-            epoch = self.epoch(progress.epoch)
+            epoch = self.epoch(progress.epoch, self.is_in_both_directions(progress))
             while epoch.has(progress.update):
                 progress.update += 1
                 yield epoch, progress.update - 1
             progress.epoch, progress.update = progress.epoch + 1, 0
 
-    def epoch(self, number: int) -> BatchPlan:
+    def is_in_both_directions(self, progress: Progress) -> bool:
+        """Whether the epoch at hand is, which is decided when it begins."""
+        train = self.config.train
+        if progress.update == 0 and progress.n_both == progress.epoch:  # all so far were
+            if progress.step < train.both_directions * Plan(train, progress).max_steps:
+                progress.n_both += 1
+            elif progress.step:
+                sides = f"{self.config.source} to {self.config.target}"
+                console.message(f"step {progress.step}: from now on only from {sides}")
+        return progress.epoch < progress.n_both
+
+    def epoch(self, number: int, in_both_directions: bool) -> BatchPlan:
         """Which sentences form each update of an epoch, whose ids the learner takes up."""
         if self.processes.is_first:
             self.epochs.make(number)
         self.processes.wait()
-        self.learner.store, plan = self.epochs.open(number)
+        self.learner.store, plan = self.epochs.open(number, in_both_directions)
         return plan
 
     def log(self, progress: Progress, plan: Plan, meter: Meter) -> str:
