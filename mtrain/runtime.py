@@ -203,14 +203,19 @@ def _has_avx512_bf16() -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc not to hand large buffers back after every use."""
+    """Tell glibc not to hand large buffers back after every use, in one heap for all threads.
+
+    A heap of a thread's own ends at 64 MiB, what is larger is mapped anew for every use, and what
+    one thread has freed no other can use.
+    """
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return
-    m_mmap_threshold, m_trim_threshold, m_top_pad = -3, -1, -2
+    m_mmap_threshold, m_trim_threshold, m_top_pad, m_arena_max = -3, -1, -2, -8
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, 1 << 30)
     mallopt(m_top_pad, 256 << 20)
+    mallopt(m_arena_max, 1)
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:

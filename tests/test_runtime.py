@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import mtrain_environment
 
 from mtrain import runtime
 from mtrain.errors import DeviceError
@@ -157,6 +160,36 @@ def test_memory_between_what_is_still_used_is_given_back():
     runtime.give_memory_back()
     assert resident_mib() < before - 48
     assert all(bool(block.eq(1).all()) for block in blocks)
+
+
+@pytest.mark.skipif(runtime._of_glibc("mallopt") is None, reason="needs glibc")
+def test_large_buffers_of_a_thread_are_used_again():
+    """Pages that are touched for the first time are counted, in a process of its own."""
+    script = """
+import resource, threading, torch
+from mtrain import runtime
+runtime.set_up(torch.device("cpu"), 1, 100)
+def use(numbers):
+    for number in range(12):  # an allocator has to settle
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        buffers = [torch.ones(80 << 18) for _ in range(2)]  # 80 MiB each
+        del buffers
+        numbers.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+numbers = []
+thread = threading.Thread(target=use, args=(numbers,))
+thread.start()
+thread.join()
+print(*numbers)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=mtrain_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, *_, last = map(int, done.stdout.split())
+    assert last < first / 10
 
 
 @pytest.mark.usefixtures("threads")
