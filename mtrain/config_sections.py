@@ -294,7 +294,7 @@ class TrainConfig(Section):
         le=1,
         description="the share of training, from its beginning and up to the end of an epoch, in "
         "which half of the pairs, the others in every next epoch, are translated from target to "
-        "source; better on small data",
+        "source (Ding et al., 2021); for small data",
     )
     batch_tokens: int = Field(
         default=4096, ge=16, description="real target tokens (EOS included) in one update"

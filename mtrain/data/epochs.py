@@ -108,6 +108,6 @@ class Epochs:
 
 def half_of(n: int, seed: int, epoch: int) -> NDArray[np.bool_]:
     """(n,) True for a random half of the pairs in an even epoch, for the others in the next."""
-    # As many numbers as no other draw has: see data.order.
+    # More numbers than other draws have (see data.order); zeros count from the fifth on.
     is_first_half = np.random.default_rng((seed, epoch // 2, 0, 0, 0)).random(n) < 0.5
     return ~is_first_half if epoch % 2 else is_first_half

@@ -20,7 +20,12 @@ from mtrain.training.state import Progress
 # A change of these makes another model, another order or another optimum: refused on resume.
 FIXED = ("source", "target", "data", "tokenizer", "model")
 FIXED_IN_TRAIN = (
-    *("seed", "batch_tokens", "optim", "best_metric", "budget", "init_from"),
+    "seed",
+    "batch_tokens",
+    "optim",
+    "best_metric",
+    "budget",
+    "init_from",
     "both_directions",
 )
 
