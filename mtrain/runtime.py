@@ -18,10 +18,8 @@ from torch import nn
 from mtrain import __version__
 from mtrain.errors import DeviceError
 
-KERNELS_TO_TRAIN = 1024  # shapes come again and again, see model.products
-KERNELS_TO_DECODE = 128  # a search asks for a few step after step, and then hardly ever again
-
 Precision = Literal["fp32", "bf16"]
+Purpose = Literal["training", "decoding"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -79,20 +77,24 @@ def leave_compiled() -> None:
     torch.compiler.set_stance("force_eager")
 
 
-def set_up(device: torch.device, threads: int | Literal["auto"], most_kernels: int) -> None:
-    """Threads, allocator and float settings, once for each process, before the first tensor.
+# How many of its kernels oneDNN keeps, 1,024 by itself. In bf16 it makes one for every shape of a
+# matrix product, in half a millisecond and of up to a quarter of a MiB.
+KERNELS: dict[Purpose, int] = {
+    "training": 1024,  # shapes come again and again, see model.products
+    "decoding": 128,  # a search asks for a few step after step, and then hardly ever again
+}
 
-    `most_kernels` is how many of its kernels oneDNN keeps (1,024 by itself). In bf16 it makes one
-    for every shape of a matrix product, in half a millisecond and of up to a quarter of a MiB.
-    """
+
+def set_up(device: torch.device, threads: int | Literal["auto"], purpose: Purpose) -> None:
+    """Threads, allocator and float settings, once for each process, before the first tensor."""
     n_threads = _n_cores() if threads == "auto" else threads
     torch.set_num_threads(n_threads)
     torch.set_flush_denormal(True)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     else:
-        _keep_freed_memory()
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(most_kernels))
+        _keep_freed_memory(in_one_heap=purpose == "decoding")
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS[purpose]))
 
 
 def give_memory_back() -> None:
@@ -202,11 +204,12 @@ def _has_avx512_bf16() -> bool:
     return bool(probe()) if probe is not None else False
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc not to hand large buffers back after every use, in one heap for all threads.
+def _keep_freed_memory(in_one_heap: bool) -> None:
+    """Tell glibc not to hand large buffers back after every use.
 
     A heap of a thread's own ends at 64 MiB, what is larger is mapped anew for every use, and what
-    one thread has freed no other can use.
+    one thread has freed no other can use: one heap for all holds half as much in decoding. But
+    they wait for each other there, which costs training 6 % of its speed.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
@@ -215,7 +218,8 @@ def _keep_freed_memory() -> None:
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, 1 << 30)
     mallopt(m_top_pad, 256 << 20)
-    mallopt(m_arena_max, 1)
+    if in_one_heap:
+        mallopt(m_arena_max, 1)
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:

@@ -223,7 +223,7 @@ class Training:
             }
         )
         device = runtime.choose_device(setting.device)
-        runtime.set_up(device, setting.threads, runtime.KERNELS_TO_TRAIN)
+        runtime.set_up(device, setting.threads, "training")
         self.setting, self.store = setting, TokenStore.open(Path(setting.data))
         processes, self.progress = Processes(device), Progress()
         self.meter = Meter(self.progress, processes)

@@ -246,7 +246,7 @@ def load(setting: Setting, precision: str) -> Any:
     from mtrain.model.transformer import Transformer
 
     device = runtime.choose_device(setting.device)
-    runtime.set_up(device, setting.threads, runtime.KERNELS_TO_DECODE)
+    runtime.set_up(device, setting.threads, "decoding")
     torch.manual_seed(1)
     config = Config.model_validate(
         {

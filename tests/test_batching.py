@@ -127,13 +127,15 @@ def test_only_the_windows_asked_for_are_planned(monkeypatch):
 # -- micro-batches ---------------------------------------------------------------------------
 
 
-@given(pairs, budgets, st.integers(1, 300))
+@given(pairs, budgets, st.integers(1, 300), st.integers(1, 3))
 @settings(max_examples=80)
-def test_micro_batches_partition_their_update_within_the_limit(lengths, budget, max_tokens):
+def test_micro_batches_partition_their_update_within_the_limit(
+    lengths, budget, max_tokens, n_workers
+):
     plan = plan_of(lengths, budget)
     before = listed(plan)
     for i, update in enumerate(before):
-        parts = plan.micro_batches(i, max_tokens)
+        parts = plan.micro_batches(i, max_tokens, n_workers)
         assert sorted(s for part in parts for s in part.tolist()) == sorted(update)
         for part in parts:
             longest = max(max(lengths[s]) for s in part.tolist())
@@ -161,12 +163,29 @@ def test_micro_batches_of_an_update_are_of_even_size():
     assert [len(part) for part in plan.micro_batches(0, max_tokens=80)] == [5, 4]
 
 
-def test_at_least_95_percent_of_positions_are_real_on_captions():
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=3, max_size=12))
+def test_the_largest_micro_batch_of_two_workers_is_as_small_as_can_be(lengths):
+    def positions(part: list[tuple[int, int]]) -> int:
+        return len(part) * (max(s for s, _ in part) + max(t for _, t in part))
+
+    plan = plan_of(lengths, budget=10_000)
+    parts = [[lengths[i] for i in part] for part in plan.micro_batches(0, 10_000, n_workers=2)]
+    by_target = sorted(lengths, key=lambda pair: (pair[1], pair[0]))
+    best = min(
+        max(positions(by_target[:cut]), positions(by_target[cut:]))
+        for cut in range(1, len(lengths))
+    )
+    assert max(map(positions, parts)) == best
+    assert len(parts) == 2
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 4])
+def test_at_least_95_percent_of_positions_are_real_on_captions(n_workers):
     src, tgt = multi30k_like()
     plan = BatchPlan(src, tgt, 4096, seed=1, epoch=0)
     real = computed = 0
     for update in range(len(plan)):
-        for part in plan.micro_batches(update, 2048):
+        for part in plan.micro_batches(update, 2048, n_workers):
             real += int(src[part].sum() + tgt[part].sum())
             computed += len(part) * int(src[part].max() + tgt[part].max())
     assert real == src.sum() + tgt.sum()

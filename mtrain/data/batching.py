@@ -8,6 +8,7 @@ then cut into micro-batches, which never changes which sentences form it. Length
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -146,12 +147,16 @@ class BatchPlan:
         """Real target tokens of an update, EOS included, over all its micro-batches."""
         return int(self.tgt_lengths[self.sentences(update)].sum(dtype=np.int64))
 
-    def micro_batches(self, update: int, max_tokens: int) -> list[Indices]:
+    def micro_batches(self, update: int, max_tokens: int, n_workers: int = 1) -> list[Indices]:
         """The update's sentences in groups of at most max_tokens = rows x longest side.
 
         Sentences of one source length stand alone where they fill at least half of a micro-batch
-        and need no mask then; the rest are grouped with neighbouring lengths.
+        and need no mask then; the rest are grouped with neighbouring lengths. For several workers
+        the groups are as many, or a multiple, and their largest is as small as can be, so that
+        nobody waits for long.
         """
+        if n_workers > 1:
+            return self._equal_shares(update, max_tokens, n_workers)
         sentences = self.sentences(update)
         src = self.src_lengths[sentences].astype(np.int64)
         tgt = self.tgt_lengths[sentences].astype(np.int64)
@@ -169,6 +174,14 @@ class BatchPlan:
         if len(waiting):
             pieces += _cut_by_area(waiting, src, tgt, max_tokens)
         return [sentences[piece] for piece in pieces]
+
+    def _equal_shares(self, update: int, max_tokens: int, n_workers: int) -> list[Indices]:
+        sentences = self.sentences(update)
+        src = self.src_lengths[sentences].astype(np.int64)
+        tgt = self.tgt_lengths[sentences].astype(np.int64)
+        by_length = np.lexsort((src, tgt))  # an update's sources are of about one length
+        sentences, src, tgt = sentences[by_length], src[by_length], tgt[by_length]
+        return [sentences[part] for part in _cut_evenly(src, tgt, max_tokens, n_workers)]
 
 
 def _cut_by_budget(lengths: Lengths, budget: int) -> list[int]:
@@ -205,6 +218,39 @@ def _cut_by_area(group: Indices, src: Indices, tgt: Indices, max_tokens: int) ->
         if all(len(part) * longest[part].max() <= max_tokens for part in parts):
             return [group[part] for part in parts]
         n_parts += 1
+
+
+def _cut_evenly(src: Indices, tgt: Indices, max_tokens: int, n_workers: int) -> list[Indices]:
+    """Consecutive stretches of rows x longest side <= max_tokens, as many for each worker.
+
+    They are as few as that allows, and have as few positions, padding included, in the largest.
+    """
+    most = len(src) * int(src.max() + tgt.max())
+    n_parts = n_workers * -(-len(_cut_within(src, tgt, max_tokens, most)) // n_workers)
+    bound = bisect_left(
+        range(most),
+        True,
+        key=lambda bound: len(_cut_within(src, tgt, max_tokens, bound)) <= n_parts,
+    )
+    return _cut_within(src, tgt, max_tokens, bound)
+
+
+def _cut_within(src: Indices, tgt: Indices, max_tokens: int, bound: int) -> list[Indices]:
+    """Consecutive stretches of rows x longest side <= max_tokens and rows x both sides <= bound.
+
+    A sentence that is longer than that gets a stretch of its own.
+    """
+    rows = np.arange(len(src))
+    stretches: list[Indices] = []
+    while len(rows):
+        n = np.arange(1, len(rows) + 1)
+        longest_src, longest_tgt = (np.maximum.accumulate(side[rows]) for side in (src, tgt))
+        area = n * np.maximum(longest_src, longest_tgt)
+        positions = n * (longest_src + longest_tgt)
+        end = max(1, int(((area <= max_tokens) & (positions <= bound)).sum()))
+        stretches.append(rows[:end])
+        rows = rows[end:]
+    return stretches
 
 
 def collate(store: TokenStore, sentences: Sequence[int] | Indices) -> Batch:

@@ -173,7 +173,7 @@ class Translator:
         run = RunDir.open(path)
         others = [RunDir.open(other) for other in companions]
         chosen = runtime.choose_device(device)
-        runtime.set_up(chosen, "auto", runtime.KERNELS_TO_DECODE)
+        runtime.set_up(chosen, "auto", "decoding")
         tokenizers = load_tokenizers(run.files)
         for other in others:
             _check_same_vocabulary(run, tokenizers, other)

@@ -88,9 +88,7 @@ def _not_compiled(error: RuntimeError) -> str:
 def _time(learner: Learner, plan: BatchPlan, progress: Progress) -> Trial:
     """Time the first updates of a plan."""
     numbers = [number for number in range(N_TIMED) if plan.has(number)]
-    n_micro_batches = sum(
-        len(plan.micro_batches(number, learner.micro_batch_tokens(progress))) for number in numbers
-    )
+    n_micro_batches = sum(len(learner.micro_batches(plan, number, progress)) for number in numbers)
     n_tokens = 0
     began_at = time.perf_counter()
     for number in numbers:

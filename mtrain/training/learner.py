@@ -30,7 +30,7 @@ from mtrain.training.workers import Workers, share_out
 
 # Target tokens of a micro-batch: what stays in a core's caches, or keeps a GPU busy.
 SUITABLE_TOKENS = {"cpu": 1024, "cuda": 32768}
-ROOM = 1.2  # rows x longest side of a target token: there is padding, and sources may be longer
+ROOM = 1.6  # rows x longest side of a target token: there is padding, and sources may be longer
 
 
 class Learner:
@@ -100,8 +100,7 @@ class Learner:
 
         None where the memory does not suffice: the micro-batch is halved, and nothing was done.
         """
-        parts = plan.micro_batches(number, self.micro_batch_tokens(progress))
-        parts = at_least(self.processes.n, parts)
+        parts = at_least(self.processes.n, self.micro_batches(plan, number, progress))
         sides = (plan.src_lengths, plan.tgt_lengths)
         sizes = [len(part) * sum(int(side[part].max()) for side in sides) for part in parts]
         own = share_out(sizes, self.processes.n)[self.processes.rank]
@@ -131,6 +130,12 @@ class Learner:
             return loss._replace(smoothed=loss.smoothed.detach())
 
         return self.workers.run(work, [*batches], [b.n_positions for b in batches.values()])
+
+    def micro_batches(self, plan: BatchPlan, number: int, progress: Progress) -> list[Indices]:
+        """The sentences of an update in groups, as many for every worker."""
+        return plan.micro_batches(
+            number, self.micro_batch_tokens(progress), len(self.workers.models)
+        )
 
     def micro_batch_tokens(self, progress: Progress) -> int:
         """The micro-batch in force: the most rows x longest side of one forward pass."""

@@ -62,7 +62,7 @@ def train(config: Config, config_path: Path, fresh: bool = False) -> None:
     bleu_tokenizer(config.target, config.evaluate.tokenize)  # missing? better now than in an hour
     prepared = _prepared(config, config_path)
     with join(config.train.device) as processes:
-        runtime.set_up(processes.device, config.train.threads, runtime.KERNELS_TO_TRAIN)
+        runtime.set_up(processes.device, config.train.threads, "training")
         with alone_in(RunDir(config.run_dir), is_first=processes.is_first):
             if processes.is_first:
                 open_run(config, prepared, fresh)
@@ -74,7 +74,7 @@ def show_plan(config: Config, config_path: Path) -> None:
     """Try the largest batch, time some updates and print what a whole run would take."""
     prepared = _prepared(config, config_path)
     with join(config.train.device) as processes:
-        runtime.set_up(processes.device, config.train.threads, runtime.KERNELS_TO_TRAIN)
+        runtime.set_up(processes.device, config.train.threads, "training")
         loop = _Loop(config, prepared, processes)
         loop.take_off(Progress())
         if processes.is_first:
