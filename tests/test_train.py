@@ -606,8 +606,8 @@ def test_every_worker_has_as_many_micro_batches(
     batch_tokens: int, n_workers: int, device: str, n_shares: int
 ) -> None:
     tokens = learner.equal_share(batch_tokens, n_workers, device)
-    assert tokens * n_shares == pytest.approx(learner.ROOM * batch_tokens, abs=n_shares)
-    assert tokens < learner.ROOM * learner.SUITABLE_TOKENS[device] + 1
+    assert tokens * n_shares == pytest.approx(learner.ROOM[device] * batch_tokens, abs=n_shares)
+    assert tokens < learner.ROOM[device] * learner.SUITABLE_TOKENS[device] + 1
 
 
 def test_dropout_goes_by_seed_and_step_alone(workspace, straight, tmp_path):

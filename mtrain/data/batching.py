@@ -155,33 +155,14 @@ class BatchPlan:
         the groups are as many, or a multiple, and their largest is as small as can be, so that
         nobody waits for long.
         """
+        sentences = self.sentences(update)
+        src = self.src_lengths[sentences].astype(np.int64)
+        tgt = self.tgt_lengths[sentences].astype(np.int64)
         if n_workers > 1:
-            return self._equal_shares(update, max_tokens, n_workers)
-        sentences = self.sentences(update)
-        src = self.src_lengths[sentences].astype(np.int64)
-        tgt = self.tgt_lengths[sentences].astype(np.int64)
-        by_length = np.lexsort((tgt, src))
-        sentences, src, tgt = sentences[by_length], src[by_length], tgt[by_length]
-        pieces: list[Indices] = []
-        waiting = np.empty(0, dtype=np.int64)
-        starts = np.flatnonzero(np.diff(src, prepend=-1))
-        for group in np.split(np.arange(len(sentences)), starts[1:]):
-            longest = max(int(src[group[0]]), int(tgt[group].max()))
-            if len(group) * longest * 2 >= max_tokens:
-                pieces += _cut_by_area(group, src, tgt, max_tokens)
-            else:
-                waiting = np.concatenate([waiting, group])
-        if len(waiting):
-            pieces += _cut_by_area(waiting, src, tgt, max_tokens)
-        return [sentences[piece] for piece in pieces]
-
-    def _equal_shares(self, update: int, max_tokens: int, n_workers: int) -> list[Indices]:
-        sentences = self.sentences(update)
-        src = self.src_lengths[sentences].astype(np.int64)
-        tgt = self.tgt_lengths[sentences].astype(np.int64)
-        by_length = np.lexsort((src, tgt))  # an update's sources are of about one length
-        sentences, src, tgt = sentences[by_length], src[by_length], tgt[by_length]
-        return [sentences[part] for part in _cut_evenly(src, tgt, max_tokens, n_workers)]
+            parts = _cut_for_workers(src, tgt, max_tokens, n_workers)
+        else:
+            parts = _cut_by_source_length(src, tgt, max_tokens)
+        return [sentences[part] for part in parts]
 
 
 def _cut_by_budget(lengths: Lengths, budget: int) -> list[int]:
@@ -202,6 +183,24 @@ def _cut_by_budget(lengths: Lengths, budget: int) -> list[int]:
     return ends
 
 
+def _cut_by_source_length(src: Indices, tgt: Indices, max_tokens: int) -> list[Indices]:
+    """Parts of one source length where that fills half of one, and parts of what is left."""
+    by_length = np.lexsort((tgt, src))
+    src, tgt = src[by_length], tgt[by_length]
+    parts: list[Indices] = []
+    waiting = np.empty(0, dtype=np.int64)
+    starts = np.flatnonzero(np.diff(src, prepend=-1))
+    for group in np.split(np.arange(len(src)), starts[1:]):
+        longest = max(int(src[group[0]]), int(tgt[group].max()))
+        if len(group) * longest * 2 >= max_tokens:
+            parts += _cut_by_area(group, src, tgt, max_tokens)
+        else:
+            waiting = np.concatenate([waiting, group])
+    if len(waiting):
+        parts += _cut_by_area(waiting, src, tgt, max_tokens)
+    return [by_length[part] for part in parts]
+
+
 def _cut_by_area(group: Indices, src: Indices, tgt: Indices, max_tokens: int) -> list[Indices]:
     """Consecutive stretches of even size, each of rows x longest side <= max_tokens.
 
@@ -220,36 +219,35 @@ def _cut_by_area(group: Indices, src: Indices, tgt: Indices, max_tokens: int) ->
         n_parts += 1
 
 
-def _cut_evenly(src: Indices, tgt: Indices, max_tokens: int, n_workers: int) -> list[Indices]:
-    """Consecutive stretches of rows x longest side <= max_tokens, as many for each worker.
-
-    They are as few as that allows, and have as few positions, padding included, in the largest.
-    """
+def _cut_for_workers(src: Indices, tgt: Indices, max_tokens: int, n_workers: int) -> list[Indices]:
+    """As few parts as each worker can have the same number of, the largest as small as can be."""
+    by_length = np.lexsort((src, tgt))  # the sources of an update are of about one length anyway
+    src, tgt = src[by_length], tgt[by_length]
     most = len(src) * int(src.max() + tgt.max())
     n_parts = n_workers * -(-len(_cut_within(src, tgt, max_tokens, most)) // n_workers)
-    bound = bisect_left(
-        range(most),
-        True,
-        key=lambda bound: len(_cut_within(src, tgt, max_tokens, bound)) <= n_parts,
-    )
-    return _cut_within(src, tgt, max_tokens, bound)
+
+    def suffices(n_positions: int) -> bool:
+        return len(_cut_within(src, tgt, max_tokens, n_positions)) <= n_parts
+
+    least = bisect_left(range(most), True, key=suffices)
+    return [by_length[part] for part in _cut_within(src, tgt, max_tokens, least)]
 
 
-def _cut_within(src: Indices, tgt: Indices, max_tokens: int, bound: int) -> list[Indices]:
-    """Consecutive stretches of rows x longest side <= max_tokens and rows x both sides <= bound.
+def _cut_within(src: Indices, tgt: Indices, max_tokens: int, n_positions: int) -> list[Indices]:
+    """Consecutive stretches of rows x longest side <= max_tokens, and of at most n_positions.
 
-    A sentence that is longer than that gets a stretch of its own.
+    These count both sides and padding. A sentence that is longer gets a stretch of its own.
     """
-    rows = np.arange(len(src))
+    rest = np.arange(len(src))
     stretches: list[Indices] = []
-    while len(rows):
-        n = np.arange(1, len(rows) + 1)
-        longest_src, longest_tgt = (np.maximum.accumulate(side[rows]) for side in (src, tgt))
-        area = n * np.maximum(longest_src, longest_tgt)
-        positions = n * (longest_src + longest_tgt)
-        end = max(1, int(((area <= max_tokens) & (positions <= bound)).sum()))
-        stretches.append(rows[:end])
-        rows = rows[end:]
+    while len(rest):
+        n_rows = np.arange(1, len(rest) + 1)
+        longest_src, longest_tgt = (np.maximum.accumulate(side[rest]) for side in (src, tgt))
+        fits = n_rows * np.maximum(longest_src, longest_tgt) <= max_tokens
+        fits &= n_rows * (longest_src + longest_tgt) <= n_positions
+        end = max(1, int(fits.sum()))
+        stretches.append(rest[:end])
+        rest = rest[end:]
     return stretches
 
 

@@ -30,7 +30,8 @@ from mtrain.training.workers import Workers, share_out
 
 # Target tokens of a micro-batch: what stays in a core's caches, or keeps a GPU busy.
 SUITABLE_TOKENS = {"cpu": 1024, "cuda": 32768}
-ROOM = 1.6  # rows x longest side of a target token: there is padding, and sources may be longer
+# Rows x longest side of a target token: there is padding, and sources may be longer.
+ROOM = {"cpu": 1.6, "cuda": 1.2}
 
 
 class Learner:
@@ -175,7 +176,7 @@ def equal_share(batch_tokens: int, n_workers: int, device_type: str) -> int:
     them cut an update alike.
     """
     n_rounds = math.ceil(batch_tokens / (SUITABLE_TOKENS[device_type] * n_workers))
-    return math.ceil(ROOM * batch_tokens / (n_rounds * n_workers))
+    return math.ceil(ROOM[device_type] * batch_tokens / (n_rounds * n_workers))
 
 
 def at_least(n: int, parts: Sequence[Indices]) -> list[Indices]:
