@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,15 @@ def test_an_output_file_is_complete_or_not_there(trained_run: TrainedRun, tmp_pa
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Processes begin as in a terminal: a shell has those in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
