@@ -209,7 +209,7 @@ def _keep_freed_memory(in_one_heap: bool) -> None:
 
     A heap of a thread's own ends at 64 MiB, what is larger is mapped anew for every use, and what
     one thread has freed no other can use: one heap for all holds half as much in decoding. But
-    they wait for each other there, which costs training 6 % of its speed.
+    threads wait for each other there, which costs training 6 % of its speed.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
