@@ -19,15 +19,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 
 from mtrain import runtime
 from mtrain.config import load_config, read_run_config
-from mtrain.data.batching import Batch
+from mtrain.data.batching import Batch, BatchPlan
 from mtrain.data.epochs import Epochs
 from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
 from mtrain.errors import (
@@ -608,6 +610,16 @@ def test_every_worker_has_as_many_micro_batches(
     tokens = learner.equal_share(batch_tokens, n_workers, device)
     assert tokens * n_shares == pytest.approx(learner.ROOM[device] * batch_tokens, abs=n_shares)
     assert tokens < learner.ROOM[device] * learner.SUITABLE_TOKENS[device] + 1
+
+
+def test_an_update_is_cut_for_all_workers() -> None:
+    lengths = np.full(9, 10)
+    plan = BatchPlan(lengths, lengths, 1000, seed=1, epoch=0)
+    of_three = SimpleNamespace(
+        workers=SimpleNamespace(models=[None] * 3), micro_batch_tokens=lambda progress: 1000
+    )
+    parts = Learner.micro_batches(cast(Learner, of_three), plan, 0, state.Progress())
+    assert [len(part) for part in parts] == [3, 3, 3]
 
 
 def test_dropout_goes_by_seed_and_step_alone(workspace, straight, tmp_path):
