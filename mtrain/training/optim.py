@@ -132,34 +132,37 @@ class Muon(torch.optim.Optimizer):
         """One update; where `found_inf` is set to 1, weights and momentum stay as they are."""
         assert closure is None
         for group in self.param_groups:
-            matrices = [p for p in group["params"] if p.grad is not None]
-            by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for matrix in matrices:
-                direction = self._direction(matrix, group["momentum"])
-                is_good = 1 - getattr(self, "found_inf", 0.0)
-                matrix.mul_(1 - group["lr"] * group["weight_decay"] * is_good)
-                n_parts = group["n_parts"]
-                for part in zip(matrix.chunk(n_parts), direction.chunk(n_parts), strict=True):
-                    by_shape[part[0].shape[0], part[0].shape[1]].append(part)
-            for (rows, columns), parts in by_shape.items():
-                directions = torch.stack([direction for _, direction in parts])
-                update = orthogonal(directions, self.dtype)
-                scale = -group["lr"] * 0.2 * math.sqrt(max(rows, columns))
-                torch._foreach_add_([weight for weight, _ in parts], update.unbind(), alpha=scale)
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    by_shape[matrix.shape].append(matrix)
+            for matrices in by_shape.values():
+                self._step(matrices, group)
 
-    def _direction(self, matrix: Tensor, momentum: float) -> Tensor:
-        """The gradient with Nesterov momentum; zero where the gradient is not finite."""
-        state = self.state[matrix]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(matrix)
+    def _step(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        """Of matrices of one shape, n of (m, columns), all in each operation."""
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        momentum = torch.stack(buffers)  # (n, m, columns)
+        direction = torch.stack([p.grad for p in matrices if p.grad is not None])
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        assert matrix.grad is not None
-        grad = matrix.grad
         if found_inf is not None:
-            grad = torch.where(found_inf > 0, state["momentum_buffer"], grad)  # leaves it as it is
-        state["momentum_buffer"].lerp_(grad, 1 - momentum)
-        direction = grad.lerp(state["momentum_buffer"], momentum)
-        return direction if found_inf is None else direction * (1 - found_inf)
+            direction = torch.where(found_inf > 0, momentum, direction)  # leaves it as it is
+        momentum.lerp_(direction, 1 - group["momentum"])
+        torch._foreach_copy_(buffers, momentum.unbind())
+        direction.lerp_(momentum, group["momentum"])  # Nesterov's
+        decay = group["lr"] * group["weight_decay"]
+        if found_inf is not None:
+            direction.mul_(1 - found_inf)
+            decay = decay * (1 - found_inf)
+        torch._foreach_mul_(matrices, 1 - decay)
+        _, m, columns = direction.shape
+        rows = m // group["n_parts"]
+        update = orthogonal(direction.view(-1, rows, columns), self.dtype).view_as(direction)
+        scale = -group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+        torch._foreach_add_(matrices, update.unbind(), alpha=scale)
 
 
 def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
