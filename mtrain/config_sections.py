@@ -337,6 +337,12 @@ class TrainConfig(Section):
         description="compile the layers (torch.compile); auto: on a GPU, where a training of ten "
         "minutes or more is faster by it",
     )
+    cuda_graphs: bool | Literal["auto"] = Field(
+        default=False,
+        description="launch each forward and backward pass at once, with batches padded to few "
+        "shapes, which may help small models on a GPU; auto: where a training of a minute or more "
+        "is faster by it",
+    )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="CPU threads"
     )

@@ -3,6 +3,7 @@
     mtrain prepare configs/multi30k-en-de.yaml --set name=bench --set tokenizer.vocab_size=8000
     python scripts/bench_train.py data/bench/*/
     python scripts/bench_train.py data/bench/*/ --preset base --batch-tokens 32768 --device cuda
+    python scripts/bench_train.py data/bench/*/ --preset tiny --device cuda --warm-up 300
     python scripts/bench_train.py data/bench/*/ --profile
     python scripts/bench_train.py data/bench/*/ --saves
 
@@ -16,6 +17,7 @@ tokens on average as mtrain's updates, and trains with fused Adam, label-smoothe
 autocast in bf16 where its name says so; on a GPU also compiled. mtrain's updates are those of
 `mtrain train`, which clips gradients besides. Marian's layers are post-norm, mtrain's pre-norm;
 data, pieces, sizes and threads are the same. bf16 for both: --engines mtrain-bf16 marian-bf16.
+CUDA graphs are recorded as their shapes come again: --warm-up must hold two epochs for them.
 
 --saves times mtrain's updates around the writing of checkpoints: beside training, as `mtrain train`
 does it, and for comparison with training stopped meanwhile.
@@ -115,7 +117,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def installed(device: str) -> list[str]:
     """The engines that can run here."""
-    on_gpu = ["mtrain-bf16", "mtrain-bf16-compiled"]
+    on_gpu = [f"mtrain-bf16{way}" for way in ("", "-compiled", "-graphs", "-compiled-graphs")]
     engines = on_gpu if device == "cuda" else ["mtrain", "mtrain-fp32"]
     if find_spec("transformers") is None:
         return engines
@@ -187,11 +189,18 @@ def wait(torch: Any, setting: Setting) -> None:
 # -- mtrain ----------------------------------------------------------------------------------
 
 
-def mtrain(setting: Setting, precision: str = "auto", is_compiled: bool = False) -> Timing:
+def mtrain(
+    setting: Setting,
+    precision: str = "auto",
+    is_compiled: bool = False,
+    is_recorded: bool = False,
+) -> Timing:
     """The updates that `mtrain train` makes."""
     training = Training(setting, precision)
     if is_compiled:
         training.learner.compile_layers()
+    if is_recorded:
+        training.learner.record()
     return timed(training.step, setting)
 
 
@@ -426,6 +435,10 @@ ENGINES: dict[str, Callable[[Setting], Timing]] = {
     "mtrain-fp32": lambda setting: mtrain(setting, "fp32"),
     "mtrain-bf16": lambda setting: mtrain(setting, "bf16"),
     "mtrain-bf16-compiled": lambda setting: mtrain(setting, "bf16", is_compiled=True),
+    "mtrain-bf16-graphs": lambda setting: mtrain(setting, "bf16", is_recorded=True),
+    "mtrain-bf16-compiled-graphs": lambda setting: mtrain(
+        setting, "bf16", is_compiled=True, is_recorded=True
+    ),
     "marian-fp32": marian,
     "marian-bf16": lambda setting: marian(setting, is_bf16=True),
     "marian-bf16-compiled": lambda setting: marian(setting, is_bf16=True, is_compiled=True),

@@ -179,4 +179,5 @@ def test_when_compiling_is_tried(wish, device, training_s, expected):
     learner = FakeLearner(wish, compiled_s=0.5, device=device)
     processes = SimpleNamespace(as_first=lambda value: value)
     loop = SimpleNamespace(config=learner.config, learner=learner, processes=processes)
-    assert _Loop.shall_compile(loop, training_s) is expected  # type: ignore[arg-type]
+    found = _Loop.shall_try(loop, wish, WORTH_COMPILING_S, training_s)  # type: ignore[arg-type]
+    assert found is expected

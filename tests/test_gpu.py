@@ -63,13 +63,23 @@ def test_a_model_learns_in_every_arithmetic(task, settings):
     assert n_right(found, sources_of(task)) >= 72
 
 
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_model_learns_from_cuda_graphs(task, compiled):
+    settings = ["train.cuda_graphs=true", f"train.compile={compiled}"]
+    found = train(task, f"graphs-{compiled}", *settings)
+    assert n_right(found, sources_of(task)) >= 72
+
+
+@pytest.mark.parametrize("recorded", ["false", "true"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_has_the_same_order_and_masks(task, optimizer):
+def test_a_resumed_run_has_the_same_order_and_masks(task, optimizer, recorded):
     """The order of sums is a GPU's own, so losses are equal up to rounding."""
     settings = [f"train.optim.optimizer={optimizer}", "model.dropout=0.2", "train.log_every=1"]
-    straight = train(task, f"{optimizer}-straight", *settings, "train.max_steps=30")
-    train(task, f"{optimizer}-resumed", *settings, "train.max_steps=15")
-    resumed = train(task, f"{optimizer}-resumed", *settings, "train.max_steps=30")
+    settings.append(f"train.cuda_graphs={recorded}")
+    name = f"{optimizer}-{recorded}"
+    straight = train(task, f"{name}-straight", *settings, "train.max_steps=30")
+    train(task, f"{name}-resumed", *settings, "train.max_steps=15")
+    resumed = train(task, f"{name}-resumed", *settings, "train.max_steps=30")
     expected, found = (
         [record["loss"] for record in each.read_metrics() if record["kind"] == "train"]
         for each in (straight, resumed)

@@ -612,14 +612,20 @@ def test_every_worker_has_as_many_micro_batches(
     assert tokens < learner.ROOM[device] * learner.SUITABLE_TOKENS[device] + 1
 
 
-def test_an_update_is_cut_for_all_workers() -> None:
-    lengths = np.full(9, 10)
-    plan = BatchPlan(lengths, lengths, 1000, seed=1, epoch=0)
-    of_three = SimpleNamespace(
-        workers=SimpleNamespace(models=[None] * 3), micro_batch_tokens=lambda progress: 1000
+@pytest.mark.parametrize(
+    ("n_workers", "recorder", "expected"),
+    [(3, None, [3, 3, 3]), (1, None, [6, 3]), (1, "one", [9])],
+)
+def test_an_update_is_cut_for_all_workers(n_workers, recorder, expected):
+    src_lengths = np.array([10] * 6 + [9, 8, 7])
+    plan = BatchPlan(src_lengths, np.full(9, 10), 1000, seed=1, epoch=0)
+    learner = SimpleNamespace(
+        workers=SimpleNamespace(models=[None] * n_workers),
+        micro_batch_tokens=lambda progress: 100,
+        recorder=recorder,
     )
-    parts = Learner.micro_batches(cast(Learner, of_three), plan, 0, state.Progress())
-    assert [len(part) for part in parts] == [3, 3, 3]
+    parts = Learner.micro_batches(cast(Learner, learner), plan, 0, state.Progress())
+    assert [len(part) for part in parts] == expected
 
 
 def test_dropout_goes_by_seed_and_step_alone(workspace, straight, tmp_path):
@@ -988,6 +994,62 @@ def test_a_compiled_run_says_where_it_cannot_be_compiled_again(
     assert "nothing to do" in capsys.readouterr().err
     run = workspace.train(tmp_path / "run", "train.max_steps=2", "train.compile=false")
     assert outcome(run).progress["step"] == 2
+
+
+def record_in_python(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have micro-batches recorded on a CPU too, and played again; how often each was, in turn."""
+    numbers: list[int] = []
+
+    def record(work: Callable[[], Loss]) -> Callable[[], Loss]:
+        number = len(numbers)
+        numbers.append(0)
+
+        def again() -> Loss:
+            numbers[number] += 1
+            return work()
+
+        return again
+
+    monkeypatch.setattr(runtime, "way_to_record", lambda device: record)
+    return numbers
+
+
+@pytest.mark.parametrize("can_record_again", [True, False])
+def test_a_recorded_run_resumes_exactly_also_where_nothing_can_be_recorded(
+    workspace, tmp_path, monkeypatch, capsys, can_record_again
+):
+    asked_for = "train.cuda_graphs=true"
+    with monkeypatch.context() as patch:
+        numbers = record_in_python(patch)
+        expected = outcome(workspace.train(tmp_path / "straight", asked_for)).tensors
+        assert re.search(r"^forward and backward +CUDA graphs$", capsys.readouterr().err, re.M)
+        assert sum(numbers) > 12  # most of two micro-batches an update
+        before_step(patch, raise_signal(signal.SIGTERM, at=5))
+        with pytest.raises(StoppedBySignal):
+            workspace.train(tmp_path / "run", asked_for)
+    if can_record_again:
+        record_in_python(monkeypatch)
+    resumed = outcome(workspace.train(tmp_path / "run", "train.cuda_graphs=auto"))
+    assert resumed.progress["is_recorded"]
+    assert resumed.tensors.keys() == expected.keys()
+    assert all(torch.equal(resumed.tensors[name], expected[name]) for name in expected)
+
+
+def test_a_resumed_run_may_leave_its_graphs(workspace, tmp_path, monkeypatch):
+    numbers = record_in_python(monkeypatch)
+    workspace.train(tmp_path / "run", "train.cuda_graphs=true", "train.max_steps=1")
+    n_recorded = len(numbers)
+    run = workspace.train(tmp_path / "run", "train.cuda_graphs=false", "train.max_steps=4")
+    assert len(numbers) == n_recorded
+    assert not outcome(run).progress["is_recorded"]
+
+
+def test_cuda_graphs_that_are_asked_for_need_a_gpu(workspace, tmp_path):
+    with pytest.raises(DeviceError, match="trains on the CPU") as raised:
+        workspace.train(tmp_path / "run", "train.cuda_graphs=true")
+    assert raised.value.fix == "set it to `auto` or `false`"
+    run = workspace.train(tmp_path / "run", "train.cuda_graphs=auto", "train.max_steps=1")
+    assert not outcome(run).progress["is_recorded"]
 
 
 class Clock:

@@ -24,7 +24,7 @@ from torch import Tensor
 from mtrain import console
 from mtrain.decoding.scorers import TransformerScorer, log_normaliser
 from mtrain.model.transformer import Cache, Transformer
-from mtrain.runtime import Precision
+from mtrain.runtime import Precision, as_cuda_graph
 
 MOST_SENTENCES = 64
 MOST_NODES = 16_384  # of all sentences; `base` keeps 12 KiB a node in bf16
@@ -34,24 +34,6 @@ ROUNDING = 0.05  # of the largest logit: bf16 in another order
 
 Results = tuple[Tensor, Tensor]  # logits (R, V), log_z (R,)
 Step = Callable[[], Results]
-
-
-def as_cuda_graph(step: Step) -> Step:
-    """What a step launches on the GPU, to be launched again; its results keep their addresses."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # libraries make their workspaces at the first call, which cannot be recorded
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        results = step()
-
-    def again() -> Results:
-        graph.replay()
-        return results
-
-    return again
 
 
 @dataclass(frozen=True, slots=True)

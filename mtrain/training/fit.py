@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from mtrain import console, runtime
-from mtrain.data.batching import BatchPlan, Indices, collate
+from mtrain.data.batching import BatchPlan, Indices
 from mtrain.errors import DeviceError
 from mtrain.training.budget import Plan
+from mtrain.training.graphs import PASSES_WITHOUT
 from mtrain.training.learner import Learner
 from mtrain.training.meter import peak_bytes
 from mtrain.training.state import Progress
@@ -62,6 +63,36 @@ def compile_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, tri
             progress.is_compiled = True
             return compiled
     runtime.leave_compiled()
+    return trial
+
+
+def record_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, trial: Trial) -> Trial:
+    """Record CUDA graphs and try again; -> the trial of what training goes on with
+
+    Where the config asks for them, they stay even if that is no faster.
+    """
+    is_wanted = learner.config.train.cuda_graphs is True
+    unrecorded = _time(learner, plan, progress)  # again, now that all kernels are loaded
+    learner.record()
+    assert learner.recorder is not None
+    if learner.recorder.record is None:
+        raise DeviceError(
+            "`train.cuda_graphs` needs a GPU, and this run trains on the CPU",
+            "set it to `auto` or `false`",
+        )
+    for _ in range(PASSES_WITHOUT + 1):
+        try_out(learner, plan, progress)  # this records
+    recorded = try_out(learner, plan, progress)
+    if learner.processes.any(learner.recorder.record is None):  # in vain, which was said
+        if is_wanted:
+            raise DeviceError(
+                "CUDA graphs cannot be recorded here",
+                "set `train.cuda_graphs` to `auto` or `false`",
+            )
+    elif is_wanted or recorded.update_s < unrecorded.update_s:
+        progress.is_recorded = True
+        return recorded
+    learner.recorder = None
     return trial
 
 
@@ -125,6 +156,8 @@ def show(learner: Learner, plan: Plan, epoch: BatchPlan, trial: Trial, progress:
         ("epochs planned", f"{steps / len(epoch):,.1f}"),
         ("time left, without validations", console.duration(left)),
     ]
+    if progress.is_recorded:
+        rows.insert(3, ("forward and backward", "CUDA graphs"))
     if progress.is_compiled:
         rows.insert(3, ("layers", "compiled"))
     if plan.train.budget:
@@ -134,9 +167,7 @@ def show(learner: Learner, plan: Plan, epoch: BatchPlan, trial: Trial, progress:
 
 def _fits(learner: Learner, plan: BatchPlan, progress: Progress) -> bool:
     """Whether the largest micro-batch does; if not, the next try has half of it."""
-    largest = collate(
-        learner.store, largest_micro_batch(plan, learner.micro_batch_tokens(progress))
-    )
+    largest = learner.batch(largest_micro_batch(plan, learner.micro_batch_tokens(progress)))
     try:
         learner.forward_backward({0: largest}, largest.n_target_tokens, step=0)
     except torch.OutOfMemoryError as error:

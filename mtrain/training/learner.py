@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from mtrain.model.loss import Loss
 from mtrain.model.transformer import Transformer, seed_dropout
 from mtrain.model.weights import weights_of
 from mtrain.processes import Processes
+from mtrain.training.graphs import Recorder, padded
 from mtrain.training.meter import Meter
 from mtrain.training.objective import loss_of, n_passes
 from mtrain.training.optim import Ema, make_optimizers
@@ -54,6 +56,7 @@ class Learner:
         self.ema = self.make_ema()
         n_workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.workers = Workers(self.model, n_workers)
+        self.recorder: Recorder | None = None
 
     def make_ema(self) -> Ema | None:
         """The average of the weights, which begins with those of now."""
@@ -64,6 +67,11 @@ class Learner:
         """Compute with compiled layers from now on."""
         for model in self.workers.models:
             runtime.compile_layers([*model.encoder, *model.decoder])
+
+    def record(self) -> None:
+        """Compute with micro-batches of few shapes from now on, on a GPU as CUDA graphs."""
+        record = runtime.way_to_record(self.device)
+        self.recorder = Recorder(self.model, partial(self.loss, self.model), record)
 
     @property
     def n_parameters(self) -> int:
@@ -105,7 +113,7 @@ class Learner:
         sides = (plan.src_lengths, plan.tgt_lengths)
         sizes = [len(part) * sum(int(side[part].max()) for side in sides) for part in parts]
         own = share_out(sizes, self.processes.n)[self.processes.rank]
-        batches = {i: collate(self.store, parts[i]) for i in sorted(own)}
+        batches = {i: self.batch(parts[i]) for i in sorted(own)}
         n_target_tokens = plan.n_target_tokens(number)
         try:
             losses = self.forward_backward(batches, n_target_tokens, progress.step + 1)
@@ -116,17 +124,29 @@ class Learner:
         self.processes.add_up(self.model.parameters())
         return [*zip(batches.values(), losses, strict=True)]
 
+    def batch(self, sentences: Indices) -> Batch:
+        """A micro-batch, in the shape that is computed."""
+        batch = collate(self.store, sentences)
+        return batch if self.recorder is None else padded(batch)
+
+    def loss(self, model: Transformer, batch: Batch) -> Loss:
+        """What is minimised, in this run's precision."""
+        with runtime.autocast(self.device, self.precision):
+            return loss_of(model, batch, self.config.train.optim)
+
     def forward_backward(
         self, batches: dict[int, Batch], n_target_tokens: int, step: int
     ) -> list[Loss]:
         """The losses of micro-batches by their numbers in an update; gradients are added up."""
         self.workers.set_training()
-        optim, seed = self.config.train.optim, self.config.train.seed
 
         def work(model: Transformer, i: int) -> Loss:
-            seed_dropout(runtime.seed_of(seed, step, i))
-            with runtime.autocast(self.device, self.precision):
-                loss = loss_of(model, batches[i].to(self.device), optim)
+            batch = batches[i].to(self.device)
+            seed = runtime.seed_of(self.config.train.seed, step, i)
+            if self.recorder is not None:
+                return self.recorder.run(batch, n_target_tokens, seed)
+            seed_dropout(seed)
+            loss = self.loss(model, batch)
             (loss.smoothed / n_target_tokens).backward()  # type: ignore[no-untyped-call]
             return loss._replace(smoothed=loss.smoothed.detach())
 
@@ -134,9 +154,8 @@ class Learner:
 
     def micro_batches(self, plan: BatchPlan, number: int, progress: Progress) -> list[Indices]:
         """The sentences of an update in groups, as many for every worker."""
-        return plan.micro_batches(
-            number, self.micro_batch_tokens(progress), len(self.workers.models)
-        )
+        max_tokens, n_workers = self.micro_batch_tokens(progress), len(self.workers.models)
+        return plan.micro_batches(number, max_tokens, n_workers, self.recorder is not None)
 
     def micro_batch_tokens(self, progress: Progress) -> int:
         """The micro-batch in force: the most rows x longest side of one forward pass."""
@@ -164,6 +183,8 @@ class Learner:
             tokens = self.micro_batch_tokens(progress) // 2
             raise OutOfMemoryError(problem, f"set train.micro_batch_tokens to {tokens}") from error
         progress.n_halvings += 1
+        if self.recorder is not None:
+            self.recorder.forget()
         console.warn(f"{problem}; going on with {self.micro_batch_tokens(progress):,} tokens")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

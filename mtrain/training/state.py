@@ -57,6 +57,7 @@ class Progress:
     n_target_tokens: int = 0  # trained on so far
     n_halvings: int = 0  # of the micro-batch, out of memory
     is_compiled: bool = False  # the layers: on a GPU their dropout draws other masks then
+    is_recorded: bool = False  # in few shapes, for CUDA graphs: other masks again
     n_skipped: int = 0  # updates with a gradient that was not finite
     n_skipped_in_a_row: int = 0  # up to the last update
     elapsed_s: float = 0.0  # spent training, over all resumes

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,13 @@ from mtrain.model.weights import weights_of
 from mtrain.processes import Processes, is_under_torchrun, join
 from mtrain.run import RunDir
 from mtrain.training.budget import Plan
-from mtrain.training.fit import compile_again, compile_if_faster, show, try_out
+from mtrain.training.fit import (
+    compile_again,
+    compile_if_faster,
+    record_if_faster,
+    show,
+    try_out,
+)
 from mtrain.training.journal import Journal
 from mtrain.training.learner import Learner
 from mtrain.training.meter import Meter
@@ -52,6 +58,7 @@ from mtrain.training.writer import Writer
 
 MOST_SKIPPED_IN_A_ROW = 20
 WORTH_COMPILING_S = 600  # of training; compiling takes a minute or two
+WORTH_RECORDING_S = 60  # likewise; recording takes some seconds
 
 
 def train(config: Config, config_path: Path, fresh: bool = False) -> None:
@@ -146,8 +153,11 @@ class _Loop:
         if not self.processes.is_first:
             progress = load_newest(self.run, *state)
         if progress is not None:
-            wanted = self.config.train.compile
-            progress.is_compiled = progress.is_compiled if wanted == "auto" else wanted
+            train = self.config.train
+            if train.compile != "auto":
+                progress.is_compiled = train.compile
+            if train.cuda_graphs != "auto":
+                progress.is_recorded = train.cuda_graphs
         return progress
 
     def resume(self, progress: Progress) -> None:
@@ -155,12 +165,13 @@ class _Loop:
         if progress.is_compiled:
             epoch = self.epoch(progress.epoch, progress.epoch < progress.n_both)
             compile_again(self.learner, epoch, progress)
+        if progress.is_recorded:
+            self.learner.record()
 
-    def shall_compile(self, training_s: float) -> bool:
-        """Whether to try: as the config says, or on a GPU where training takes long enough."""
-        wanted = self.config.train.compile
+    def shall_try(self, wanted: bool | Literal["auto"], worth_s: float, training_s: float) -> bool:
+        """As the config says; `auto` is on a GPU where training takes longer than `worth_s`."""
         if wanted == "auto":
-            wanted = self.learner.device.type == "cuda" and training_s > WORTH_COMPILING_S
+            wanted = self.learner.device.type == "cuda" and training_s > worth_s
         return self.processes.as_first(wanted)
 
     def take_off(self, progress: Progress) -> None:
@@ -174,9 +185,11 @@ class _Loop:
             self.learner.ema = self.learner.make_ema()
         epoch = self.epoch(0, self.config.train.both_directions > 0)
         trial = try_out(self.learner, epoch, progress)
-        plan = Plan(self.config.train, progress)
-        if self.shall_compile(plan.expected_s(trial.update_s)):
+        train, plan = self.config.train, Plan(self.config.train, progress)
+        if self.shall_try(train.compile, WORTH_COMPILING_S, plan.expected_s(trial.update_s)):
             trial = compile_if_faster(self.learner, epoch, progress, trial)
+        if self.shall_try(train.cuda_graphs, WORTH_RECORDING_S, plan.expected_s(trial.update_s)):
+            trial = record_if_faster(self.learner, epoch, progress, trial)
         if self.config.train.budget is not None:
             progress.elapsed_s = self.processes.as_first(time.perf_counter() - began_at)
         plan.begin(trial.update_s)
