@@ -23,6 +23,7 @@ from mtrain.data.tokenizer import PAD
 from mtrain.errors import DeviceError
 from mtrain.model.loss import Loss
 from mtrain.model.transformer import Transformer, seed_dropout
+from mtrain.runtime import as_cuda_graph
 from mtrain.training import fit, graphs
 from mtrain.training.fit import Trial, record_if_faster
 from mtrain.training.graphs import PASSES_WITHOUT, Pass, Recorder, Shape, padded
@@ -282,8 +283,6 @@ def test_graphs_that_are_asked_for_must_be_possible(monkeypatch):
 @pytest.mark.parametrize("consistency", ["none", "rdrop", "simcut"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cuda_graph_is_the_pass(consistency, dtype):
-    from mtrain.runtime import as_cuda_graph
-
     model, optim = make_model(dropout=0.2).cuda().train(), OptimConfig(consistency=consistency)
 
     def loss(batch: Batch) -> Loss:

@@ -98,7 +98,7 @@ class RecordedPass:
         loss_of: Callable[[Batch], Loss],
         record: Callable[[Pass], Pass],
     ) -> None:
-        """`batch` lies on the device. The gradients are added to; now they get what is no use."""
+        """`batch` is any of the shape, on the device. What `gradients` then hold is of no use."""
         self.buffers = [ids.clone() for ids in (batch.src, batch.tgt_in, batch.tgt_out)]
         self.n_target_tokens = torch.ones((), device=batch.src.device)  # of the whole update
 
