@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
@@ -76,41 +75,6 @@ def compile_layers(layers: Iterable[nn.Module], backend: str = "inductor") -> No
 def leave_compiled() -> None:
     """Compute from now on as if nothing had been compiled, in this whole process."""
     torch.compiler.set_stance("force_eager")
-
-
-def as_cuda_graph(work: Callable[[], Result]) -> Callable[[], Result]:
-    """What a function launches on the GPU, to be launched again; its results keep their addresses.
-
-    All that is recorded in a process shares memory for what lies between, so it must not run side
-    by side. The random numbers are those of the seed of the moment, as without.
-    """
-    stream, pool = _for_recording()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()  # libraries make their workspaces at the first call, which cannot be recorded
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-        results = work()
-
-    def again() -> Result:
-        graph.replay()
-        return results
-
-    return again
-
-
-def way_to_record(
-    device: torch.device,
-) -> Callable[[Callable[[], Result]], Callable[[], Result]] | None:
-    """`as_cuda_graph`, where the device has them."""
-    return as_cuda_graph if device.type == "cuda" else None
-
-
-@cache
-def _for_recording() -> tuple[torch.cuda.Stream, Any]:
-    """One stream and one pool of memory: each further stream would keep what it was given."""
-    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
 
 
 # How many of its kernels oneDNN keeps, 1,024 by itself. In bf16 it makes one for every shape of a

@@ -108,7 +108,7 @@ def test_lines_one_by_one_are_those_of_the_batch(run, task):
     together = translator.translate_detailed(sources)
     alone = [translator.translate_detailed([line])[0] for line in sources]
     assert [line.text for line in alone] == [line.text for line in together]
-    assert translator.scorer.recorded
+    assert translator.scorer.recordings.by_shape
 
 
 def test_the_table_before_training_knows_the_memory(task):

@@ -80,7 +80,7 @@ def test_a_recorded_step_is_the_step(n, beam_size):
     assert_same(
         search(scorer, sources, beam_size), search(TransformerScorer(model), sources, beam_size)
     )
-    assert len(scorer.recorded) == 1
+    assert len(scorer.recordings.by_shape) == 1
 
 
 def test_nothing_is_left_of_the_search_before():
@@ -90,7 +90,7 @@ def test_nothing_is_left_of_the_search_before():
     for n, seed in [(16, 1), (5, 2), (11, 3), (16, 4)]:
         sources = make_sources(n, seed)
         assert_same(search(scorer, sources), search(TransformerScorer(model), sources))
-    assert len(scorer.recorded) == 1
+    assert len(scorer.recordings.by_shape) == 1
 
 
 def test_a_large_search_is_recorded_once_it_is_small(monkeypatch):
@@ -98,7 +98,7 @@ def test_a_large_search_is_recorded_once_it_is_small(monkeypatch):
     model, sources = make_model(1), make_sources(60)
     scorer = GraphScorer(model, record=played_again)
     assert_same(search(scorer, sources), search(TransformerScorer(model), sources))
-    [shape] = scorer.recorded
+    [shape] = scorer.recordings.by_shape
     assert shape.n_sentences == 16
 
 
@@ -110,7 +110,7 @@ def test_prefixes_samples_ensembles_and_bfloat16():
 
     rough = GraphScorer(model, "bf16", record=played_again)
     assert_same(search(rough, sources), search(TransformerScorer(model, "bf16"), sources))
-    assert len(rough.recorded) == 1
+    assert len(rough.recordings.by_shape) == 1
 
     def sampled(scorer: Scorer) -> list[list[Hypothesis]]:
         return walk(scorer, sources, 3, Sampler(list(range(7)), 1.0, 0, 1.0), LengthPenalty())
@@ -148,7 +148,7 @@ def test_the_shapes_last_used_are_kept(monkeypatch):
         assert_same(
             search(scorer, sources, beam_size), search(TransformerScorer(model), sources, beam_size)
         )
-    assert [shape.beam_size for shape in scorer.recorded] == [2, 4]
+    assert [shape.beam_size for shape in scorer.recordings.by_shape] == [2, 4]
 
 
 def test_where_nothing_can_be_recorded_the_search_goes_on(capsys):
@@ -175,7 +175,7 @@ def test_a_recording_that_computes_something_else_is_not_used(capsys):
     model, sources = make_model(1), make_sources(5)
     scorer = GraphScorer(model, record=stuck)
     assert_same(search(scorer, sources), search(TransformerScorer(model), sources))
-    assert not scorer.recorded
+    assert not scorer.recordings.by_shape
     assert "without CUDA graphs: logits of up to" in capsys.readouterr().err
 
 
@@ -203,7 +203,7 @@ def test_a_cuda_graph_is_the_step(n, precision):
         found, expected = (
             search(each, sources) for each in (scorer, TransformerScorer(model, precision))
         )
-        assert scorer.is_able
+        assert scorer.recordings.is_able
         tolerance = 1e-3 if precision == "fp32" else 0.05
         for left, right in zip(found, expected, strict=True):
             assert left[0].score == pytest.approx(right[0].score, abs=tolerance)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from mtrain.config import ModelConfig, OptimConfig
+from mtrain.cuda_graphs import as_cuda_graph
 from mtrain.data.batching import Batch, batch_of
 from mtrain.data.tokenizer import PAD
 from mtrain.errors import DeviceError
 from mtrain.model.loss import Loss
 from mtrain.model.transformer import Transformer, seed_dropout
-from mtrain.runtime import as_cuda_graph
 from mtrain.training import fit, graphs
 from mtrain.training.fit import Trial, record_if_faster
 from mtrain.training.graphs import PASSES_WITHOUT, Pass, Recorder, Shape, padded
@@ -148,7 +148,7 @@ def test_recorded_passes_are_those_without_to_the_bit(consistency):
     found = [*passes(model, optim, run)]
     _, run = recorder_of(model, optim, None)
     assert_equal(found, [*passes(model, optim, run)])
-    assert recorder.recorded.keys() == SHAPES
+    assert recorder.recordings.by_shape.keys() == SHAPES
     assert len(SHAPES) == 2
 
 
@@ -157,9 +157,9 @@ def test_a_shape_is_recorded_when_it_comes_again():
     recorder, run = recorder_of(model, optim, played_again)
     for _ in range(PASSES_WITHOUT):
         run(BATCHES[0], 1)
-        assert not recorder.recorded
+        assert not recorder.recordings.by_shape
     run(BATCHES[0], 1)
-    assert [*recorder.recorded] == [Shape(8, 8, 8)]
+    assert [*recorder.recordings.by_shape] == [Shape(8, 8, 8)]
 
 
 def test_the_shapes_that_were_used_last_are_kept(monkeypatch):
@@ -169,7 +169,7 @@ def test_the_shapes_that_were_used_last_are_kept(monkeypatch):
     batches = {n: make_batch(n, seed=n) for n in (8, 16, 24)}
     for n in (8, 8, 16, 16, 8, 24, 24):
         run(batches[n], 1)
-    assert [shape.n_rows for shape in recorder.recorded] == [8, 24]
+    assert [shape.n_rows for shape in recorder.recordings.by_shape] == [8, 24]
 
 
 def test_gradients_survive_that_recordings_are_forgotten():
@@ -213,7 +213,8 @@ def test_a_recording_that_fails_is_not_used(record, said, capsys):
     found = [*passes(model, optim, run)]
     _, run = recorder_of(model, optim, None)
     assert_equal(found, [*passes(model, optim, run)])
-    assert recorder.record is None
+    assert not recorder.recordings.is_able
+    assert not recorder.gradients
     err = capsys.readouterr().err
     assert err.count("training goes on without CUDA graphs") == 1
     assert said in err
@@ -233,14 +234,15 @@ class FakeLearner:
         self.n_trials = 0
 
     def record(self) -> None:
-        self.recorder = SimpleNamespace(record=played_again)
+        recordings = SimpleNamespace(is_able=True)
+        self.recorder = SimpleNamespace(record=played_again, recordings=recordings)
 
     def trial(self, *_: Any) -> Trial:
         if self.recorder is None:
             return replace(TRIAL, update_s=self.update_s)
         self.n_trials += 1
         if self.recorded_s is None:
-            self.recorder.record = None
+            self.recorder.recordings.is_able = False
         recording = self.recorded_s is None or self.n_trials <= PASSES_WITHOUT + 1
         return replace(TRIAL, update_s=9.0 if recording else self.recorded_s)
 
@@ -297,8 +299,8 @@ def test_a_cuda_graph_is_the_pass(consistency, dtype):
             return recorder.run(padded(batch).to(torch.device("cuda")), N_TARGET_TOKENS, seed)
 
         results.append([*passes(model, optim, run)])
-        assert recorder.record is record
-        assert recorder.recorded.keys() == (SHAPES if record else set())
+        assert recorder.recordings.is_able
+        assert recorder.recordings.by_shape.keys() == (SHAPES if record else set())
     for a, b in zip(*results, strict=True):
         if isinstance(a, list):
             assert a == pytest.approx(b, rel=1e-3)

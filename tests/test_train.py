@@ -27,7 +27,7 @@ import pytest
 import torch
 from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 
-from mtrain import runtime
+from mtrain import cuda_graphs, runtime
 from mtrain.config import load_config, read_run_config
 from mtrain.data.batching import Batch, BatchPlan
 from mtrain.data.epochs import Epochs
@@ -1010,7 +1010,7 @@ def record_in_python(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return again
 
-    monkeypatch.setattr(runtime, "way_to_record", lambda device: record)
+    monkeypatch.setattr(cuda_graphs, "way_to_record", lambda device: record)
     return numbers
 
 

@@ -14,17 +14,16 @@ was recorded is used if it gives the same logits.
 from __future__ import annotations
 
 import copy
-from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtrain import console
+from mtrain.cuda_graphs import Recordings, as_cuda_graph
 from mtrain.decoding.scorers import TransformerScorer, log_normaliser
 from mtrain.model.transformer import Cache, Transformer
-from mtrain.runtime import Precision, as_cuda_graph
+from mtrain.runtime import Precision
 
 MOST_SENTENCES = 64
 MOST_NODES = 16_384  # of all sentences; `base` keeps 12 KiB a node in bf16
@@ -166,9 +165,9 @@ class GraphScorer:
     ) -> None:
         self.unrecorded = TransformerScorer(model, precision)
         self.record = record
-        self.recorded: OrderedDict[Shape, RecordedStep] = OrderedDict()  # the last used at the end
-        self.n_steps_without: Counter[Shape] = Counter()
-        self.is_able = True
+        self.recordings: Recordings[Shape, RecordedStep] = Recordings(
+            "decoding", STEPS_WITHOUT, MOST_SHAPES
+        )
 
     def start(
         self, src: Tensor, src_mask: Tensor | None, beam_size: int, max_length: int
@@ -199,22 +198,9 @@ class GraphScorer:
         """The step for a search that is about to feed these tokens; None: better without."""
         n_sentences, beam_size, _ = cache.paths.shape
         shape = Shape.around(n_sentences, beam_size, cache.cross[0][0].shape[2], max_length)
-        if shape is None or not self.is_able:
+        if shape is None:
             return None
-        if shape not in self.recorded:
-            self.n_steps_without[shape] += 1
-            if self.n_steps_without[shape] <= STEPS_WITHOUT:
-                return None
-            try:
-                self.recorded[shape] = self._checked(shape, cache, tokens)
-            except RuntimeError as error:  # CUDA's, out of memory among them
-                self.is_able = False
-                console.warn(f"decoding goes on without CUDA graphs: {str(error).splitlines()[0]}")
-                return None
-            if len(self.recorded) > MOST_SHAPES:
-                self.recorded.popitem(last=False)
-        self.recorded.move_to_end(shape)
-        return self.recorded[shape]
+        return self.recordings.get(shape, lambda: self._checked(shape, cache, tokens))
 
     def _checked(self, shape: Shape, cache: Cache, tokens: Tensor) -> RecordedStep:
         """A new one, once it has given what the step gives without; else a RuntimeError."""

@@ -83,7 +83,7 @@ def record_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, tria
     for _ in range(PASSES_WITHOUT + 1):
         try_out(learner, plan, progress)  # this records
     recorded = try_out(learner, plan, progress)
-    if learner.processes.any(learner.recorder.record is None):  # in vain, which was said
+    if learner.processes.any(not learner.recorder.recordings.is_able):  # which was said
         if is_wanted:
             raise DeviceError(
                 "CUDA graphs cannot be recorded here",

@@ -13,18 +13,18 @@ takes as long as several passes, and is used if it then gives the same loss and 
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mtrain import console
+from mtrain.cuda_graphs import Recordings
 from mtrain.data.batching import Batch
 from mtrain.data.tokenizer import EOS, PAD
 from mtrain.model.loss import Loss
 from mtrain.model.transformer import seed_dropout
+from mtrain.training.objective import add_gradients
 
 MOST_SHAPES = 64  # recorded, and kept with their buffers
 PASSES_WITHOUT = 1  # of a shape, before it is recorded
@@ -135,20 +135,27 @@ class Recorder:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.loss_of, self.record = loss_of, record
         self.gradients: list[Tensor] = []  # what recorded passes add to, made with the first
-        self.recorded: OrderedDict[Shape, RecordedPass] = OrderedDict()  # the last used at the end
-        self.n_passes_without: Counter[Shape] = Counter()
+        self.recordings: Recordings[Shape, RecordedPass] = Recordings(
+            "training", PASSES_WITHOUT, MOST_SHAPES
+        )
 
     def run(self, batch: Batch, n_target_tokens: int, seed: int) -> Loss:
         """The loss of a padded micro-batch on the device; its gradients are added to the model's.
 
         They are divided by the target tokens of the whole update. Dropout is drawn from the seed.
         """
-        recorded = self._recorded_for(batch, n_target_tokens, seed)
+        record, recorded = self.record, None
+        if record is not None:
+            recorded = self.recordings.get(
+                Shape.of(batch), lambda: self._checked(record, batch, n_target_tokens, seed)
+            )
+            if not self.recordings.is_able:
+                self.record, self.gradients = None, []
         return self._pass(recorded, batch, n_target_tokens, seed)
 
     def forget(self) -> None:
         """Let go of what was recorded, and of its memory."""
-        self.recorded.clear()
+        self.recordings.forget()
         self.gradients = []
 
     def _pass(
@@ -158,9 +165,7 @@ class Recorder:
         if recorded is not None:
             self._let_gradients_be_buffers()
             return recorded.run(batch, n_target_tokens)
-        loss = self.loss_of(batch)
-        (loss.smoothed / n_target_tokens).backward()  # type: ignore[no-untyped-call]
-        return loss._replace(smoothed=loss.smoothed.detach())
+        return add_gradients(self.loss_of(batch), n_target_tokens)
 
     def _let_gradients_be_buffers(self) -> None:
         """Those of the model so far are where recorded passes add theirs, if they were not yet."""
@@ -171,27 +176,6 @@ class Recorder:
             if parameter.grad is not None and parameter.grad is not buffer:
                 buffer.copy_(parameter.grad)
             parameter.grad = buffer
-
-    def _recorded_for(self, batch: Batch, n_target_tokens: int, seed: int) -> RecordedPass | None:
-        """The pass for a micro-batch; None: better without."""
-        shape = Shape.of(batch)
-        if self.record is None:
-            return None
-        if shape not in self.recorded:
-            self.n_passes_without[shape] += 1
-            if self.n_passes_without[shape] <= PASSES_WITHOUT:
-                return None
-            try:
-                self.recorded[shape] = self._checked(self.record, batch, n_target_tokens, seed)
-            except RuntimeError as error:  # CUDA's, out of memory among them
-                self.record = None
-                self.forget()
-                console.warn(f"training goes on without CUDA graphs: {str(error).splitlines()[0]}")
-                return None
-            if len(self.recorded) > MOST_SHAPES:
-                self.recorded.popitem(last=False)
-        self.recorded.move_to_end(shape)
-        return self.recorded[shape]
 
     def _checked(
         self, record: Callable[[Pass], Pass], batch: Batch, n_target_tokens: int, seed: int

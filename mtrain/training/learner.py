@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from mtrain import console, runtime
+from mtrain import console, cuda_graphs, runtime
 from mtrain.config import Config
 from mtrain.data.batching import Batch, BatchPlan, Indices, collate
 from mtrain.data.store import TokenStore
@@ -25,7 +25,7 @@ from mtrain.model.weights import weights_of
 from mtrain.processes import Processes
 from mtrain.training.graphs import Recorder, padded
 from mtrain.training.meter import Meter
-from mtrain.training.objective import loss_of, n_passes
+from mtrain.training.objective import add_gradients, loss_of, n_passes
 from mtrain.training.optim import Ema, make_optimizers
 from mtrain.training.state import Progress
 from mtrain.training.workers import Workers, share_out
@@ -70,7 +70,7 @@ class Learner:
 
     def record(self) -> None:
         """Compute with micro-batches of few shapes from now on, on a GPU as CUDA graphs."""
-        record = runtime.way_to_record(self.device)
+        record = cuda_graphs.way_to_record(self.device)
         self.recorder = Recorder(self.model, partial(self.loss, self.model), record)
 
     @property
@@ -146,9 +146,7 @@ class Learner:
             if self.recorder is not None:
                 return self.recorder.run(batch, n_target_tokens, seed)
             seed_dropout(seed)
-            loss = self.loss(model, batch)
-            (loss.smoothed / n_target_tokens).backward()  # type: ignore[no-untyped-call]
-            return loss._replace(smoothed=loss.smoothed.detach())
+            return add_gradients(self.loss(model, batch), n_target_tokens)
 
         return self.workers.run(work, [*batches], [b.n_positions for b in batches.values()])
 

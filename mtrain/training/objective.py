@@ -35,6 +35,15 @@ def loss_of(model: Transformer, batch: Batch, optim: OptimConfig) -> Loss:
     return consistency_loss(x, model.output.weight, batch.tgt_out, optim.label_smoothing, agreement)
 
 
+def add_gradients(loss: Loss, n_target_tokens: int) -> Loss:
+    """Add those of a micro-batch to the model's, divided by the target tokens of the whole update.
+
+    -> the loss alone, which keeps no graph
+    """
+    (loss.smoothed / n_target_tokens).backward()  # type: ignore[no-untyped-call]
+    return loss._replace(smoothed=loss.smoothed.detach())
+
+
 def words_kept(ids: torch.Tensor, cut: float) -> torch.Tensor:
     """ids (2*B, T) -> the same shape, True where a word keeps its vector: in the first half all"""
     is_kept = torch.ones(ids.shape, device=ids.device)

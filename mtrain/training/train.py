@@ -58,7 +58,7 @@ from mtrain.training.writer import Writer
 
 MOST_SKIPPED_IN_A_ROW = 20
 WORTH_COMPILING_S = 600  # of training; compiling takes a minute or two
-WORTH_RECORDING_S = 60  # likewise; recording takes some seconds
+WORTH_RECORDING_S = 60  # likewise, but a guess: no GPU has recorded any yet
 
 
 def train(config: Config, config_path: Path, fresh: bool = False) -> None:
