@@ -26,8 +26,8 @@ def load(run: str | Path, checkpoint: str | None = None, device: str = "auto") -
 
     `run` is a run directory, or the one file that `mtrain export --to safetensors` wrote;
     `checkpoint` is a name such as `best` (the default), `last` or `step-12000`; `device` is
-    `auto`, `cpu` or `cuda`. `load(...).with_ctranslate2("int8")` is the same translator on another
-    engine. What goes wrong is raised as an `mtrain.errors.MtrainError`.
+    `auto`, `cpu`, `cuda` or `cuda:1`. `load(...).with_ctranslate2("int8")` is the same translator
+    on another engine. What goes wrong is raised as an `mtrain.errors.MtrainError`.
     """
     from mtrain.decoding.translate import Translator
 

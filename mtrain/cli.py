@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mtrain import __version__
+from mtrain import __version__, console
 from mtrain.commands import evaluate, export, new, prepare, report, train, translate
 from mtrain.commands.outcomes import outcomes
 
@@ -43,10 +43,14 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point of `mtrain` and of `python -m mtrain`."""
+    console.open_standard_streams()
     # Read when torch is loaded. Threads that wait for each other by spinning, as they do by
     # default, slow training down many times as soon as another program wants a core; asleep at
     # once, they wake up too late. This many turns are a fraction of a millisecond.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    # Batches of ever other sizes would leave gaps in a GPU's memory. PYTORCH_CUDA_ALLOC_CONF, where
+    # it is set, comes before this.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     app(prog_name="mtrain")
 
 

@@ -6,7 +6,7 @@ together across them, and how a config is read and written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrain.clean_config import CleanConfig as CleanConfig
-from mtrain.config_problems import Conflict, explain
+from mtrain.config_problems import REMOVED, Conflict, explain
 from mtrain.config_sections import PRESETS as PRESETS
 from mtrain.config_sections import BleuTokenizer as BleuTokenizer
 from mtrain.config_sections import DataConfig as DataConfig
@@ -27,7 +27,7 @@ from mtrain.config_sections import TokenizerConfig as TokenizerConfig
 from mtrain.config_sections import TokenizerModels as TokenizerModels
 from mtrain.config_sections import TrainConfig as TrainConfig
 from mtrain.config_sections import given
-from mtrain.entries import SLUG
+from mtrain.entries import SLUG, Location
 from mtrain.entries import CldrEntry as CldrEntry
 from mtrain.entries import Entry as Entry
 from mtrain.entries import FilesEntry as FilesEntry
@@ -41,17 +41,18 @@ from mtrain.entries import Section as Section
 from mtrain.entries import TsvEntry as TsvEntry
 from mtrain.errors import ConfigError, UsageError
 from mtrain.run import RunDir
+from mtrain.storage import read_bytes
 from mtrain.yaml_reader import Problem, apply_override, read_file, write_yaml
 
 
 class Config(Section):
     """Everything that makes a run."""
 
-    name: str = Field(pattern=SLUG, description="names the run and its data")
+    name: str = Field(pattern=SLUG, max_length=100, description="names the run and its data")
     source: str = Field(min_length=2, description="language code of the source, such as en")
     target: str = Field(min_length=2, description="language code of the target, such as de")
-    run: str | None = Field(
-        default=None, min_length=1, description="the run directory; default: runs/<name>"
+    run: Location | None = Field(
+        default=None, description="the run directory; default: runs/<name>"
     )
     data: DataConfig = Field(description="where the text comes from: `train`, `valid`, `test`")
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -139,6 +140,17 @@ def _conflicts(config: Config) -> list[Conflict]:
             )
         )
     found += _tokenizer_conflicts(config.tokenizer)
+    tags = {f"<{entry.tag}>" for entry in config.data.train if entry.tag is not None}
+    found += [
+        Conflict(
+            "tokenizer.user_defined_symbols",
+            "data.train",
+            f"names `{symbol}`, which is the piece of a `tag`",
+            "choose another symbol, or another tag",
+        )
+        for symbol in config.tokenizer.user_defined_symbols
+        if symbol in tags
+    ]
     found += _tag_conflicts(config.data)
     if config.data.temperature is not None and any(e.weight != 1 for e in config.data.train):
         found.append(
@@ -216,17 +228,39 @@ def _direction_conflicts(config: Config) -> list[Conflict]:
 
 
 def _tag_conflicts(data: DataConfig) -> list[Conflict]:
-    """A tag that no training text has would mean nothing to the model."""
+    """A tag that no training text has means nothing to the model; one that all have is needed."""
     known = {entry.tag for entry in data.train}
     sets = {f"data.test.{name}": entry for name, entry in data.test.items()}
     if data.valid is not None:
         sets["data.valid"] = data.valid
-    return [
+    tags = ", ".join(sorted(filter(None, known)))
+    missing = []
+    if None not in known:
+        missing = [
+            Conflict(
+                key,
+                "data.train",
+                "has no `tag`, but all training entries have one, so the model needs it",
+                f"add `tag`, one of {tags}",
+            )
+            for key, entry in sets.items()
+            if entry.tag is None
+        ]
+        if data.valid is None and len(known) > 1:
+            missing.append(
+                Conflict(
+                    "data.train",
+                    "data.train",
+                    f"has several tags ({tags}), so what is held out from it has none of its own",
+                    "give `data.valid`, with its `tag`",
+                )
+            )
+    return missing + [
         Conflict(
             f"{key}.tag",
             "data.train",
             f"is `{entry.tag}`, which no training entry has",
-            f"choose one of {', '.join(sorted(filter(None, known))) or 'theirs: they have none'}",
+            f"choose one of {tags or 'theirs: they have none'}",
         )
         for key, entry in sets.items()
         if entry.tag is not None and entry.tag not in known
@@ -236,9 +270,10 @@ def _tag_conflicts(data: DataConfig) -> list[Conflict]:
 # -- loading and writing ---------------------------------------------------------------------
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), ignored: Collection[str] = ()) -> Config:
     """Read and check a config; `overrides` are the KEY=VALUE of `--set`, the last one wins.
 
+    `ignored` are dotted keys that are left out where the file has them.
     Raises a ConfigError that holds all the problems there are, in the order of their places.
     """
     try:
@@ -249,6 +284,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             [Problem(tree.place, "this config is empty", "begin with a copy of another one")]
         )
+    for key in ignored:
+        tree.drop(key)
     for number, override in enumerate(overrides):
         problems += apply_override(tree, override, number)
     problems += explain(tree, Config)
@@ -259,14 +296,27 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_run_config(run: RunDir) -> Config:
-    """The resolved config that a run keeps."""
+    """The resolved config that a run keeps, also one of an earlier version."""
+    fix = "restore the file, or train again with --fresh"
     try:
-        return load_config(run.config)
+        read_bytes(run.config)  # a user's config may be a pipe, that of a run may not
+        return load_config(run.config, ignored=REMOVED)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"cannot read {run.config}: {reason}", fix) from error
     except ConfigError as error:
         raise UsageError(
             f"the config of this run is damaged or of another version of mtrain: {error.message}",
-            "restore the file, or train again with --fresh",
+            fix,
         ) from error
+
+
+def in_languages(config: Config, languages: tuple[str, str] | None) -> Config:
+    """The same settings for text in other languages than the config's own."""
+    if languages is None:
+        return config
+    source, target = languages
+    return config.model_copy(update={"source": source, "target": target})
 
 
 def dump_config(config: Config) -> str:

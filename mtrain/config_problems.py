@@ -21,12 +21,16 @@ from mtrain.yaml_reader import Node, Problem, shortened
 # What other YAML readers take for true or false, and people for a language (Norwegian: no).
 _BARE_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
 
+# Keys of earlier versions, which the configs of old runs still have, and what to do about them.
+REMOVED = {"train.cuda_graphs": "remove it: mtrain no longer records CUDA graphs"}
+
 _EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "`true` or `false`",
     "string_type": "text",
+    "string_unicode": "text without halves of characters",
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
@@ -125,6 +129,7 @@ class _Explainer:
         self.bad_keys.update(near[:1])
         keys = f"{f'`{parent}`' if parent else 'a config'} takes {', '.join(accepted)}"
         fix = f"did you mean `{near[0]}`? ({keys})" if near else keys
+        fix = REMOVED.get(node.path, fix)
         return Problem(node.place, f"unknown key `{node.path}`", fix)
 
     def _missing_key(self, error: ErrorDetails) -> Iterator[Problem]:

@@ -7,9 +7,10 @@ in the README all come from these declarations. `config` puts them together.
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mtrain.choices import DeviceOrAuto, PenaltyForm, PrecisionOrAuto
 from mtrain.clean_config import CleanConfig, as_filters
@@ -17,12 +18,14 @@ from mtrain.entries import (
     DURATION,
     WITHOUT_SPACES,
     Entry,
+    Location,
     MonoEntry,
     Section,
     TestName,
     as_entries,
     as_list,
     as_test_sets,
+    complaint,
 )
 
 # -- data ------------------------------------------------------------------------------------
@@ -96,6 +99,21 @@ class TokenizerModels(Section):
     target: str = Field(description="path of the target's model")
 
 
+def _free_symbols(symbols: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse pieces that SentencePiece or mtrain has already, and text that never occurs."""
+    for number, symbol in enumerate(symbols):
+        if symbol in symbols[:number]:
+            raise complaint(f"names `{symbol}` twice", "remove one of the two")
+        if re.fullmatch(r"<(pad|unk|s|/s|0x[0-9A-Fa-f]{2})>|\u2581+", symbol):
+            raise complaint(f"names `{symbol}`, which is a piece already", "remove it")
+        if unicodedata.normalize("NFC", symbol) != symbol or not symbol.isprintable():
+            raise complaint(
+                f"names {symbol!r}, which no text holds: text is NFC, without control characters",
+                "write it as it is in normalised text",
+            )
+    return symbols
+
+
 Symbol = Annotated[str, Field(min_length=1, max_length=16, pattern=WITHOUT_SPACES)]
 
 
@@ -118,10 +136,10 @@ class TokenizerConfig(Section):
         "probabilities that are drawn from (0.1 to 0.5; the smaller, the more random); 0: always "
         "the best pieces",
     )
-    user_defined_symbols: tuple[Symbol, ...] = Field(
+    user_defined_symbols: Annotated[tuple[Symbol, ...], AfterValidator(_free_symbols)] = Field(
         default=(), description="texts that are never cut, each a piece of its own"
     )
-    model: str | TokenizerModels | None = Field(
+    model: Location | TokenizerModels | None = Field(
         default=None,
         description="path of a SentencePiece model to take over, or {source, target} with "
         "`shared: false`; pieces keep their order behind our special symbols, and vocab_size, type "
@@ -132,7 +150,7 @@ class TokenizerConfig(Section):
     split_digits: bool = Field(default=False, description="every digit is a piece of its own")
     character_coverage: float = Field(
         default=1.0,
-        gt=0.9,
+        ge=0.98,
         le=1.0,
         description="share of characters with a piece of their own; the rest is spelled in bytes",
     )
@@ -282,9 +300,8 @@ class TrainConfig(Section):
         "validations are laid out so that the last checkpoint is written then; the schedule is "
         "linear unless given",
     )
-    init_from: str | None = Field(
+    init_from: Location | None = Field(
         default=None,
-        min_length=1,
         description="a run whose weights this one begins with, and whose tokenizer it takes over "
         "unless `tokenizer.model` names another copy",
     )
@@ -330,18 +347,13 @@ class TrainConfig(Section):
         default="auto", description="where to train; auto: CUDA where there is one"
     )
     precision: PrecisionOrAuto = Field(
-        default="auto", description="of matrix products; auto: bf16 where the hardware has it"
+        default="auto",
+        description="of matrix products; auto: bf16 where the hardware has it; fp32 is never TF32",
     )
     compile: bool | Literal["auto"] = Field(
-        default="auto",
-        description="compile the layers (torch.compile); auto: on a GPU, where a training of ten "
-        "minutes or more is faster by it",
-    )
-    cuda_graphs: bool | Literal["auto"] = Field(
         default=False,
-        description="launch each forward and backward pass at once, with batches padded to few "
-        "shapes, which may help small models on a GPU; auto: where a training of a minute or more "
-        "is faster by it",
+        description="compile the layers (torch.compile), which has not been measured on a GPU yet; "
+        "auto: on a GPU, where a training of ten minutes or more is faster by it",
     )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="CPU threads"
@@ -390,7 +402,7 @@ class DecodeConfig(Section):
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
         description="source tokens x beam decoded at a time; auto: 12,288 on a CPU, in each "
-        "thread, and 65,536 on a GPU",
+        "thread, and 65,536 on a GPU; there fewer where its free memory is small",
     )
     precision: PrecisionOrAuto = Field(
         default="auto", description="of matrix products; auto: bf16 where the hardware has it"
@@ -423,8 +435,8 @@ class EvaluateConfig(Section):
     comet: str | None = Field(
         default=None,
         min_length=1,
-        description="a COMET model that `eval` scores with as well, such as "
-        "Unbabel/wmt22-comet-da; needs mtrain[comet]",
+        description="a COMET model that `eval` reminds of, such as Unbabel/wmt22-comet-da; it is "
+        "downloaded and used only where the command line names it: `eval --comet MODEL`",
     )
 
 

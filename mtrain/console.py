@@ -6,6 +6,8 @@ whoever does the work reports in plain lines instead.
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -13,6 +15,37 @@ from typing import NoReturn
 from tqdm import tqdm
 
 _is_silent = False
+
+# What could move the cursor, change colours or the order of letters on a terminal: control
+# characters but for tab and line feed, and Unicode's
+# separators of lines and overrides of direction.
+_UNPRINTABLE = {
+    code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))
+} | {code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+
+
+def printable(text: str) -> str:
+    """Text from a config, a corpus or a server as it may reach a terminal."""
+    return text.encode(errors="backslashreplace").decode().translate(_UNPRINTABLE)
+
+
+def command(*words: object) -> str:
+    """A command to be copied into a shell, each word quoted where it must be."""
+    return shlex.join(map(str, words))
+
+
+def open_standard_streams() -> None:
+    """Give descriptors 0 to 2 something to be, where the caller has closed them (`2>&-`).
+
+    A file that was opened instead would get the number, and with it what others write there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (until the end)
 
 
 def is_terminal() -> bool:
@@ -34,7 +67,7 @@ def message(text: str) -> None:
 
 def error(text: str) -> None:
     """Why the program ends."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(printable(text), file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -61,7 +94,7 @@ def bar(total: int | None, description: str, unit: str, initial: int = 0) -> tqd
     return tqdm(
         total=total,
         initial=initial,
-        desc=description,
+        desc=printable(description),
         unit=unit,
         unit_scale=unit == "B",
         dynamic_ncols=True,

@@ -6,8 +6,11 @@ one more class here, and one more reader in `data.sources`.
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -52,14 +55,49 @@ PATHS = (
 )
 
 
-def _complaint(message: str, fix: str | None) -> PydanticCustomError:
+def complaint(message: str, fix: str | None) -> PydanticCustomError:
     """A problem of our own; the message goes on after the key's name."""
     return PydanticCustomError("complaint", "{message}", {"message": message, "fix": fix})
 
 
+def is_url(location: str) -> bool:
+    """True for what is downloaded rather than opened."""
+    return location.lower().startswith(("http://", "https://"))
+
+
+def check_url(url: str) -> None:
+    """A ValueError where a URL has no host, or one that no name server could be asked for."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise ValueError("it names no host")
+    if parts.port == 0 or re.search(r"[\s\0]", url):
+        raise ValueError("it has port 0 or white space")
+    parts.hostname.encode("idna")
+
+
+def _usable(location: str) -> str:
+    """Refuse what cannot be a URL or a path on any system."""
+    try:
+        if is_url(location):
+            check_url(quote(location, safe="%/:=&?~#+!$,;'@()*[]"))
+        elif any(len(part.encode()) > 255 for part in re.split("[/!]", location)):
+            raise ValueError("a name in it has more than 255 bytes")
+        elif len(location.encode()) > 4000:
+            raise ValueError("it has more than 4,000 bytes")
+        else:
+            Path(location).expanduser()
+    except (ValueError, RuntimeError) as error:
+        kind = "URL" if is_url(location) else "path"
+        raise complaint(f"is no usable {kind}: {error}", "correct it") from error
+    return location
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
+
+
 def _free_tag(tag: str) -> str:
     if tag in ("s", "unk", "pad"):
-        raise _complaint("is a special symbol of its own", "choose another tag")
+        raise complaint("is a special symbol of its own", "choose another tag")
     return tag
 
 
@@ -82,6 +120,13 @@ class NamedEntry(Section):
         "domain, for back-translated text, or for the target language of a model of several; "
         "valid and test sets are translated with theirs, other text with `translate --tag`",
     )
+    languages: tuple[str, str] | None = Field(
+        default=None,
+        description="the languages of the entry, where they are not the config's `source` and "
+        "`target`, such as [en, ru] in a model with several target languages: the filters, the "
+        "diagnostics and BLEU's tokenizer follow them; a hub, OPUS, sacreBLEU or a parquet file "
+        "has its sides under these codes",
+    )
     clean: bool = Field(
         default=True,
         description="whether the filters of `data.clean` may drop pairs of a training entry; by "
@@ -93,8 +138,8 @@ class NamedEntry(Section):
 class FilesEntry(NamedEntry):
     """Two line-aligned text files: line n of one translates line n of the other."""
 
-    source: str = Field(description="path or URL of the source sentences, one a line")
-    target: str = Field(description="path or URL of the target sentences, one a line")
+    source: Location = Field(description="path or URL of the source sentences, one a line")
+    target: Location = Field(description="path or URL of the target sentences, one a line")
     sha256: dict[Literal["source", "target"], Sha256] = Field(
         default={},
         description="expected sha256 of the files as stored (of an archive: the whole archive), "
@@ -105,7 +150,7 @@ class FilesEntry(NamedEntry):
 class TsvEntry(NamedEntry):
     """A tab-separated file without quoting: every tab parts two columns, quotes are text."""
 
-    tsv: str = Field(description="path or URL")
+    tsv: Location = Field(description="path or URL")
     columns: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = Field(
         default=(0, 1), description="the source and the target column, counted from 0"
     )
@@ -117,7 +162,7 @@ class TsvEntry(NamedEntry):
 class JsonlEntry(NamedEntry):
     """JSON lines: one object a pair."""
 
-    jsonl: str = Field(description="path or URL")
+    jsonl: Location = Field(description="path or URL")
     source_field: str = Field(default="source", description="key of the source sentence")
     target_field: str = Field(default="target", description="key of the target sentence")
     sha256: dict[Literal["jsonl"], Sha256] = Field(
@@ -127,12 +172,6 @@ class JsonlEntry(NamedEntry):
 
 class CodedEntry(NamedEntry):
     """An entry that finds its two sides by their language codes."""
-
-    languages: tuple[str, str] | None = Field(
-        default=None,
-        description="the codes of source and target there, where they are not the config's own "
-        "`source` and `target`, such as [en, zh_CN]",
-    )
 
 
 class TableEntry(CodedEntry):
@@ -151,7 +190,7 @@ class TableEntry(CodedEntry):
 class ParquetEntry(TableEntry):
     """A parquet file: two columns of text, or one column `translation` with a text a language."""
 
-    parquet: str = Field(description="path or URL")
+    parquet: Location = Field(description="path or URL")
     sha256: dict[Literal["parquet"], Sha256] = Field(
         default={}, description="expected sha256 of the file as stored, under the key `parquet`"
     )
@@ -211,7 +250,7 @@ class MonoEntry(Section):
     name: str | None = Field(
         default=None, pattern=SLUG, description="what messages and lock call the text"
     )
-    mono: str = Field(description="path or URL of sentences, one a line")
+    mono: Location = Field(description="path or URL of sentences, one a line")
     side: Literal["source", "target"] = Field(description="the side whose language it is in")
     sha256: dict[Literal["mono"], Sha256] = Field(
         default={}, description="expected sha256 of the file as stored, under the key `mono`"
@@ -253,12 +292,12 @@ def _one_kind_of_entry(value: Any) -> Any:
     by_kind = {_KIND_OF_KEY[key]: key for key in keys if key in _KIND_OF_KEY}
     if len(by_kind) > 1:
         mixed = " and ".join(f"`{key}`" for key in by_kind.values())
-        raise _complaint(
+        raise complaint(
             f"mixes two kinds of entry (it has {mixed})", f"an entry is one of {_ENTRY_FORMS}"
         )
     if _kind_of_entry(value) is None:
         near = [match for key in keys for match in get_close_matches(key, _KIND_OF_KEY, 1)]
-        raise _complaint(
+        raise complaint(
             f"must be an entry ({_ENTRY_FORMS})" + ("" if keys else ", not {shown}"),
             f"did you mean `{near[0]}`?" if near else None,
         )
@@ -282,7 +321,7 @@ Entry = Annotated[
 def as_entries(value: Any) -> Any:
     """A single entry is a list of one."""
     if value == ():
-        raise _complaint("is empty", "give an entry or a list of entries")
+        raise complaint("is empty", "give an entry or a list of entries")
     return as_list(value)
 
 
@@ -296,7 +335,7 @@ def as_test_sets(value: Any) -> Any:
     if isinstance(value, Section):
         return {"test": value}
     if not isinstance(value, dict):
-        raise _complaint("must be an entry, or a mapping of names to entries, not {shown}", None)
+        raise complaint("must be an entry, or a mapping of names to entries, not {shown}", None)
     if any(key in _ENTRY_KEYS and not isinstance(item, dict) for key, item in value.items()):
         return {"test": value}
     return {name: item for name, item in value.items() if item is not None}
@@ -304,10 +343,10 @@ def as_test_sets(value: Any) -> Any:
 
 def _free_name(name: str) -> str:
     if name in _ENTRY_KEYS:
-        raise _complaint("is a key of entries, so it cannot name a test set", "choose another name")
+        raise complaint("is a key of entries, so it cannot name a test set", "choose another name")
     if name.lower() in ("valid", "train"):
-        raise _complaint("is the name of a set of its own", "choose another name")
+        raise complaint("is the name of a set of its own", "choose another name")
     return name
 
 
-TestName = Annotated[str, Field(pattern=SLUG), AfterValidator(_free_name)]
+TestName = Annotated[str, Field(pattern=SLUG, max_length=100), AfterValidator(_free_name)]

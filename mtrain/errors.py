@@ -11,7 +11,7 @@
     │   ├── CheckpointError   4   missing, damaged or incompatible checkpoint
     │   ├── OutOfMemoryError  4   a batch that does not fit
     │   └── NonFiniteError    4   loss or gradients stay infinite or undefined
-    └── StoppedBySignal  130, 143   SIGINT or SIGTERM, after saving
+    └── StoppedBySignal  129, 130, 143   SIGHUP, SIGINT or SIGTERM, after saving
 
 A message is one sentence that says what happened and where, in lower case; `fix` says how to
 mend it. Only `cli` catches these; anything else that escapes is a defect of ours (exit code 1).
@@ -20,6 +20,7 @@ mend it. Only `cli` catches these; anything else that escapes is a defect of our
 from __future__ import annotations
 
 import signal
+import sys
 
 
 class MtrainError(Exception):
@@ -83,6 +84,30 @@ class CheckpointError(ModelError):
 
 class OutOfMemoryError(ModelError):
     """A batch that does not fit into the memory of the device."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, or torch on any device, has run out of memory; does not import torch.
+
+    torch has a class for its own GPU allocator only: what the CPU's allocator, cuBLAS and CUDA
+    itself raise are other RuntimeErrors, which their text tells apart.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in said
+        for sign in (
+            "DefaultCPUAllocator: can't allocate memory",
+            "DefaultCPUAllocator: not enough memory",
+            "CUDA error: out of memory",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+            "CUDNN_STATUS_ALLOC_FAILED",
+        )
+    )
 
 
 class NonFiniteError(ModelError):

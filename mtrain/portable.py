@@ -2,22 +2,52 @@
 
 Such a file is a checkpoint with more in it: beside the weights, each small file of the run (config,
 tokenizer, scores, manifest) is a tensor of bytes named `file:NAME`. Opened as a run, those are
-written into a directory of its own, and the weights are read from where they are. No torch here.
+written into a directory of its own, and the weights are read from where they are. The file may come
+from a stranger: only the names in `RUN_FILES` are accepted, and nothing is written before all of
+them were checked. No torch here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mtrain.errors import CheckpointError
+from mtrain.storage import atomic_write, parse_json
 
 FORMAT = 1
 FIX = "use another checkpoint, or train again"
 FILE = "file:"  # begins the name of a tensor that is a file
+MANIFEST = "data/manifest.json"
+RUN_FILES = {  # that an exported file may hold
+    *("config.yaml", "tokenizer.model", "tokenizer.source.model", "tokenizer.target.model"),
+    *("scores.json", "alignment.json", MANIFEST),
+}
+
+
+@contextmanager
+def open_tensors(path: Path, framework: str) -> Iterator[Any]:
+    """A safetensors file, open; a CheckpointError where it is none, damaged or cut short.
+
+    What is no regular file is not opened: reading a pipe or a device has no end.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not path.exists():
+            raise FileNotFoundError
+        if not path.is_file():
+            raise OSError("not a regular file")
+        with safe_open(path, framework) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is damaged or cut short ({reason})", FIX) from error
 
 
 def read_note(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -27,45 +57,50 @@ def read_note(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
             f"{path} was not written by mtrain", "name a run, or a file that `mtrain export` wrote"
         )
     assert metadata is not None
+    from mtrain.run_shapes import NOTE
+
     try:
-        note: dict[str, Any] = json.loads(metadata["mtrain"])
-        version, _, _ = note["format"], note["sha256"], note["facts"]
-    except (ValueError, KeyError, TypeError) as error:
+        note: dict[str, Any] = parse_json(metadata["mtrain"], NOTE)
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged: its header cannot be read", FIX) from error
-    if version != FORMAT:
+    if note["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has format {version}; this mtrain reads format {FORMAT}", "upgrade mtrain"
+            f"{path} has format {note['format']}; this mtrain reads format {FORMAT}",
+            "upgrade mtrain",
         )
     return note
 
 
 def unpack(path: Path, directory: Path) -> None:
-    """Write the files of a run that stand in a file into a directory; the weights stay there.
+    """Write the files of a run that are in a file into a directory; the weights stay there.
 
-    A CheckpointError where it is damaged, was made by a newer mtrain or another program, or holds
-    weights alone.
+    A CheckpointError, before anything is written, where the file is damaged, was made by a newer
+    mtrain or another program, or holds weights alone.
     """
-    from safetensors import SafetensorError, safe_open
+    contents = _contents(path)
+    for name, content in contents.items():
+        atomic_write(directory / name, content)
 
-    try:
-        with safe_open(path, "np") as file:
-            hashes = read_note(path, file.metadata())["facts"].get("files")
-            if not hashes:
-                raise CheckpointError(
-                    f"{path} holds weights alone",
-                    "name the run directory that it belongs to, or make one file of that run: "
-                    "mtrain export RUN --to safetensors -o FILE",
-                )
-            contents = {name: file.get_tensor(FILE + name).tobytes() for name in hashes}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or cut short ({error})", "copy or export it again"
-        ) from error
+
+def _contents(path: Path) -> dict[str, bytes]:
+    """The files in a file by their names, all of them known ones and with the right sha256."""
+    with open_tensors(path, "np") as file:
+        hashes: dict[str, str] | None = read_note(path, file.metadata())["facts"].get("files")
+        if not hashes:
+            raise CheckpointError(
+                f"{path} holds weights alone",
+                "name the run directory that it belongs to, or make one file of that run: "
+                "mtrain export RUN --to safetensors -o FILE",
+            )
+        if unknown := sorted(hashes.keys() - RUN_FILES):
+            raise CheckpointError(
+                f"{path} holds {unknown[0]!r}, which is no file of a run",
+                "do not use a file whose origin you do not trust; export the run again",
+            )
+        if any(file.get_slice(FILE + name).get_dtype() != "U8" for name in hashes):
+            raise ValueError("a file in it is not stored as bytes")
+        contents = {name: file.get_tensor(FILE + name).tobytes() for name in hashes}
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != hashes[name]:
-            raise CheckpointError(
-                f"{path} is damaged: the {name} in it was changed", "copy or export it again"
-            )
-        target = directory / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+            raise CheckpointError(f"{path} is damaged: the {name} in it was changed", FIX)
+    return contents

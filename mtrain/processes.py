@@ -26,8 +26,8 @@ Value = TypeVar("Value")
 class Processes:
     """The processes that train one model together, seen from one of them.
 
-    All hold the same weights. Sums are made in the order of the ranks, so the same number of
-    processes gives the same bytes.
+    All hold the same weights. On CPUs sums are made in the order of the ranks, so the same number
+    of processes gives the same bytes; on GPUs the last bits may differ.
     """
 
     device: torch.device
@@ -93,7 +93,7 @@ def join(device_name: str) -> Iterator[Processes]:
         console.silence()  # but for errors
     device = choose_device(device_name)
     if device.type == "cuda":
-        device = torch.device("cuda", local_rank)
+        device = choose_device(f"cuda:{local_rank}")
         torch.cuda.set_device(device)
     # The others wait while the first validates, for as long as that takes.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

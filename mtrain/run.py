@@ -16,17 +16,17 @@
                                scores .jsonl, what was found in them .analysis.json
       data/                    manifest.json; raw text of valid and every test set
 
-Every file is written whole or not at all: beside its place first, then renamed.
+Every file is written whole or not at all (see `storage`). What is read is checked, as a run may
+come from a stranger: a damaged file is a DataError, and no name in it leads out of the run.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
-import os
 import re
+import shlex
 import shutil
 import tempfile
 import weakref
@@ -34,65 +34,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtrain.errors import CheckpointError, DataError, StorageError, UsageError
 from mtrain.portable import unpack
+from mtrain.storage import (
+    atomic_write,
+    lock_file,
+    parse_json,
+    read_bytes,
+    read_json,
+    storage_errors,
+)
 
-# What is wrong with a place, rather than with the program.
-REFUSALS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EIO, errno.EFBIG),
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
-}
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of a full disk or a closed directory into our words."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"no space left on the disk while writing {path}", "free some space; then repeat"
-            ) from error
-        if error.errno in REFUSALS:
-            raise StorageError(
-                f"cannot write {path}: {(error.strerror or 'refused').lower()}",
-                "check the permissions of the directory, or choose another place",
-            ) from error
-        raise
-
-
-def atomic_write(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
-    """Write a file whole or not at all: beside its place, flushed to the disk, then renamed.
-
-    What is large may come in parts.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(path.name + ".tmp")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                file.writelines([data] if isinstance(data, bytes) else data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def write_json(path: Path, value: object) -> None:
-    """Readable JSON, written whole or not at all."""
-    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def sha256_of(path: Path) -> str:
-    """Of the bytes as stored."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True)
@@ -104,6 +60,13 @@ class Split:
     references: list[str]
     sha256: str  # of both sides as stored in the run
     tag: str | None = None  # in front of every source, see `tag` of the config's entries
+    languages: tuple[str, str] | None = None  # None: the config's
+    more_references: tuple[list[str], ...] = ()  # of given files, each as many as the sources
+
+    @property
+    def all_references(self) -> list[list[str]]:
+        """One list or several, each with a line for every source."""
+        return [self.references, *self.more_references]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,15 +197,12 @@ class RunDir:
 
     def splits(self) -> list[str]:
         """`valid` and the names of the test sets, in the config's order."""
-        names = self.read_manifest()["splits"]
-        assert isinstance(names, list)
+        names: list[str] = self.read_manifest()["splits"]
         return names
 
     def read_manifest(self) -> dict[str, Any]:
         """What `prepare` recorded of the data: counts, hashes, split names, dropped pairs."""
-        manifest = _read_json(self.manifest)
-        if missing := {"splits", "split_sha256", "files", "length_ratio"} - manifest.keys():
-            raise _unreadable(self.manifest, f"it lacks {', '.join(sorted(missing))}")
+        manifest: dict[str, Any] = _read(self.manifest, "MANIFEST")
         return manifest
 
     def read_word_counts(self) -> dict[str, dict[str, int]] | None:
@@ -250,12 +210,30 @@ class RunDir:
 
         {"source": {word: n}, "target": {word: n}}; None in a run that does not know.
         """
-        return _read_json(self.word_counts) if self.word_counts.exists() else None
+        counts: dict[str, dict[str, int]] | None = _read_if_there(self.word_counts, "WORD_COUNTS")
+        return counts
 
     def prepared_data(self) -> Path | None:
         """The prepared data that the run was trained on; None where it is not there any more."""
         path = self.read_manifest().get("path")
         return Path(path) if path is not None and Path(path).is_dir() else None
+
+    def read_environments(self) -> list[dict[str, str]]:
+        """Versions and machines that it was trained with, one after the other."""
+        return _read_if_there(self.environment, "ENVIRONMENTS") or []
+
+    def read_data_report(self) -> dict[str, Any] | None:
+        """What data.data_report wrote; None in an older run."""
+        report: dict[str, Any] | None = _read_if_there(self.data_report, "DATA_REPORT")
+        return report
+
+    def read_sweep(self) -> list[dict[str, Any]]:
+        """The fields of every evaluation.sweep.Point; empty where none was measured."""
+        return _read_if_there(self.sweep, "SWEEP") or []
+
+    def read_attention(self) -> list[dict[str, Any]]:
+        """The attention of a few sentences, as decoding.attention.AttentionMaps.to_json gives."""
+        return _read_if_there(self.attention, "ATTENTION") or []
 
     def read_split(self, name: str) -> Split:
         """The raw sentences of `valid` or of a test set."""
@@ -270,55 +248,73 @@ class RunDir:
                 "give files: --source FILE --reference FILE",
             )
         sides = [self.data / f"{name}.{side}" for side in ("source", "target")]
-        try:
-            texts = [side.read_bytes() for side in sides]
-        except OSError as error:
-            raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+        texts = [_read_text(side).encode() for side in sides]
         digest = hashlib.sha256(texts[0] + b"\0" + texts[1]).hexdigest()
-        if digest != self.read_manifest()["split_sha256"][name]:
+        manifest = self.read_manifest()
+        if digest != manifest["split_sha256"].get(name):
             raise DataError(
                 f"the text of `{name}` in {self.data} was changed since it was prepared",
                 "restore it, or train again with --fresh",
             )
         sources, references = (text.decode().split("\n")[:-1] for text in texts)
+        tag, languages = (manifest.get(key, {}).get(name) for key in ("tags", "languages"))
         return Split(
-            name, sources, references, digest, self.read_manifest().get("tags", {}).get(name)
+            name, sources, references, digest, tag, None if languages is None else tuple(languages)
         )
 
     def read_alignment(self) -> dict[str, Any]:
         """sha256 of weights -> the fields of a decoding.alignment.AlignmentHead."""
-        return _read_json(self.alignment) if self.alignment.exists() else {}
+        return _read_if_there(self.alignment, "HEADS") or {}
 
     def read_scores(self) -> dict[str, Any]:
         """All recorded scores; empty before the first."""
-        return _read_json(self.scores) if self.scores.exists() else {}
+        return _read_if_there(self.scores, "SCORES") or {}
+
+    @contextmanager
+    def scores_locked(self) -> Iterator[None]:
+        """While scores and translations are read and written again; others wait.
+
+        A StorageError where `translations` is a link: results stay in the run.
+        """
+        if self.translations.is_symlink():
+            raise StorageError(
+                f"{self.translations} is a symbolic link", "replace it by a directory"
+            )
+        waiting = f"another process is writing the scores of {self.path}: waiting for it"
+        with lock_file(self.files / ".scores.lock", waiting):
+            yield
 
     def read_translations(self, key: str) -> list[TranslatedLine]:
         """What `eval` kept of a test set; `key` is one of scores.json, such as `flickr`."""
         stem = self._translations_stem(key)
         path = self.translations / f"{stem}.jsonl"
-        try:
-            if path.exists():
-                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-                return [TranslatedLine(**json.loads(line)) for line in lines]
-            text = path.with_suffix(".txt").read_text(encoding="utf-8")  # older runs have no more
-        except (OSError, ValueError, TypeError) as error:
-            raise _unreadable(path, error) from error
+        is_old = not path.exists()  # older runs have the text alone
+        path = path.with_name(f"{stem}.txt") if is_old else path
+        lines = _read_text(path).split("\n")[:-1]
+        if not is_old:
+            return [
+                TranslatedLine(**{name: line[name] for name in TranslatedLine.__slots__})
+                for line in _parse_lines(path, lines, "TRANSLATED_LINE")
+            ]
         split = self.read_split(key.split("[")[0])
-        texts = zip(split.sources, split.references, text.split("\n")[:-1], strict=True)
+        if len(lines) != len(split.sources):
+            raise _damaged(path, f"{len(lines):,} lines instead of {len(split.sources):,}")
+        texts = zip(split.sources, split.references, lines, strict=True)
         return [TranslatedLine(*line, score=None) for line in texts]
 
     def read_analysis(self, key: str) -> dict[str, Any] | None:
         """What `evaluation.analysis` found in these translations; None in an older run."""
         path = self.translations / f"{self._translations_stem(key)}.analysis.json"
-        return _read_json(path) if path.exists() else None
+        found: dict[str, Any] | None = _read_if_there(path, "ANY")
+        return found
 
     def _translations_stem(self, key: str) -> str:
         """The name, without its suffix, of the files that belong to a key of scores.json."""
         entry = self.read_scores().get(key)
         if entry is None:
             raise DataError(
-                f"{self.path} keeps no translation of `{key}`", f"make one: mtrain eval {self.path}"
+                f"{self.path} keeps no translation of `{key}`",
+                f"make one: mtrain eval {shlex.quote(str(self.path))}",
             )
         older = f"{key.split('[')[0]}.{entry.get('checkpoint', 'best')}"
         return str(entry.get("translations", older))
@@ -332,11 +328,8 @@ class RunDir:
         """All complete lines of metrics.jsonl; one cut short by a kill is left out."""
         if not self.metrics.exists():
             return []
-        try:
-            lines = self.metrics.read_text(encoding="utf-8").split("\n")
-            return [json.loads(line) for line in lines[:-1] if line]
-        except (OSError, ValueError) as error:
-            raise _unreadable(self.metrics, error) from error
+        lines = _read_text(self.metrics).split("\n")[:-1]
+        return _parse_lines(self.metrics, filter(None, lines), "RECORD")
 
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
         """Replace metrics.jsonl, whole or not at all."""
@@ -350,22 +343,52 @@ def _numbered(paths: Iterable[Path], pattern: str) -> list[tuple[int, Path]]:
 
 def _json_line(record: dict[str, Any]) -> str:
     """One line of JSON, in which what is not finite is null: JSON knows no NaN."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_FIX = "restore the file, or train again"
+
+
+def _damaged(path: Path, reason: object) -> DataError:
+    return DataError(f"cannot read {path}: {reason}", _FIX)
+
+
+def _shape(name: str) -> TypeAdapter[Any]:
+    """One of `run_shapes`, imported when a run is read: pydantic would slow down `--help`."""
+    from mtrain import run_shapes
+
+    shape: TypeAdapter[Any] = getattr(run_shapes, name)
+    return shape
+
+
+def _read(path: Path, shape: str) -> Any:
+    return read_json(path, _shape(shape), _FIX)
+
+
+def _read_if_there(path: Path, shape: str) -> Any:
+    return _read(path, shape) if path.exists() else None
+
+
+def _read_text(path: Path) -> str:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(value, dict):
-        raise _unreadable(path, "it holds no JSON object")
-    return value
+        return read_bytes(path).decode()
+    except OSError as error:
+        raise _damaged(path, error.strerror) from error
+    except ValueError as error:
+        raise _damaged(path, error) from error
 
 
-def _unreadable(path: Path, reason: object) -> DataError:
-    return DataError(f"cannot read {path}: {reason}", "restore the file, or train again")
+def _parse_lines(path: Path, lines: Iterable[str], shape: str) -> list[dict[str, Any]]:
+    """The objects of some JSON lines of a file."""
+    try:
+        return [parse_json(line, _shape(shape)) for line in lines]
+    except ValueError as error:
+        raise _damaged(path, error) from error

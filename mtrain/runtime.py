@@ -5,18 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from mtrain import __version__
-from mtrain.errors import DeviceError
+from mtrain import __version__, console
+from mtrain.errors import DeviceError, is_out_of_memory
 
 Precision = Literal["fp32", "bf16"]
 Purpose = Literal["training", "decoding"]
@@ -25,17 +27,62 @@ Result = TypeVar("Result")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one; a DeviceError where it is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
+    """`auto` is CUDA where there is a GPU that this build of torch supports, else the CPU.
+
+    Raises a DeviceError where CUDA is asked for and cannot be used.
+    """
+    if name == "auto":
+        problem = _unsupported(torch.device("cuda")) if torch.cuda.is_available() else None
+        if problem:
+            console.warn(f"{problem}; using the CPU")
+        return torch.device("cuda" if torch.cuda.is_available() and not problem else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise DeviceError(
+            f"there is no device `{name}`", "choose `auto`, `cpu`, `cuda` or `cuda:1`"
+        )
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
         built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
         raise DeviceError(
-            f"device `cuda` was asked for, but torch {torch.__version__}, built for {built_for}, "
+            f"device `{name}` was asked for, but torch {torch.__version__}, built for {built_for}, "
             "finds no GPU",
             "use `auto` or `cpu`, or install a CUDA build of PyTorch",
         )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    n_gpus = torch.cuda.device_count()
+    if device.index is not None and device.index >= n_gpus:
+        raise DeviceError(
+            f"device `{name}` was asked for, but this machine has "
+            f"{n_gpus} GPU{'s' if n_gpus > 1 else ''}",
+            "choose another one, start one process per GPU at most, or use the CPU",
+        )
+    if problem := _unsupported(device):
+        raise DeviceError(problem, "install a build of PyTorch that supports it, or use the CPU")
+    return device
+
+
+def _unsupported(device: torch.device) -> str | None:
+    """Why torch has no kernels for a GPU; None where it has.
+
+    Code for sm_86 runs on 8.6 and 8.9, not on 9.0; compute_86 is compiled for any later one.
+    """
+    capability = torch.cuda.get_device_capability(device)
+    architectures = torch.cuda.get_arch_list()
+    built_for = [
+        (kind, (int(digits[:-1]), int(digits[-1])))
+        for kind, digits in re.findall(r"(sm|compute)_(\d{2,})", " ".join(architectures))
+    ]
+    if not built_for or any(
+        version <= capability and (kind == "compute" or version[0] == capability[0])
+        for kind, version in built_for
+    ):
+        return None
+    major, minor = capability
+    return (
+        f"torch {torch.__version__} does not support this GPU, {torch.cuda.get_device_name(device)}"
+        f" (compute capability {major}.{minor}; it supports {', '.join(architectures)})"
+    )
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
@@ -43,11 +90,30 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
     These are recent GPUs and CPUs with AMX or AVX512-BF16 (Zen 4: products in half the time).
     """
-    if name == "auto":
-        if device.type == "cuda":
-            return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-        return "bf16" if _has_amx() or _has_avx512_bf16() else "fp32"
-    return "bf16" if name == "bf16" else "fp32"
+    if name == "fp32":
+        return "fp32"
+    if device.type == "cuda":
+        # is_bf16_supported() would count what is emulated.
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        _warn_of_old_gpu(name, device, has_bf16)
+    else:
+        has_bf16 = _has_amx() or _has_avx512_bf16()
+    return "bf16" if name == "bf16" or has_bf16 else "fp32"
+
+
+@cache
+def _warn_of_old_gpu(name: str, device: torch.device, has_bf16: bool) -> None:
+    """Once for each way to ask."""
+    if has_bf16:
+        return
+    gpu = torch.cuda.get_device_name(device)
+    if name == "bf16":
+        console.warn(f"{gpu} has no bf16 and emulates it: `precision: fp32` is faster")
+    else:
+        console.warn(
+            f"{gpu} has no bf16, so matrix products are made in fp32, without its tensor cores: "
+            "several times slower than on a GPU of compute capability 8.0 or later"
+        )
 
 
 def dtype_of_products(precision: Precision) -> torch.dtype:
@@ -91,7 +157,10 @@ def set_up(device: torch.device, threads: int | Literal["auto"], purpose: Purpos
     torch.set_num_threads(n_threads)
     torch.set_flush_denormal(True)
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
+        # It is tried first on H100 and later, and makes a plan for every new shape, which takes
+        # up to a second; our shapes hardly ever come again.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.matmul.allow_tf32 = False  # "fp32" means so
     else:
         _keep_freed_memory(in_one_heap=purpose == "decoding")
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS[purpose]))
@@ -105,6 +174,45 @@ def give_memory_back() -> None:
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given, so that a clock shows the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def unless_out_of_memory(function: Callable[[], Result]) -> Result | None:
+    """function(), or None where memory runs out.
+
+    By then the error is gone, and with it all that its traceback held: every activation.
+    """
+    try:
+        return function()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()  # what comes next has other sizes
+    return None
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU that this process could still use; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free) + kept
+
+
+def spare_bytes(device: torch.device) -> int | None:
+    """Of these, what was never in use so far and so can be kept for long; None for a CPU."""
+    free = free_bytes(device)
+    if free is None:
+        return None
+    used_at_times = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    return free - used_at_times
 
 
 def n_workers(device: torch.device) -> int:
@@ -152,14 +260,30 @@ def _start_worker() -> None:
 def environment(device: torch.device) -> dict[str, str]:
     """Versions, machine, device and threads: what the bytes of a model depend on."""
     libraries = ("torch", "numpy", "sentencepiece", "sacrebleu")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    is_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if is_gpu else _processor()
     return {
         "mtrain": __version__,
         "Python": platform.python_version(),
         **{library: version(library) for library in libraries},
         "system": platform.platform(),
         "device": f"{device.type}: {name}",
+        **(_cuda_versions() if is_gpu else {}),
         "threads": str(torch.get_num_threads()),
+    }
+
+
+def _cuda_versions() -> dict[str, str]:
+    """CUDA and cuDNN that torch was built with, and the driver, as Linux tells it."""
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
+            driver = file.readline().partition(":")[2].strip()
+    except OSError:  # WSL has no such file
+        driver = "unknown"
+    return {
+        "CUDA": str(torch.version.cuda),
+        "cuDNN": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "driver": driver,
     }
 
 

@@ -52,6 +52,15 @@ class Node:
             return self.value[int(key)] if int(key) < len(self.value) else None
         return None
 
+    def drop(self, path: str) -> None:
+        """Remove the node at a dotted path, if there is one."""
+        first, _, rest = path.partition(".")
+        child = self.child(first)
+        if child is not None and rest:
+            child.drop(rest)
+        elif isinstance(self.value, dict):
+            self.value.pop(first, None)
+
     def plain(self, without: Collection[int] = ()) -> Any:
         """Python values alone, lists as tuples; nodes whose `id` is in `without` are left out."""
         if isinstance(self.value, dict):
@@ -110,6 +119,11 @@ class _Reader:
             ) from error
         except RecursionError as error:
             raise Problem(self.source, "this is nested too deeply for a config") from error
+        except (ValueError, OverflowError) as error:
+            line = loader.line if loader is not None else 0
+            raise Problem(
+                self._place(line), "this is not YAML: an escape stands for no character of Unicode"
+            ) from error
         finally:
             if loader is not None:
                 loader.dispose()
@@ -130,7 +144,14 @@ class _Reader:
             ]
             return Node(path, place, items)
         assert isinstance(node, yaml.ScalarNode)
+        self._check_characters(node.value, place)
         return Node(path, place, _scalar(node), node.value, node.style is not None)
+
+    def _check_characters(self, text: str, place: Place) -> None:
+        if wrong := _NO_TEXT.search(text):
+            self.problems.append(
+                Problem(place, f"the character U+{ord(wrong[0]):04X} may not stand in a config")
+            )
 
     def _mapping(self, mapping: yaml.MappingNode, path: str) -> dict[str, Node]:
         children: dict[str, Node] = {}
@@ -139,6 +160,7 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 self.problems.append(Problem(place, "a key must be a word, not a list or mapping"))
                 continue
+            self._check_characters(key.value, place)
             child = self._node(value, _joined(path, key.value), place)
             if key.value in children:
                 first = f" (first on line {children[key.value].place.order})"
@@ -195,6 +217,7 @@ class _CoreLoader(yaml.SafeLoader):
         )
 
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what escapes such as "\\ud800" can write
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")

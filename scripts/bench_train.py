@@ -3,9 +3,9 @@
     mtrain prepare configs/multi30k-en-de.yaml --set name=bench --set tokenizer.vocab_size=8000
     python scripts/bench_train.py data/bench/*/
     python scripts/bench_train.py data/bench/*/ --preset base --batch-tokens 32768 --device cuda
-    python scripts/bench_train.py data/bench/*/ --preset tiny --device cuda --warm-up 300
     python scripts/bench_train.py data/bench/*/ --profile
     python scripts/bench_train.py data/bench/*/ --saves
+    python scripts/bench_train.py data/bench/*/ --waits --device cuda
 
 The argument is prepared data. Every engine trains a model of the preset's sizes on it, in a process
 of its own; in each round each engine makes --updates updates after --warm-up that are not timed.
@@ -17,10 +17,10 @@ tokens on average as mtrain's updates, and trains with fused Adam, label-smoothe
 autocast in bf16 where its name says so; on a GPU also compiled. mtrain's updates are those of
 `mtrain train`, which clips gradients besides. Marian's layers are post-norm, mtrain's pre-norm;
 data, pieces, sizes and threads are the same. bf16 for both: --engines mtrain-bf16 marian-bf16.
-CUDA graphs are recorded as their shapes come again: --warm-up must hold two epochs for them.
 
 --saves times mtrain's updates around the writing of checkpoints: beside training, as `mtrain train`
-does it, and for comparison with training stopped meanwhile.
+does it, and for comparison with training stopped meanwhile. --waits ends with an error where an
+update waits for the GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,8 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 N_SAVES = 10
 
@@ -78,11 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.profile:
         print(profile(setting))
         return 0
+    if options.waits:
+        print(waits(setting))
+        return 0
     if options.saves:
         for line in saves(setting):
             print(line)
         return 0
-    print(f"{platform.processor() or platform.machine()}, {setting}", flush=True)
+    print(f"{machine(setting.device, setting.threads)}; {setting}", flush=True)
     engines = options.engines or installed(setting.device)
     rounds = []
     for number in range(options.rounds):
@@ -104,20 +108,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="small", choices=["tiny", "small", "base", "big"])
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--warm-up", type=int, default=10, help="updates before the clock starts")
     parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", nargs="+", choices=[*ENGINES])
     parser.add_argument("--profile", action="store_true", help="the kernels of mtrain's updates")
     parser.add_argument("--saves", action="store_true", help="how long saving stops mtrain")
+    parser.add_argument("--waits", action="store_true", help="an error where mtrain waits")
     parser.add_argument("--engine", choices=[*ENGINES], help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def installed(device: str) -> list[str]:
     """The engines that can run here."""
-    on_gpu = [f"mtrain-bf16{way}" for way in ("", "-compiled", "-graphs", "-compiled-graphs")]
+    on_gpu = ["mtrain-bf16", "mtrain-bf16-compiled"]
     engines = on_gpu if device == "cuda" else ["mtrain", "mtrain-fp32"]
     if find_spec("transformers") is None:
         return engines
@@ -129,7 +134,8 @@ def in_a_process(engine: str, setting: Setting) -> Timing:
     """One round of one engine, loaded anew."""
     arguments = [f"--{key.replace('_', '-')}={value}" for key, value in asdict(setting).items()]
     command = [sys.executable, __file__, setting.data, *arguments[1:], "--engine", engine]
-    environment = {"GOMP_SPINCOUNT": "5000"} | os.environ  # as `mtrain` sets it
+    as_mtrain = {"GOMP_SPINCOUNT": "5000", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    environment = as_mtrain | os.environ
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return Timing(**json.loads(done.stdout.split("\n")[-2]))
 
@@ -189,18 +195,11 @@ def wait(torch: Any, setting: Setting) -> None:
 # -- mtrain ----------------------------------------------------------------------------------
 
 
-def mtrain(
-    setting: Setting,
-    precision: str = "auto",
-    is_compiled: bool = False,
-    is_recorded: bool = False,
-) -> Timing:
+def mtrain(setting: Setting, precision: str = "auto", is_compiled: bool = False) -> Timing:
     """The updates that `mtrain train` makes."""
     training = Training(setting, precision)
     if is_compiled:
         training.learner.compile_layers()
-    if is_recorded:
-        training.learner.record()
     return timed(training.step, setting)
 
 
@@ -327,8 +326,31 @@ def profile(setting: Setting) -> str:
         for _ in range(4):
             step()
         wait(torch, setting)
-    by = "self_cuda_time_total" if setting.device == "cuda" else "self_cpu_time_total"
+    by = "self_device_time_total" if setting.device == "cuda" else "self_cpu_time_total"
     return profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60)
+
+
+def waits(setting: Setting) -> str:
+    """Updates in which torch raises an error where the CPU waits for a GPU."""
+    import torch
+
+    training = Training(setting, "auto")
+    for _ in range(setting.warm_up):
+        training.step()
+    if setting.device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    for _ in range(setting.updates):
+        training.step()
+    return f"{setting.updates} updates waited for nothing"
+
+
+def with_cudnn_attention(setting: Setting) -> Timing:
+    """What mtrain turns off: a plan for every new shape. It must not be faster."""
+    import torch
+
+    training = Training(setting, "bf16")
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    return timed(training.step, setting)
 
 
 def vocab_sizes(setting: Setting) -> tuple[int, int]:
@@ -434,11 +456,8 @@ ENGINES: dict[str, Callable[[Setting], Timing]] = {
     "mtrain": mtrain,
     "mtrain-fp32": lambda setting: mtrain(setting, "fp32"),
     "mtrain-bf16": lambda setting: mtrain(setting, "bf16"),
+    "mtrain-bf16-cudnn": with_cudnn_attention,
     "mtrain-bf16-compiled": lambda setting: mtrain(setting, "bf16", is_compiled=True),
-    "mtrain-bf16-graphs": lambda setting: mtrain(setting, "bf16", is_recorded=True),
-    "mtrain-bf16-compiled-graphs": lambda setting: mtrain(
-        setting, "bf16", is_compiled=True, is_recorded=True
-    ),
     "marian-fp32": marian,
     "marian-bf16": lambda setting: marian(setting, is_bf16=True),
     "marian-bf16-compiled": lambda setting: marian(setting, is_bf16=True, is_compiled=True),

@@ -10,10 +10,9 @@
 The first form translates a split of a run, with the run's own weights converted to CTranslate2.
 The second builds a model of random weights (`--base`, `--small`) and holds every output at 30
 tokens, so that all engines do the same work; there, transformers' Marian of the same sizes takes
-part when it is installed. `--latency` gives one sentence at a time (on a GPU also without CUDA
-graphs), `--memory` a file of so many lines through the command line while its memory is watched,
-`--quality` the BLEU of a split in every way of computing the search, tested against the first,
-`--profile` the kernels of a step.
+part when it is installed. `--latency` gives one sentence at a time, `--memory` a file of so many
+lines through the command line while its memory is watched, `--quality` the BLEU of a split in every
+way of computing the search, tested against the first, `--profile` the kernels of a pass.
 
 Every engine runs in a process of its own and loads before the clock starts. In each round each
 engine translates everything once, one after the other; the table gives medians over the rounds, and
@@ -32,7 +31,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -43,6 +41,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from machine import machine
 
 FORCED_LENGTH = 30  # tokens, EOS included
 # Of a preset: on a CPU three rounds of all engines take two minutes or so, on a GPU seconds.
@@ -56,7 +56,6 @@ WAYS = [
     ("fp32", False, 1),
     ("bf16", False, 1),
 ]
-NO_GRAPHS = "no-graphs"  # of mtrain on a GPU, where it has some
 ENGINES = ["mtrain", "mtrain-fp32", "ctranslate2-float32", "ctranslate2-int8"]
 
 
@@ -94,13 +93,10 @@ class Engine(Protocol):
 
 
 class Mtrain:
-    """Our own search, in the precision it chooses or in a given one; or without CUDA graphs."""
+    """Our own search, in the precision it chooses or in a given one."""
 
-    def __init__(self, setting: Setting, way: str = "auto") -> None:
-        has_graphs = way != NO_GRAPHS
-        self.setting, self.translator = setting, load(setting, way if has_graphs else "auto")
-        if not has_graphs:
-            self.translator.scorer = self.translator.scorer.unrecorded
+    def __init__(self, setting: Setting, precision: str = "auto") -> None:
+        self.setting, self.translator = setting, load(setting, precision)
         self.lines = source_lines(setting, self.translator)
         if setting.preset:
             hold_length(self.translator)
@@ -135,7 +131,7 @@ class CTranslate2:
                 directory,
                 device=setting.device,
                 compute_type=compute_type,
-                inter_threads=setting.threads,
+                inter_threads=setting.threads if setting.device == "cpu" else 1,
                 intra_threads=1,
             )
         longest = max(map(len, encoded)) + 1
@@ -167,7 +163,10 @@ class CTranslate2:
 
 
 class Transformers:
-    """transformers' Marian of the same sizes, with random weights and the length held."""
+    """transformers' Marian of the same sizes, with random weights and the length held.
+
+    On a GPU in bf16 and large batches, as mtrain.
+    """
 
     def __init__(self, setting: Setting) -> None:
         import torch
@@ -176,6 +175,9 @@ class Transformers:
         torch.set_num_threads(setting.threads)
         self.setting = setting
         translator = load(setting, "fp32")
+        self.device = translator.device
+        is_gpu = self.device.type == "cuda"
+        self.dtype, n_rows = (torch.bfloat16, 512) if is_gpu else (torch.float32, 64)
         model = translator.config.model
         self.model = MarianMTModel(
             MarianConfig(
@@ -194,10 +196,11 @@ class Transformers:
                 forced_eos_token_id=None,
                 max_position_embeddings=256,
             )
-        ).eval()
+        )
+        self.model = self.model.to(self.device, self.dtype).eval()
         lines = source_lines(setting, translator)
         ids = sorted(translator.src_tokenizer.encode(lines), key=len, reverse=True)
-        self.batches = [ids[i : i + 64] for i in range(0, len(ids), 64)]
+        self.batches = [ids[i : i + n_rows] for i in range(0, len(ids), n_rows)]
 
     def translate(self) -> Pass:
         import torch
@@ -205,7 +208,7 @@ class Transformers:
         started_at, tokens = time.perf_counter(), 0
         for batch in self.batches:
             width = max(map(len, batch))
-            src = torch.tensor([row + [0] * (width - len(row)) for row in batch])
+            src = torch.tensor([row + [0] * (width - len(row)) for row in batch]).to(self.device)
             with torch.inference_mode():
                 found = self.model.generate(
                     src,
@@ -417,22 +420,19 @@ def bleu(setting: Setting, texts: Sequence[str]) -> str:
 
 def latency(setting: Setting, precision: str) -> Iterator[str]:
     """One sentence at a time."""
-    for way in [precision] if setting.device == "cpu" else [precision, NO_GRAPHS]:
-        engine = Mtrain(setting, way)
-        lines = engine.lines[:100]
-        times = []
-        for line in lines[:10] + lines:
-            started_at = time.perf_counter()
-            engine.translator.translate([line], beam_size=setting.beam_size)
-            times.append(1000 * (time.perf_counter() - started_at))
-        times = times[10:]  # what comes before warms up
-        deciles = statistics.quantiles(times, n=10)
-        yield (
-            f"one sentence at a time, {engine.translator.precision}"
-            f"{', without CUDA graphs' if way == NO_GRAPHS else ''}: median "
-            f"{statistics.median(times):.1f} ms, 90 % under {deciles[8]:.1f} ms, of "
-            f"{len(times)} lines"
-        )
+    engine = Mtrain(setting, precision)
+    lines = engine.lines[:100]
+    times = []
+    for line in lines[:10] + lines:
+        started_at = time.perf_counter()
+        engine.translator.translate([line], beam_size=setting.beam_size)
+        times.append(1000 * (time.perf_counter() - started_at))
+    times = times[10:]  # what comes before warms up
+    deciles = statistics.quantiles(times, n=10)
+    yield (
+        f"one sentence at a time, {engine.translator.precision}: median "
+        f"{statistics.median(times):.1f} ms, 90 % under {deciles[8]:.1f} ms, of {len(times)} lines"
+    )
 
 
 def memory(setting: Setting, n_lines: int) -> Iterator[str]:
@@ -523,34 +523,24 @@ def differences(
 
 
 def profile(setting: Setting, precision: str) -> Iterator[str]:
-    """Where the time of decoding goes, by kernel, on one thread."""
+    """Where the time of decoding goes, by kernel; on a CPU on one thread."""
     import torch
+    from torch.profiler import ProfilerActivity
 
+    on_gpu = setting.device == "cuda"
     engine = Mtrain(Setting(**{**asdict(setting), "threads": 1}), precision)
     torch.set_num_threads(1)
     engine.translate()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with torch.profiler.profile(activities=activities) as profiler:
         engine.translate()
-    yield profiler.key_averages().table(
-        sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=44
-    )
+    by = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    yield profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=44)
 
 
-def machine(setting: Setting) -> str:
-    import torch
-
-    from mtrain import __version__
-
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().split("\n") if line.startswith("model name")]
-        model = names[0].partition(": ")[2] if names else model
+def headline(setting: Setting) -> str:
     what = setting.run or f"random weights, preset {setting.preset}, {FORCED_LENGTH} tokens each"
-    return (
-        f"mtrain {__version__}, torch {torch.__version__}, {model}, {setting.threads} threads, "
-        f"{setting.device}; beam {setting.beam_size}; {what}"
-    )
+    return f"{machine(setting.device, setting.threads)}; beam {setting.beam_size}; {what}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -563,7 +553,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.run, preset, options.vocab_size, options.split, options.beam_size, options.device,
         options.threads, options.ct2_batches, options.limit,
     )  # fmt: skip
-    print(machine(setting), flush=True)
+    print(headline(setting), flush=True)
     if options.latency:
         reports = latency(setting, options.precision)
     elif options.memory:
@@ -585,10 +575,9 @@ def installed(setting: Setting) -> list[str]:
     """The engines that this environment has, of those that can do the work."""
     from importlib.util import find_spec
 
-    on_gpu = [f"mtrain-{NO_GRAPHS}"] if setting.device == "cuda" else []
     names = [name for name in ENGINES if name.startswith("mtrain") or find_spec("ctranslate2")]
     has_transformers = setting.preset and find_spec("transformers")
-    return [*names, *on_gpu, *(["transformers"] if has_transformers else [])]
+    return [*names, *(["transformers"] if has_transformers else [])]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -36,6 +36,6 @@ The run:            $run
 The prepared data:  data/quickstart
 The config:         configs/quickstart.yaml
 
-Go on with:         $mtrain translate $run
+Next:               $mtrain translate $run
 Your own data:      $mtrain new my-project --from my-corpus
 END

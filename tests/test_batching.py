@@ -158,12 +158,6 @@ def test_one_source_length_stands_alone_where_it_fills_half_a_micro_batch():
     assert [sorted(part.tolist()) for part in together] == [list(range(8))]
 
 
-def test_where_all_are_masked_they_are_not_cut_by_source_length():
-    plan = plan_of([(10, 10)] * 6 + [(11, 11), (12, 12)], budget=1000)
-    parts = plan.micro_batches(0, max_tokens=120, are_masked=True)
-    assert [sorted(part.tolist()) for part in parts] == [list(range(8))]
-
-
 def test_micro_batches_of_an_update_are_of_even_size():
     plan = plan_of([(10, 10)] * 9, budget=1000)
     assert [len(part) for part in plan.micro_batches(0, max_tokens=80)] == [5, 4]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +96,6 @@ def test_what_cannot_be_known_is_skipped_with_a_sentence() -> None:
     skipped = break_lines().skipped
     assert set(skipped) == {"rarest_word", "data_source", "calibration"}
     assert break_lines(model_scores=[0.0] * 100).skipped["calibration"].startswith("too few")
-
-
-def test_it_survives_json() -> None:
-    breakdown = break_lines(model_scores=list(range(100)), training_counts={})
-    assert Breakdown.from_json(json.loads(json.dumps(breakdown.to_json()))) == breakdown
 
 
 def test_the_nearest_training_entry(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import babel
 import pytest
 
 from mtrain.data import cldr
@@ -87,6 +88,7 @@ def test_names_are_those_of_cldr(target: str, known: dict[str, str]) -> None:
     assert known.items() <= names.items()
 
 
+@pytest.mark.skipif(babel.__version__ != "2.18.0", reason="other data of CLDR, other phrases")
 def test_phrases_of_all_kinds_are_right() -> None:
     """One of each kind, read by a person."""
     phrases = _Phrases(_locale("en"), _locale("de"), random.Random(5))

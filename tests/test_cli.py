@@ -27,6 +27,7 @@ from conftest import (
 from typer.testing import CliRunner
 
 import mtrain
+from mtrain import cli
 from mtrain.cli import app
 
 COMMANDS = ["prepare", "train", "translate", "eval", "report", "export", "new"]
@@ -75,6 +76,27 @@ def test_version(tmp_path: Path) -> None:
 
 
 # -- new -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native"),
+    ],
+)
+def test_a_gpus_memory_grows_in_place_unless_the_user_says_otherwise(
+    monkeypatch, given, expected
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # to be as it was afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    seen: list[str] = []
+    monkeypatch.setattr(cli, "app", lambda **_: seen.append(os.environ["PYTORCH_ALLOC_CONF"]))
+    cli.main()
+    assert seen == [expected]
 
 
 def test_new_copies_a_config_that_loads_and_keeps_what_is_there(tmp_path: Path) -> None:
@@ -380,7 +402,7 @@ def test_files_score_like_the_test_set_and_like_their_saved_translation(
         ["--source", "a"],
         ["--reference", "a"],
         ["--hypothesis", "a"],
-        ["--source", "a", "--reference", "b", "--reference", "c"],
+        ["--source", "a", "--source", "b", "--reference", "c"],
         ["--source", "a", "--source", "b", "--hypothesis", "c", "--reference", "d"],
         ["--split", "valid", "--source", "a", "--reference", "b"],
         ["--sacrebleu", "wmt14", "--hypothesis", "a", "--reference", "b"],

@@ -83,31 +83,32 @@ def test_layers_that_are_left_compute_as_before_without_being_compiled():
 
 
 class FakeLearner:
-    """Takes `update_s` for an update, and `compiled_s` when compiled; an error breaks compiling."""
+    """Takes `compiled_s` for an update when compiled; an error breaks compiling."""
 
-    def __init__(
-        self, wish: Any, compiled_s: float | Exception, update_s: float = 1.0, device: str = "cuda"
-    ) -> None:
+    def __init__(self, wish: Any, compiled_s: float | Exception, device: str = "cuda") -> None:
         self.config = SimpleNamespace(train=SimpleNamespace(compile=wish))
         self.device = torch.device(device)
         self.workers = SimpleNamespace(drop_gradients=lambda: None)
-        self.update_s, self.compiled_s = update_s, compiled_s
+        self.processes = SimpleNamespace(any=bool)
+        self.compiled_s = compiled_s
         self.is_compiled = False
 
     def compile_layers(self) -> None:
         self.is_compiled = True
 
-    def trial(self, *_: Any) -> Trial:
-        if not self.is_compiled:
-            return replace(TRIAL, update_s=self.update_s)
-        if isinstance(self.compiled_s, Exception):
+    def fits(self, *_: Any) -> bool:
+        if self.is_compiled and isinstance(self.compiled_s, Exception):
             raise self.compiled_s
+        return True
+
+    def trial(self, *_: Any) -> Trial:
+        assert self.is_compiled
         return replace(TRIAL, update_s=self.compiled_s)
 
 
 def choose(learner: FakeLearner, monkeypatch: pytest.MonkeyPatch) -> tuple[Progress, Trial]:
     monkeypatch.setattr(fit, "try_out", FakeLearner.trial)
-    monkeypatch.setattr(fit, "_time", FakeLearner.trial)
+    monkeypatch.setattr(fit, "_fits", FakeLearner.fits)
     progress = Progress()
     chosen = compile_if_faster(learner, None, progress, TRIAL)  # type: ignore[arg-type]
     return progress, chosen
@@ -131,12 +132,6 @@ def test_compiled_layers_are_left_where_they_are_slower(monkeypatch):
     assert stance() == "force_eager"
 
 
-def test_the_trial_before_is_timed_again_when_all_kernels_are_loaded(monkeypatch):
-    """The first trial said 1 s, but an update takes 0.4 s once it is warm."""
-    progress, _ = choose(FakeLearner("auto", compiled_s=0.5, update_s=0.4), monkeypatch)
-    assert not progress.is_compiled
-
-
 def test_where_it_is_asked_for_the_layers_stay_compiled(monkeypatch):
     progress, chosen = choose(FakeLearner(True, compiled_s=1.5), monkeypatch)
     assert progress.is_compiled
@@ -152,6 +147,15 @@ def test_a_machine_that_cannot_compile_trains_without(monkeypatch, capsys):
     assert "cannot be compiled here: Failed to find C compiler.; training goes on" in (
         capsys.readouterr().err
     )
+
+
+def test_what_another_process_cannot_compile_is_compiled_by_none(monkeypatch, capsys):
+    learner = FakeLearner("auto", compiled_s=0.5)
+    learner.processes.any = lambda has_failed: True
+    progress, chosen = choose(learner, monkeypatch)
+    assert not progress.is_compiled
+    assert chosen is TRIAL
+    assert "cannot be compiled in another process; training goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -179,5 +183,5 @@ def test_when_compiling_is_tried(wish, device, training_s, expected):
     learner = FakeLearner(wish, compiled_s=0.5, device=device)
     processes = SimpleNamespace(as_first=lambda value: value)
     loop = SimpleNamespace(config=learner.config, learner=learner, processes=processes)
-    found = _Loop.shall_try(loop, wish, WORTH_COMPILING_S, training_s)  # type: ignore[arg-type]
+    found = _Loop.shall_compile(loop, training_s)  # type: ignore[arg-type]
     assert found is expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from itertools import product
 
@@ -135,11 +134,6 @@ def test_few_sentences_know_no_language() -> None:
     diagnosis = diagnose_lines(["A dog."], ["Ein Hund."], ["Ein Hund."])
     assert "too few" in diagnosis.skipped["language"]
     assert set(diagnosis.skipped) | {d.name for d in diagnosis.diagnostics} == set(TITLES)
-
-
-def test_it_survives_json() -> None:
-    diagnosis = plant(short=(3, "Ein"), lost=(5, REFERENCES[5].replace("1", "")))
-    assert Diagnosis.from_json(json.loads(json.dumps(diagnosis.to_json()))) == diagnosis
 
 
 def test_unequal_counts_are_refused() -> None:

@@ -99,7 +99,7 @@ def test_the_exit_codes_of_all_errors_are_in_the_readme() -> None:
         kind = pending.pop()
         assert kind.exit_code in documented
         pending += kind.__subclasses__()
-    assert documented == {0, 1, 2, 3, 4, 130, 141, 143}
+    assert documented == {0, 1, 2, 3, 4, 129, 130, 141, 143}
 
 
 @pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
@@ -108,7 +108,9 @@ def test_shell_scripts_parse_and_can_be_run(path: Path) -> None:
     assert done.returncode == 0, done.stderr
     if path.name != "environment.sh":  # which is sourced
         assert os.access(path, os.X_OK)
-        assert "set -euo pipefail" in path.read_text(encoding="utf-8")
+        goes_on = path.name == "first_hour_on_gpu.sh"  # notes a failed step, then does the next
+        wanted = "set -uo pipefail" if goes_on else "set -euo pipefail"
+        assert wanted in path.read_text(encoding="utf-8").splitlines()
 
 
 def test_nothing_names_a_machine_or_a_package_index() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
+from urllib.request import Request
 
 import pytest
 from web_server import Server, running_server
 
 from mtrain.data import downloads
 from mtrain.data.downloads import Lock, base_name, cache_dir, fetch
-from mtrain.errors import DataError, DownloadError
+from mtrain.errors import DataError, DownloadError, UsageError
 
 CONTENT = b"".join(b"line %d\n" % i for i in range(20_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -292,7 +294,7 @@ class TestLock:
     @pytest.mark.parametrize("text", ["", "[]", '{"format": 2, "files": {}}', '{"files": 1}'])
     def test_a_damaged_lock_is_an_error(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "my.lock").write_text(text)
-        with pytest.raises(DataError, match="cannot read the lock"):
+        with pytest.raises(DataError, match=r"cannot read .*my\.lock: "):
             Lock.open(tmp_path / "my.yaml")
 
 
@@ -305,6 +307,117 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     monkeypatch.setattr("sys.platform", "linux")
     assert cache_dir() == Path("/cache/mtrain")
+
+
+# -- they end --------------------------------------------------------------------------------
+
+
+def test_a_server_that_cuts_and_then_refuses_ranges(server: Server, lock: Lock) -> None:
+    server.cut_after, server.refuses_range = 100_000, True
+    with pytest.raises(DownloadError, match="could not be downloaded"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+    assert len(server.ranges) <= 2 * downloads.ATTEMPTS
+
+
+def test_one_byte_a_request_is_no_progress(server: Server, lock: Lock) -> None:
+    server.cut_after = 1
+    with pytest.raises(DownloadError, match="could not be downloaded"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+    assert len(server.ranges) == downloads.ATTEMPTS
+
+
+def test_a_byte_now_and_then_is_no_progress(
+    server: Server, lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTRAIN_DOWNLOAD_STALL", "0.2")
+    server.pause_s = 0.01
+    with pytest.raises(DownloadError, match=r"sends less than 65,536 bytes in 0\.2 seconds"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+
+
+def test_a_body_without_end(
+    server: Server, lock: Lock, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setenv("MTRAIN_DOWNLOAD_GIB", "0.001")
+    server.is_endless = True
+    with pytest.raises(DownloadError, match=r"has more than 0\.001 GiB"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+    assert sum(file.stat().st_size for file in cache.iterdir()) < 2**21
+
+
+@pytest.mark.parametrize("value", ["x", "0", "-1", "nan"])
+def test_a_limit_that_is_none(lock: Lock, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("MTRAIN_DOWNLOAD_STALL", value)
+    with pytest.raises(UsageError, match="MTRAIN_DOWNLOAD_STALL is"):
+        fetch("http://127.0.0.1:9/a", None, lock)
+
+
+@pytest.mark.parametrize("span", ["bytes 5-9/200", "bytes -", "lines 60000-", "bytes 60000"])
+def test_another_range_than_the_one_asked_for_is_not_appended(
+    server: Server, lock: Lock, span: str
+) -> None:
+    _leave_a_part(server, lock, n_bytes=60_000)
+    server.said_range = span
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT
+    assert server.ranges[-1] is None
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "1e6", "²"])
+def test_a_length_that_is_no_number(server: Server, lock: Lock, length: str) -> None:
+    server.length_header = length.encode().decode("latin-1")
+    server.files["/a/corpus.txt"] = b"text\n"
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == b"text\n"
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1/x", "ftp://127.0.0.1/x", "file:///etc/passwd"]
+)
+def test_https_is_redirected_to_https_alone(target: str) -> None:
+    asked = Request("https://example.org/x")
+    with pytest.raises((DownloadError, ValueError)):
+        downloads._Redirects().redirect_request(asked, None, 302, "", {}, target)
+    again = downloads._Redirects().redirect_request(
+        asked, None, 302, "", Message(), "https://example.net/y"
+    )
+    assert again is not None
+
+
+@pytest.mark.parametrize(
+    "target", ["http://[::1", "http://a..b/", "http://" + "a" * 70, "http:///x"]
+)
+def test_a_redirect_to_no_host(server: Server, lock: Lock, target: str) -> None:
+    server.redirects["/a/corpus.txt"] = target
+    with pytest.raises(DownloadError):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<html><body>Log in</body></html>",
+        b"\xef\xbb\xbf \n<!DOCTYPE HTML>",
+        b"<!-- " + b"x" * 5000 + b" -->\n<!-- again --><HTML>",
+        b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0">',
+        b"\n<head><title>404</title>",
+        b"",
+    ],
+)
+def test_a_page_or_nothing_is_no_data(server: Server, lock: Lock, page: bytes) -> None:
+    server.files["/a/corpus.txt"] = page
+    with pytest.raises(DownloadError, match=r"is an HTML page|holds nothing"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+
+
+@pytest.mark.parametrize("text", [b"<?xml version='1.0'?>\n<tmx>", b"<!-- a\n", b"<seg>x</seg>"])
+def test_xml_and_text_are_data(server: Server, lock: Lock, text: bytes) -> None:
+    server.files["/a/corpus.txt"] = text
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == text
+
+
+def test_no_content(server: Server, lock: Lock) -> None:
+    server.status = 204
+    with pytest.raises(DownloadError, match="204"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
 
 
 def _leave_a_part(server: Server, lock: Lock, n_bytes: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import (
     TrainedRun,
     invoke,
@@ -22,6 +24,7 @@ from mtrain import errors
 from mtrain.config import TokenizerConfig
 from mtrain.data.tokenizer import train_tokenizers
 from mtrain.errors import MtrainError
+from mtrain.storage import sha256_of, write_json
 
 CONFIG = """\
 name: tiny
@@ -297,6 +300,9 @@ def test_an_ensemble_of_different_vocabularies(copied_run: Path, trained_run: Tr
     config = TokenizerConfig(vocab_size=300)
     texts = [(f"quite other words {n}", f"ganz andere {n}") for n in range(50)]
     train_tokenizers(config, lambda: texts, len(texts), copied_run, 1)
+    manifest = json.loads((copied_run / "data" / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"]["tokenizer.model"] = sha256_of(copied_run / "tokenizer.model")
+    write_json(copied_run / "data" / "manifest.json", manifest)
     code, said = fails("translate", "runs/reverse", "--with", copied_run, cwd=trained_run.directory)
     assert code == 2
     assert f"runs/reverse and {copied_run} have different vocabularies" in said
@@ -350,15 +356,45 @@ def test_a_defect_shows_its_trace(trained_run: TrainedRun, tmp_path: Path) -> No
     assert "RuntimeError: a defect" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("kind", "said", "shown"),
+    [
+        (MemoryError, "", "error: out of memory\n"),
+        (
+            torch.OutOfMemoryError,
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...",
+            "error: out of memory (CUDA out of memory)\n",
+        ),
+        (
+            RuntimeError,
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "error: out of memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ",
+        ),
+        (RuntimeError, "CUDA error: out of memory\nmore", "error: out of memory (CUDA error: out"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("where", "command"),
+    [
+        ("mtrain.decoding.translate.load_model", ["translate", "runs/reverse", "test.src"]),
+        ("mtrain.decoding.translate.load_model", ["eval", "runs/reverse"]),
+        ("mtrain.training.learner.Transformer", ["train", "reverse.yaml", "--set", "run=x"]),
+    ],
+)
 def test_memory_that_runs_out_is_a_sentence(
-    trained_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+    trained_run: TrainedRun,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception],
+    said: str,
+    shown: str,
+    where: str,
+    command: list[str],
 ) -> None:
-    from mtrain.decoding.translate import Translator
-
     def run_out(*arguments: object) -> None:
-        raise MemoryError
+        raise kind(said)
 
-    monkeypatch.setattr(Translator, "translate_lines", run_out)
-    code, said = fails("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
+    monkeypatch.setattr(where, run_out)
+    code, stderr = fails(*command, cwd=trained_run.directory)
     assert code == 4
-    assert said.startswith("error: out of memory")
+    assert shown in stderr
+    assert "  fix: set train.micro_batch_tokens or decode.batch_tokens lower" in stderr

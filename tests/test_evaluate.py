@@ -47,7 +47,8 @@ from mtrain.evaluation.summary import (
     to_json,
 )
 from mtrain.model.weights import digest, save_tensors
-from mtrain.run import RunDir, TranslatedLine, write_json
+from mtrain.run import RunDir, TranslatedLine
+from mtrain.storage import write_json
 
 SOURCES = [f"A man buys {number} red apples." for number in range(30)]
 REFERENCES = [f"Ein Mann kauft {number} rote Äpfel." for number in range(30)]
@@ -81,12 +82,12 @@ class Table:
 
 def evaluate_files(run: Path, source: Path, reference: Path) -> dict[str, Evaluation]:
     """Translate one pair of files."""
-    return evaluate_run(run, files=[GivenFiles(reference, source)])
+    return evaluate_run(run, files=[GivenFiles((reference,), source)])
 
 
 def evaluate_hypothesis(run: Path, hypothesis: Path, reference: Path) -> dict[str, Evaluation]:
     """Score one hypothesis file without its source."""
-    return evaluate_hypotheses(run, [GivenFiles(reference, hypothesis=hypothesis)])
+    return evaluate_hypotheses(run, [GivenFiles((reference,), hypothesis=hypothesis)])
 
 
 def make_run(path: Path, splits: list[str], **sections: Any) -> RunDir:
@@ -176,6 +177,7 @@ def test_the_json_object_of_the_contract(run: RunDir, table: Table) -> None:
     assert len(found["flickr"].pop("breakdown")["sentence_chrf"]) == 30
     assert found["flickr"] == {
         "sentences": 30,
+        "normal_form": "NFC",
         "checkpoint": "best",
         "checkpoint_sha256": digest(table.model.state_dict()),
         "decode": {
@@ -299,7 +301,7 @@ def test_hypothesis_follows_the_config_and_loads_no_torch(tmp_path: Path) -> Non
         "from mtrain.evaluation.evaluate import GivenFiles, evaluate_hypotheses\n"
         "from mtrain.evaluation.summary import to_json\n"
         "run, hypothesis, reference = map(pathlib.Path, sys.argv[1:])\n"
-        "given = GivenFiles(reference, hypothesis=hypothesis)\n"
+        "given = GivenFiles((reference,), hypothesis=hypothesis)\n"
         "print(json.dumps(to_json({'': evaluate_hypotheses(run, [given])}, {})))\n"
         "sys.exit('torch' in sys.modules)"
     )
@@ -331,14 +333,31 @@ def test_any_number_of_files(run: RunDir, table: Table, tmp_path: Path) -> None:
         write_lines(tmp_path / "s", SOURCES),
         write_lines(tmp_path / "r", REFERENCES),
     )
-    results = evaluate_run(run.path, files=[GivenFiles(reference, source)] * 2)
+    results = evaluate_run(run.path, files=[GivenFiles((reference,), source)] * 2)
     assert list(results) == ["file", "file2"]
     assert results["file"].scores == results["file2"].scores
 
 
+def test_several_references_of_one_source(
+    run: RunDir, table: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "s", SOURCES)
+    references = (
+        write_lines(tmp_path / "r1", REFERENCES),
+        write_lines(tmp_path / "r2", TRANSLATIONS),
+    )
+    [result] = evaluate_run(run.path, files=[GivenFiles(references, source)]).values()
+    assert result.scores == score_all(TRANSLATIONS, [REFERENCES, TRANSLATIONS], "de")
+    assert result.scores["bleu"].signature.startswith("nrefs:2|")
+    assert result.facts["normal_form"] == "NFC"
+    short = write_lines(tmp_path / "r3", REFERENCES[:-1])
+    with pytest.raises(DataError, match=r"r3 has .* lines, but .*r1 has"):
+        evaluate_run(run.path, files=[GivenFiles((*references, short), source)])
+
+
 def test_a_hypothesis_with_its_source_is_diagnosed(run: RunDir, tmp_path: Path) -> None:
     files = [write_lines(tmp_path / "r", REFERENCES), write_lines(tmp_path / "s", SOURCES)]
-    [result] = evaluate_hypotheses(run.path, [GivenFiles(*files, files[1])]).values()
+    [result] = evaluate_hypotheses(run.path, [GivenFiles(files[:1], *files[1:], files[1])]).values()
     assert result.analysis is not None
     assert result.analysis.breakdown.calibration is None
     assert any("copied from the source" in text for text in remarks({"file": result}))
@@ -354,6 +373,7 @@ def test_a_test_set_of_sacrebleu(
         return [Pair(*pair) for pair in zip(SOURCES, REFERENCES, strict=True)]
 
     monkeypatch.setattr(evaluate, "read_entry", read_entry)
+    monkeypatch.setattr(evaluate, "other_references", lambda *arguments: [])
     [name] = evaluate_run(run.path, sacrebleu=["wmt14/full"])
     assert name == "wmt14/full"
     assert asked == [("wmt14/full", ("en", "de"), "--sacrebleu wmt14/full")]

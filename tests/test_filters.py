@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mtrain.clean_config import CleanConfig, as_filters
-from mtrain.data.cleaning import normalize
+from mtrain.data.cleaning import count_words, normalize
 from mtrain.data.filters import REASONS, PairFilter, numbers_differ
-from mtrain.data.languages import Identifier
+from mtrain.data.identifier import Identifier
 from mtrain.data.norms import LengthRatio, Norms
 from mtrain.errors import UsageError
 
@@ -104,6 +104,28 @@ def test_repetition() -> None:
     assert not only("repetition")("Donaudampfschifffahrtsgesellschaft")
 
 
+# Each a sentence of 20 words or more, without a repetition, as its script writes it.
+UNSPACED = {
+    "bod": "ད་ལྟའི་ཆར་ང་ཚོར་ཟླ་བ་བཞི་ཅན་གྱི་ཙི་ཙི་གཅིན་སྙི་ཟ་ཁུའི་ནད་མེད་མཁན་དག་ལ་སྔོན་ནས་ནད་དེ་ཡོད་ཅེས་ཁོང་གིས་བསྣན།",
+    "tha": "ขณะนี้เรามีหนูอายุสี่เดือนที่ไม่เป็นโรคเบาหวานซึ่งเมื่อก่อนเคยเป็นเขากล่าวเสริมอีกว่าเรื่องนี้น่าสนใจ",
+    "khm": "ឥឡូវនេះយើងមានកណ្ដុរអាយុបួនខែដែលមិនមានជំងឺទឹកនោមផ្អែមដែលធ្លាប់មានជំងឺទឹកនោមផ្អែមគាត់បានបន្ថែម",
+    "mya": "ယခုအခါတွင်ကျွန်ုပ်တို့၌ယခင်ကဆီးချိုရောဂါရှိပြီးယခုဆီးချိုရောဂါမရှိတော့သည့်လေးလသားကြွက်များရှိသည်",
+    "zho": "我们现在有四个月大没有糖尿病的老鼠但它们曾经得过该病他补充道并且认为这项研究",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", UNSPACED)
+@pytest.mark.parametrize("key", ["max_word_characters", "repetition"])
+def test_text_without_spaces_is_no_word(code: str, key: str) -> None:
+    text = UNSPACED[code] * (2 if key == "max_word_characters" else 1)
+    assert len(text) > 30
+    limit = 40 if key == "max_word_characters" else None
+    assert not only(key, limit, f"en-{code}")("Hello there", text)
+    assert count_words(text) > 15
+    if key == "repetition":
+        assert only(key, None, f"en-{code}")("Hello there", text[:4] * 30)
+
+
 def test_addresses() -> None:
     assert only("urls")("see https://example.org/a/long/path/of/it")
     assert only("urls")("mail someone.of.us@example.org")
@@ -116,6 +138,12 @@ def test_addresses() -> None:
 def test_copies() -> None:
     assert only("copies")("The Lord of the Rings", "The Lord of the Rings")
     assert only("copies", 0.7)("Kit pannelli filtranti pezzi", "Set pannelli filtranti pezzi")
+    assert only("copies")("the dog saw the other dog", "the dog saw the other dog")
+    assert only("copies")("that is that and that is it", "that is that and that is it .")
+    assert not only("copies")("de la de la casa", "de la calle de Madrid a la de Sevilla")
+    assert only("copies")("我们现在有四个月大的老鼠", "我们现在有四个月大的老鼠")
+    assert not only("copies")("我们现在有四个月大的老鼠", "我们现在有四个月大的狗")
+    assert not only("copies")("no, no, no", "no, no, no")  # the same in both languages
     assert not only("copies")("New York", "New York")  # a name
     assert not only("copies")("Golf 6 Cabrio (from 2011)", "Golf 6 Cabrio (ab 2011)")
 
@@ -142,6 +170,21 @@ def test_copies() -> None:
         ("May 6, 2010", "6.5.2010", False),
         ("12 dogs", "keine Hunde", False),
         ("٣ كتب", "3 books", False),  # digits of another script
+        ("في عام ١٩٨٤", "in 1985", True),
+        ("१९८४ में", "১৯৮৫ সালে", True),  # of two others
+        ("१९८४ में", "১৯৮৪ সালে", False),
+        ("٫١٬٥٠٠٬٠٠٠ نسمة ٣٫٥", "1,500,000 people 3.5", False),
+        ("1.5 million in 7 days", "7天150万", False),
+        ("1.5 million in 7 days", "7天250万", True),
+        ("350 million people of 12", "12個の3億5000万人", False),
+        ("120,000 of 5,000", "5천의 12만", False),
+        ("2.3 trillion or 15 billion", "2.3兆 또는 150억", False),
+        ("１５０万人、７日", "1,500,000 people in 7 days", False),  # full width
+        ("1,50,000 and 2,50,000 people", "150,000 and 250,000 Menschen", False),  # lakhs
+        ("12,34,56,789 people", "123,456,789 Menschen", False),
+        ("15 lakh people in 2 days", "in 2 Tagen 1.500.000 Menschen", False),
+        ("in 2562", "2019", False),  # the Buddhist calendar
+        ("al-2a7zab fi 3am 1990", "1990 and 25 parties", False),  # digits that are sounds
     ],
 )
 def test_numbers(source: str, target: str, differ: bool) -> None:
@@ -172,13 +215,127 @@ def test_markup() -> None:
 # -- language --------------------------------------------------------------------------------
 
 
-def test_garbled() -> None:
-    for text in ("geschwächte Kopfhaut – ja", "“what”", "Crème brûlée", "Привет", "ãéâ"):
-        assert not only("garbled")(text)
-        spoilt = text.encode().decode("cp1252", errors="replace")
-        assert only("garbled")(spoilt) == (spoilt != text), spoilt
-    assert only("garbled")("ok", "Crème".encode().decode("latin-1"))
-    assert not only("garbled")("São Paulo, Âge, Ærø, Ångström, à côté, Île")
+MANY_LETTERS = [
+    "geschwächte Kopfhaut – ja", "“what”", "Crème brûlée", "Привет", "ãéâ", "Wir können", "Ähnlich",
+    "naïve", "Ελληνικά", "שלום", "नमस्ते", "日本のことば", "ไทย", "latviešu un lietuvių", "Þórður",
+    "œuvre d’art", "Viện đại học", "El Niño", "¿Qué?", "Österreich hat", "příliš žluťoučký kůň",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MANY_LETTERS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_utf8_read_in_another_encoding_is_garbled(text: str, times: int) -> None:
+    assert not only("garbled")(text)
+    for _ in range(times):
+        text = text.encode().decode("cp1252", errors="replace")
+    assert only("garbled")(text)
+    assert only("garbled")("ok", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "São Paulo, Âge, Ærø, Ångström, à côté, Île",
+        "mae’r dyn a fo’n gryf â’r llall",  # Welsh
+        "“CAFÉ” – ‘PAPÀ’ … IRMÃ” AMANHÃ…",
+        "L’ÉTÉ… «À» SÃO JOÃO: MANHÃ—TARDE",
+        "TRUNG QUỐC Â… TÂY Â”",
+        "the CAFÉ’s owner, the CAFÉ—the best",
+        "5 × 7 € – £3 ½ ¿Qué? ¡Olé!",
+    ],
+)
+def test_good_typography_is_not_garbled(text: str) -> None:
+    assert not only("garbled")(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mae’n dŷ mawr, ac â’r ci yn yr ardd.",  # Welsh
+        "ELA É MINHA IRMÃ” – disse o senhor.",  # Portuguese
+        "« C’EST LA BEAUTÉ… »",
+        "Quelle beauté…” dit-il.",
+        "Ø“ ist ein Buchstabe, Ä… auch.",
+        "ĐẠI HỘI LẦN THỨ III – ĐÃ…",
+    ],
+)
+def test_one_place_of_good_typography_is_no_garbage(text: str) -> None:
+    assert not only("garbled")("ok", text)
+
+
+def _has_any_sign(text: str) -> bool:
+    return any(not c.isalpha() and ord(c) > 127 for c in text)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Müller hört Ärger über die Straße.",
+        "L’été, les élèves sont là.",
+        "It’s a “test”.",
+        "Привет, как дела?",
+        "Καλημέρα κόσμε",
+        "مرحبا بالعالم",
+        "नमस्ते दुनिया",
+        "你好,世界",
+        "Übung",
+    ],
+)
+def test_garbage_is_found_in_every_script(text: str, encoding: str) -> None:
+    as_read = "".join(
+        bytes([byte]).decode(encoding, errors="ignore") or chr(byte) for byte in text.encode()
+    )
+    if encoding == "latin-1" and text.startswith(("It", "Ü")):  # control characters, long gone
+        assert not _has_any_sign(normalize(as_read))
+        return
+    assert only("garbled")("ok", as_read)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "differ"),
+    [
+        ("1.5 million people", "150万人", False),
+        ("1.5 million people", "160万人", True),
+        ("350 million", "3億5000万", False),
+        ("12,500 yen", "1万2千5百円", False),
+        ("12000", "1万2000", False),
+        ("2.5 billion won", "25억 원", False),
+        ("1.5 million", "15 लाख", False),
+        ("In 1998", "१९९८ में", False),
+        ("in 2016", "عام 1437ه", False),
+        ("in 2006", "ปี พ.ศ. 2549", False),
+        ("in the 15th century", "på 1400-talet", False),
+        ("in the 15th century", "på 1600-talet", True),
+        ("4 months", "2a7la 3alam, 4 ashhor", False),
+        ("7" * 5000, "8" * 5000, True),
+    ],
+)
+def test_numbers_of_other_scripts_and_calendars(source: str, target: str, differ: bool) -> None:
+    assert numbers_differ(source, target) == differ
+
+
+def test_copies_are_counted_word_for_word() -> None:
+    assert only("copies")("the dog and the cat and the cow", "the dog and the cat and the cow")
+    assert not only("copies")("no no no no", "no nein nicht nie")
+    assert only("copies", languages="zh-ja")("这是一个没有翻译的句子", "这是一个没有翻译的句子")
+    assert not only("copies", languages="zh-ja")("东京", "东京")
+
+
+def test_a_sentence_without_spaces_does_not_repeat_itself() -> None:
+    tibetan = "མི་རྣམས་ལ་ཡི་གེ་སློབ་པའི་དགེ་རྒན་ཞིག་ཡིན་པ་དང་མི་རྣམས་ཀྱིས་ཁོང་ལ་དགེ་རྒན་ཆེན་པོ་ཟེར་གྱི་ཡོད།"
+    assert not only("repetition", languages="en-bo")("The teacher.", tibetan)
+    assert not only("max_word_characters", languages="en-bo")("The teacher.", tibetan * 3)
+    assert only("repetition", languages="en-zh")("Ha ha ha.", "哈" * 40)
+
+
+def test_names_in_their_own_spelling_are_in_no_wrong_script() -> None:
+    english = "The accused are named as Baba Kanjar, Bhutha Kanjar, Rampro Kanjar."
+    assert not only("script", languages="en-zh")(
+        english, "被告的姓名分别是 Baba Kanjar、Bhutha Kanjar"
+    )
+    assert only("script", languages="en-zh")(english, "Ganz andere Wörter, nicht 中文")
+    assert only("script", languages="en-zh")(english, english)
 
 
 def test_script() -> None:
@@ -200,6 +357,14 @@ def test_the_script_of_an_unknown_language_is_that_of_most_text() -> None:
     drops = only("script", languages="xx-qqq", norms=norms)
     assert drops("Hello there", "Good day")
     assert not drops("Hello there", "ကောင်း")
+
+
+@pytest.mark.parametrize("code", ["ben", "bn", "ben_Beng", "bn-IN", "asm", "mni_Beng"])
+def test_bengali_letters_are_those_of_its_languages(code: str) -> None:
+    drops = only("script", languages=f"en_Latn-{code}".replace("-IN", "_IN"))
+    assert not drops("Hello there", "আমাদের এখন চার মাস বয়সী ইঁদুর আছে")
+    assert drops("Hello there", "हमारे पास अब चार महीने के चूहे हैं")
+    assert drops("আমাদের এখন", "আমাদের এখন চার মাস")
 
 
 def test_wrong_side() -> None:

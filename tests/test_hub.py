@@ -19,7 +19,7 @@ from mtrain.data.downloads import Lock
 from mtrain.data.prepare import prepare
 from mtrain.data.sources import inputs_of, read_entry
 from mtrain.errors import DataError, DownloadError
-from mtrain.run import sha256_of
+from mtrain.storage import sha256_of
 
 REVISION = "a" * 40
 TRAIN = [(f"a dog {i}", f"ein Hund {i}") for i in range(10)]

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+import unicodedata
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -20,7 +21,7 @@ from sacrebleu.tokenizers import tokenizer_spm
 from mtrain.config import BleuTokenizer
 from mtrain.errors import DataError, UsageError
 from mtrain.evaluation import metrics
-from mtrain.evaluation.metrics import bleu_tokenizer, notices, score_all
+from mtrain.evaluation.metrics import bleu_tokenizer, notices, score_all, statistics
 
 GERMAN = re.findall(r"\S+", "Der kleine Hund läuft schnell über die grüne Wiese und bellt laut.")
 CHINESE = list("一只小狗在绿色的草地上快跑,对着猫叫。")
@@ -43,12 +44,13 @@ def make_corpus(words: list[str], joiner: str, n_lines: int = 60) -> tuple[list[
 
 
 def run_sacrebleu(
-    directory: Path, hypotheses: list[str], references: list[str], *options: str
+    directory: Path, hypotheses: list[str], references: list[list[str]], *options: str
 ) -> dict[str, dict[str, object]]:
     """What the command line prints with 12 decimals: metric -> its JSON."""
-    for name, lines in (("hyp", hypotheses), ("ref", references)):
+    names = [f"ref{number}" for number in range(len(references))]
+    for name, lines in zip(["hyp", *names], [hypotheses, *references], strict=True):
         (directory / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    command = [sys.executable, "-m", "sacrebleu", "ref", "-i", "hyp", "-m", "bleu", "chrf", "ter"]
+    command = [sys.executable, "-m", "sacrebleu", *names, "-i", "hyp", "-m", "bleu", "chrf", "ter"]
     done = subprocess.run(
         [*command, "--confidence", "-w", "12", *options],
         cwd=directory,
@@ -56,16 +58,18 @@ def run_sacrebleu(
         capture_output=True,
         check=True,
     )
-    names = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter"}
-    return {names[entry["name"]]: entry for entry in json.loads(done.stdout)}
+    ours = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter"}
+    return {ours[entry["name"]]: entry for entry in json.loads(done.stdout)}
 
 
+@pytest.mark.parametrize("n_references", [1, 2, 3])
 @pytest.mark.parametrize(
     ("language", "lowercase", "options"),
     [
         ("de", False, []),
         ("de", True, ["--lowercase", "--chrf-lowercase"]),
         ("zh", False, ["--tokenize", "zh", "--ter-normalized", "--ter-asian-support"]),
+        ("jpn_Jpan", False, ["--tokenize", "char", "--ter-normalized", "--ter-asian-support"]),
     ],
 )
 def test_every_digit_of_the_command_line(
@@ -74,16 +78,22 @@ def test_every_digit_of_the_command_line(
     language: str,
     lowercase: bool,
     options: list[str],
+    n_references: int,
 ) -> None:
     monkeypatch.setenv("SACREBLEU_SEED", "1")  # which would change the intervals
-    corpus = make_corpus(CHINESE, "") if language == "zh" else make_corpus(GERMAN, " ")
-    expected = run_sacrebleu(tmp_path, *corpus, *options)
-    scores = score_all(*corpus, language, lowercase=lowercase)
+    monkeypatch.setattr(metrics, "_is_installed", lambda tokenizer: False)  # MeCab
+    words, joiner = (GERMAN, " ") if language == "de" else (CHINESE, "")
+    hypotheses, reference = make_corpus(words, joiner)
+    others = [make_corpus(words[n:], joiner)[0] for n in range(1, n_references)]
+    references = [reference, *others]
+    expected = run_sacrebleu(tmp_path, hypotheses, references, *options)
+    given = reference if n_references == 1 else references
+    scores = score_all(hypotheses, given, language, lowercase=lowercase)
     assert list(scores) == ["bleu", "chrf", "ter"]
     for name, score in scores.items():
         assert score.score == pytest.approx(expected[name]["score"], abs=1e-12)
         assert score.signature == expected[name]["signature"]
-        assert "|bs:1000|seed:12345|" in score.signature
+        assert score.signature.startswith(f"nrefs:{n_references}|bs:1000|seed:12345|")
         assert score.low is not None
         assert score.high is not None
         mean, half_width = expected[name]["confidence_mean"], expected[name]["confidence_var"]
@@ -91,6 +101,25 @@ def test_every_digit_of_the_command_line(
         assert (score.high - score.low) / 2 == pytest.approx(half_width, abs=1e-11)
         assert 0 < score.low < score.score < score.high
     assert os.environ["SACREBLEU_SEED"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [("Tôi đã thấy một con chó nhỏ ở đó.", "vi"), ("ড়া পাড়ায় সে গাড়ি চড়ে, বড়ো বাড়ি।", "bn")],
+)
+@pytest.mark.parametrize("form", ["NFD", "NFC"])
+def test_text_is_compared_in_one_normal_form(text: str, language: str, form: str) -> None:
+    composed = unicodedata.normalize("NFC", text)
+    other = unicodedata.normalize(form, text)
+    for texts in ([composed], [other]), ([other], [composed]), ([other], [[composed], [other]]):
+        scores = score_all(*texts, language)
+        assert [scores[name].score for name in scores] == pytest.approx([100, 100, 0])
+        assert statistics("chrf", *texts, language).score([0]) == pytest.approx(100)
+
+
+def test_several_references_have_as_many_lines_each() -> None:
+    with pytest.raises(DataError, match="2 hypotheses cannot be scored against 1 references"):
+        score_all(["a", "b"], [["a", "b"], ["a"]], "de")
 
 
 def test_closed_forms() -> None:

@@ -32,7 +32,8 @@ from mtrain.data.prepare import Prepared, copy_into_run, find_prepared, prepare
 from mtrain.data.store import SIDES, TokenStore, read_target_hashes
 from mtrain.data.tokenizer import load_tokenizers
 from mtrain.errors import DataError, StorageError
-from mtrain.run import RunDir, sha256_of
+from mtrain.run import RunDir
+from mtrain.storage import sha256_of
 
 CONFIG = Path("toy.yaml")
 ANIMALS = ["dog", "cat", "bird", "horse", "cow", "pig", "fox", "bear", "mouse", "goat"]

@@ -20,7 +20,9 @@ from forking import Forker
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtrain.errors import DeviceError
 from mtrain.model.weights import load_tensors
+from mtrain.processes import join
 from mtrain.run import RunDir
 from mtrain.training.learner import at_least
 
@@ -156,7 +158,7 @@ def test_a_signal_to_one_process_saves_and_ends_all(forker, directory, tmp_path)
         time.sleep(0.02)
     os.kill(together.pids[1], signal.SIGTERM)
     assert together.wait() == [143, 143], together.log.read_text()
-    assert "SIGTERM: saving after this step" in together.log.read_text()
+    assert "SIGTERM: saving after step" in together.log.read_text()
 
 
 def test_nothing_is_prepared_by_several_processes(forker, directory, tmp_path):
@@ -189,6 +191,22 @@ def test_the_same_number_of_processes_gives_the_same_bytes(forker, directory, tm
             load_tensors(run.path / path.relative_to(one.path))[0] for run in (one, other)
         )
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("local_rank", [1, 7])
+def test_more_processes_than_gpus_are_an_error(monkeypatch, local_rank):
+    started = {"RANK": "1", "LOCAL_RANK": str(local_rank), "WORLD_SIZE": "8"}
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", **started}.items():
+        monkeypatch.setenv(name, value)
+    answers = {"is_available": True, "device_count": 1, "get_arch_list": []}
+    for name, answer in {**answers, "get_device_capability": (9, 0)}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr("mtrain.processes.console.silence", lambda: None)
+    expected = f"`cuda:{local_rank}`.* this machine has 1 GPU"
+    with pytest.raises(DeviceError, match=expected) as raised, join("auto"):
+        pass
+    assert raised.value.exit_code == 2
+    assert "one process per GPU at most" in raised.value.fix
 
 
 @pytest.mark.slow

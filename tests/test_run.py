@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mtrain.errors import CheckpointError, DataError, StorageError, UsageError
-from mtrain.run import RunDir, atomic_write, storage_errors, write_json
+from mtrain.run import RunDir
+from mtrain.storage import atomic_write, storage_errors, write_json
 
 
 @pytest.fixture
@@ -164,8 +165,8 @@ def test_a_damaged_manifest(run, content):
 
 def test_scores_are_empty_before_the_first(run):
     assert run.read_scores() == {}
-    write_json(run.scores, {"flickr": {"bleu": 1.5}})
-    assert run.read_scores() == {"flickr": {"bleu": 1.5}}
+    write_json(run.scores, {"flickr": {"bleu": {"score": 1.5}}})
+    assert run.read_scores() == {"flickr": {"bleu": {"score": 1.5}}}
 
 
 # -- metrics ---------------------------------------------------------------------------------
@@ -173,7 +174,10 @@ def test_scores_are_empty_before_the_first(run):
 
 def test_metrics_come_back_in_order_without_a_line_cut_short(run):
     assert run.read_metrics() == []
-    records = [{"kind": "train", "step": 1, "loss": 2.5}, {"kind": "valid", "text": "ä\n"}]
+    records = [
+        {"kind": "train", "step": 1, "loss": 2.5},
+        {"kind": "valid", "step": 1, "text": "ä\n"},
+    ]
     for record in records:
         run.log(record)
     with open(run.metrics, "a") as file:
@@ -182,9 +186,10 @@ def test_metrics_come_back_in_order_without_a_line_cut_short(run):
 
 
 def test_metrics_are_replaced_as_a_whole(run):
-    run.log({"step": 1})
-    run.write_metrics([{"step": 2}, {"step": 3}])
-    assert run.read_metrics() == [{"step": 2}, {"step": 3}]
+    first, *others = ({"kind": "train", "step": step} for step in (1, 2, 3))
+    run.log(first)
+    run.write_metrics(others)
+    assert run.read_metrics() == others
 
 
 def test_damaged_metrics_are_named(run):

@@ -44,7 +44,7 @@ class PrefixScorer:
     def logits(self, src: tuple[int, ...], generated: tuple[int, ...]) -> Tensor:
         raise NotImplementedError
 
-    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int, max_length: int) -> Rows:
+    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Rows:
         rows = src.repeat_interleave(beam_size, 0)
         return Rows(rows, torch.empty(len(rows), 0, dtype=torch.int64), beam_size)
 
@@ -421,7 +421,7 @@ class Uncached:
     def __init__(self, model: Transformer) -> None:
         self.model = model
 
-    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int, max_length: int) -> dict:
+    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> dict:
         return {"beam": beam_size, "src": src, "mask": src_mask, "prefix": torch.empty(0)}
 
     def step(self, state: dict, tokens: Tensor) -> tuple[Tensor, Tensor]:

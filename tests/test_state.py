@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from mtrain.run import RunDir
 from mtrain.training.optim import Ema, make_optimizers, optimizer_state
 from mtrain.training.state import (
     Progress,
+    copies,
     copy_state,
     load_newest,
     save_best,
@@ -51,6 +53,21 @@ class Trained:
         return weights_of(self.model) | averages | optimizer_state(self.model, self.optimizers)
 
 
+@pytest.mark.parametrize(
+    ("spare", "is_full", "is_cloned"),
+    [(None, False, True), (8, False, True), (7, False, False), (8, True, False)],
+)
+def test_copies_are_made_where_there_is_room(monkeypatch, spare, is_full, is_cloned):
+    """On a CPU `.cpu()` gives the tensor itself, which shows that it was asked for."""
+    tensors = {"a": torch.ones(2)}
+    monkeypatch.setattr("mtrain.runtime.spare_bytes", lambda device: spare)
+    if is_full:
+        monkeypatch.setattr("mtrain.runtime.unless_out_of_memory", lambda function: None)
+    [copy] = copies(tensors).values()
+    assert torch.equal(copy, tensors["a"])
+    assert (copy.data_ptr() != tensors["a"].data_ptr()) == is_cloned
+
+
 def assert_equal(one: Trained, other: Trained) -> None:
     ours, theirs = one.tensors(), other.tensors()
     assert ours.keys() == theirs.keys()
@@ -69,7 +86,7 @@ def steps(run: RunDir) -> list[int]:
 @pytest.mark.parametrize("with_ema", [True, False])
 def test_a_state_comes_back_as_it_was(run, with_ema):
     saved, other = Trained(with_ema=with_ema), Trained(seed=1, with_ema=with_ema)
-    progress = Progress(7, 1, 3, 5, 0.1 + 0.2, 2, 12345, 1, 1.5)
+    progress = Progress(7, 1, 3, 5, 0.1 + 0.2, 2, n_target_tokens=12345, elapsed_s=1.5)
     saved.save(run, progress)
     assert other.load(run) == progress
     assert_equal(saved, other)
@@ -157,6 +174,18 @@ def test_a_state_of_another_format_is_named(run):
     path = run.checkpoints / "step-5" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
     with pytest.raises(CheckpointError, match="it has format 2, not 1"):
+        Trained().load(run)
+
+
+@pytest.mark.parametrize("change", [{"step": "x"}, {"plan": 3}, {"elapsed_s": None}])
+def test_numbers_of_other_types_are_damage_even_with_the_right_sha256(run, change):
+    Trained().save(run, Progress(7))
+    path = run.checkpoints / "step-7" / "state.json"
+    numbers = json.loads(path.read_text()) | change
+    del numbers["format"], numbers["sha256"]
+    digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"format": 1, "sha256": digest} | numbers))
+    with pytest.raises(CheckpointError, match=r"state.json is damaged"):
         Trained().load(run)
 
 

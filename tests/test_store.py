@@ -11,7 +11,7 @@ from conftest import mtrain_environment
 
 from mtrain.data.store import Sentences, StoreWriter, TokenStore, TurnedStore
 from mtrain.errors import DataError
-from mtrain.run import sha256_of
+from mtrain.storage import sha256_of
 
 PAIRS = [([5, 6, 7], [8]), ([9], [10, 11]), ([], [12, 13, 14])]
 

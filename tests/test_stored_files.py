@@ -7,7 +7,9 @@ import gzip
 import io
 import lzma
 import random
+import re
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +18,11 @@ import pyarrow
 import pytest
 
 from mtrain.config import FilesEntry, TsvEntry
+from mtrain.data import text_files
 from mtrain.data.downloads import Lock
 from mtrain.data.sources import Pair, read_entry
 from mtrain.data.stored_files import StoredFile, split_member
-from mtrain.data.text_files import read_lines
+from mtrain.data.text_files import Unreadable, read_lines
 from mtrain.errors import DataError
 
 TEXT = "".join(f"{word} ü\n" for word in random.Random(1).choices(["a", "bb", "ccc"], k=999))
@@ -175,3 +178,119 @@ class TestArchives:
         Path("e.zip").write_bytes(Path("e.zip").read_bytes()[:-30])
         with pytest.raises(DataError, match=r"e\.zip!a\.en cannot be read: File is not a zip"):
             read("e.zip!a.en", lock)
+
+
+class TestSeveralStreams:
+    """Compressed files that were put one behind the other, as `cat a.bz2 b.bz2` does."""
+
+    COMPRESS = (gzip.compress, bz2.compress, lzma.compress)
+
+    @pytest.mark.parametrize("compress", COMPRESS)
+    @pytest.mark.parametrize("padding", [b"", b"\0" * 512])
+    def test_all_of_them_are_read(
+        self, compress: Callable[[bytes], bytes], padding: bytes, lock: Lock
+    ) -> None:
+        parts = [compress(text) + padding for text in (b"a\n", b"", b"b\n")]
+        Path("x").write_bytes(b"".join(parts))
+        assert read("x", lock) == "a\nb\n"
+
+    @pytest.mark.parametrize("compress", COMPRESS)
+    @pytest.mark.parametrize("offset", [0, 1, 3])
+    def test_damage_at_a_seam_is_an_error(
+        self, compress: Callable[[bytes], bytes], offset: int, lock: Lock
+    ) -> None:
+        first, second = compress(b"a\n" * 50), bytearray(compress(b"b\n" * 50))
+        second[offset] ^= 0x55
+        Path("x").write_bytes(first + bytes(second))
+        with pytest.raises(DataError, match=r"^error: x (cannot be read|is cut short)"):
+            read("x", lock)
+
+    @pytest.mark.parametrize("compress", COMPRESS)
+    def test_what_follows_and_is_no_stream_is_an_error(
+        self, compress: Callable[[bytes], bytes], lock: Lock
+    ) -> None:
+        Path("x").write_bytes(compress(b"a\n") + b"and more")
+        with pytest.raises(DataError, match=r"^error: x (cannot be read|is cut short)"):
+            read("x", lock)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"PK\x03\x04" + b"\0" * 60, "a zip archive or an Office document"),
+        ("Hello\n".encode("utf-16"), "UTF-16"),
+        ("Hello, you there\n".encode("utf-16-le"), "UTF-16"),
+        ("Hello, you there\n".encode("utf-16-be"), "UTF-16"),
+        (b"one\rtwo\rthree\r", "a carriage return alone"),
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"PAR1\x15\x04", "a parquet file"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Office document"),
+        (b"{\\rtf1\\ansi", "an RTF document"),
+    ],
+)
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, lzma.compress])
+def test_what_is_no_text_is_named(
+    content: bytes, what: str, compress: Callable[[bytes], bytes], lock: Lock
+) -> None:
+    Path("x").write_bytes(compress(content))
+    with pytest.raises(DataError, match=re.escape(what)) as found:
+        read("x", lock)
+    assert "\n  fix: " in str(found.value)
+
+
+def test_an_archive_without_a_member_is_named(lock: Lock) -> None:
+    make_tar("c.tgz", {"a.en": b"a\n" * 300}, "w:gz")
+    with pytest.raises(DataError, match=r"c\.tgz is a tar archive, not text") as found:
+        read("c.tgz", lock)
+    assert "c.tgz!member" in str(found.value)
+
+
+@pytest.mark.parametrize("method", [9, 6, 19, 93, 98])
+def test_a_method_that_zipfile_lacks(method: int, lock: Lock) -> None:
+    make_zip("c.zip", {"a.en": b"text\n"})
+    content = bytearray(Path("c.zip").read_bytes())
+    content[8] = method
+    content[content.index(b"PK\x01\x02") + 10] = method
+    Path("c.zip").write_bytes(content)
+    with pytest.raises(DataError, match=r"c\.zip!a\.en cannot be read: "):
+        read("c.zip!a.en", lock)
+
+
+class TestLongLines:
+    """A line that never ends is not held in memory, and is no sentence."""
+
+    @pytest.fixture(autouse=True)
+    def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 1000)
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", 512)
+
+    @pytest.mark.parametrize("n_bytes", [1001, 5000, 100_000])
+    def test_a_pair_of_it_is_unreadable(self, n_bytes: int, lock: Lock) -> None:
+        Path("a").write_bytes(b"one\n" + b"x" * n_bytes + b"\nthree\n")
+        Path("b").write_text("eins\nzwei\ndrei\n")
+        unreadable = Unreadable(max_share=1)
+        entry = FilesEntry(source="a", target="b")
+        pairs = list(read_entry(entry, "data.train.0", lock, unreadable))
+        assert pairs == [Pair("one", "eins"), Pair("three", "drei")]
+        assert unreadable.first is not None
+        assert unreadable.first.message == "a:2: a line of more than 1,000 bytes"
+        with pytest.raises(DataError, match="a:2: a line of more than 1,000 bytes"):
+            list(read_entry(entry, "data.valid", lock))
+
+    def test_the_longest_that_is_read(self, lock: Lock) -> None:
+        Path("a").write_bytes(b"x" * 1000 + b"\n" + b"y" * 1000)
+        assert read("a", lock) == "x" * 1000 + "\n" + "y" * 1000 + "\n"
+
+    def test_little_memory_is_used(self, lock: Lock) -> None:
+        Path("a.gz").write_bytes(gzip.compress(b"x" * 50_000_000))
+        tracemalloc.start()
+        with pytest.raises(DataError, match="a line of more than"):
+            read("a.gz", lock)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak_bytes < 5_000_000
+
+    def test_lines_of_a_stream(self) -> None:
+        stream = io.BytesIO(b"a\n" + b"x" * 5000 + b"\nb\n" + b"y" * 3000)
+        assert list(text_files.limited_lines(stream)) == [b"a\n", b"\0", b"b\n", b"\0"]

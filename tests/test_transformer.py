@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from mtrain.config import ModelConfig
 from mtrain.model import transformer
+from mtrain.model.cache import Cache
+from mtrain.model.dropout import dropout
 from mtrain.model.transformer import (
-    Cache,
     FeedForward,
     MultiHeadAttention,
     Transformer,
-    dropout,
     scaled_dot_product_attention,
     sinusoids,
 )

@@ -21,6 +21,7 @@ import mtrain
 from mtrain import runtime
 from mtrain.config import Config, TokenizerConfig, dump_config
 from mtrain.data.tokenizer import BOS, EOS, PAD, Tokenizer, load_tokenizers, train_tokenizers
+from mtrain.decoding import scoring
 from mtrain.decoding import stream as stream_stage
 from mtrain.decoding import translate as stage
 from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources
@@ -30,7 +31,8 @@ from mtrain.decoding.translate import Options, Translation, Translator
 from mtrain.errors import DataError, ModelError, StorageError, UsageError
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import save_tensors, weights_of
-from mtrain.run import RunDir, atomic_write, write_json
+from mtrain.run import RunDir
+from mtrain.storage import atomic_write, write_json
 
 TEXT = [
     "A dog runs over the green grass.",
@@ -98,9 +100,7 @@ class CopyScorer:
     def __init__(self, model: Copy, precision: str = "fp32") -> None:
         self.model = model
 
-    def start(
-        self, src: Tensor, src_mask: Tensor | None, beam_size: int, max_length: int
-    ) -> Copying:
+    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Copying:
         self.model.shown.append((src, src_mask))
         self.model.was_training.append(self.model.training)
         ended = torch.cat([src, torch.full((len(src), 1), EOS)], 1)
@@ -187,6 +187,55 @@ def test_batches_keep_the_budget_and_are_masked_only_where_padded(make):
         is_masked.add(is_padded)
     assert is_masked == {True, False}
     assert sum(len(src) for src, _ in translator.model.shown) == 40
+
+
+def run_out_above(monkeypatch: pytest.MonkeyPatch, most: int, kind: Any) -> list[int]:
+    """Let memory run out in a search of more sentences; -> of how many each was."""
+    start, sizes = CopyScorer.start, []
+
+    def start_within(scorer: CopyScorer, src: Tensor, *rest: Any) -> Copying:
+        sizes.append(len(src))
+        if len(src) > most:
+            raise kind("CUDA error: out of memory")
+        return start(scorer, src, *rest)
+
+    monkeypatch.setattr(CopyScorer, "start", start_within)
+    return sizes
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_a_batch_for_which_memory_runs_out_is_halved(make, monkeypatch, kind):
+    translator, lines = make(), [*TEXT[:7], "", "dog"]
+    expected = translator.translate_detailed(lines)
+    monkeypatch.setattr("mtrain.runtime.n_workers", lambda device: 1)
+    sizes = run_out_above(monkeypatch, 2, kind)
+    assert translator.translate_detailed(lines) == expected
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    run_out_above(monkeypatch, 0, kind)
+    with pytest.raises(kind):  # not even one sentence fits
+        translator.translate(lines)
+
+
+@pytest.mark.parametrize("free_mib", [10_000, 1, 0])
+def test_on_a_gpu_batches_fit_into_what_is_free(make, monkeypatch, free_mib):
+    translator, lengths = make(batch_tokens=10_000), [30] * 20 + [3] * 20
+    by_budget = list(translator._batches(lengths, 2))
+    monkeypatch.setattr("mtrain.runtime.free_bytes", lambda device: free_mib << 20)
+    batches = list(translator._batches(lengths, 2))
+    assert sorted(i for batch in batches for i in batch) == list(range(40))
+    assert (batches == by_budget) == (free_mib == 10_000)
+    for batch in batches:
+        needed = 2 * len(batch) * translator._bytes_of_a_row(max(lengths[i] for i in batch))
+        assert len(batch) == 1 or needed <= free_mib << 19
+
+
+def test_a_row_needs_more_memory_with_more_words_models_and_length(make, monkeypatch):
+    translator = make()
+    n_bytes = translator._bytes_of_a_row(10)
+    assert n_bytes > 3 * 4 * translator.tgt_tokenizer.vocab_size  # three times its logits
+    assert translator._bytes_of_a_row(20) > n_bytes
+    translator.models *= 2
+    assert translator._bytes_of_a_row(10) == 2 * n_bytes
 
 
 def test_an_over_long_line_is_split_and_rejoined_with_a_warning(make):
@@ -401,6 +450,23 @@ def test_given_translations_are_scored_by_teacher_forcing(network):
         assert found.tokens == [*network.tgt_tokenizer.pieces(tgt), "</s>"]
         assert found.log_prob == pytest.approx(sum(expected), abs=1e-4)
         assert found.score == pytest.approx(sum(expected) / len(expected) ** 0.7, abs=1e-4)
+
+
+def test_given_translations_are_scored_in_pieces_of_a_size(network, monkeypatch):
+    """All logits of a batch at once would not fit into a GPU."""
+    expected = [pair.token_log_probs for pair in network.score(LINES, LINES)]
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * network.tgt_tokenizer.vocab_size * 3)
+    sizes, project = [], Transformer.project
+
+    def note(model: Transformer, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return project(model, x)
+
+    monkeypatch.setattr(Transformer, "project", note)
+    found = [pair.token_log_probs for pair in network.score(LINES, LINES)]
+    assert max(sizes) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_an_ensemble_of_equals_is_each_of_them(network):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrain.config import ModelConfig
-from mtrain.model.transformer import Transformer, dropout, seed_dropout
+from mtrain.model.dropout import dropout, seed_dropout
+from mtrain.model.transformer import Transformer
 from mtrain.training.workers import Workers, share_out
 
 IDS = [torch.randint(4, 50, (3, n), generator=torch.Generator().manual_seed(n)) for n in (7, 4, 9)]
@@ -83,6 +86,20 @@ def test_an_error_of_a_thread_reaches_the_caller():
 
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         Workers(make_model(), 2).run(fail, range(3), SIZES)
+
+
+def test_when_an_error_reaches_the_caller_nobody_computes_any_more():
+    done = []
+
+    def fail(model: Transformer, i: int) -> None:
+        if i == 0:
+            raise torch.OutOfMemoryError("full")
+        time.sleep(0.2)
+        done.append(i)
+
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        Workers(make_model(), 2).run(fail, range(2), [1, 1])
+    assert done == [1]
 
 
 def test_masks_of_a_thread_depend_on_its_seed_alone():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from loopback import Handler, serving
@@ -22,6 +23,11 @@ class Server:
     said_length: int | None = None  # what Content-Length claims, whatever is sent
     redirects: dict[str, str] = field(default_factory=dict)
     n_busy: int = 0  # so many requests are answered 503 first
+    length_header: str | None = None  # instead of a number
+    said_range: str | None = None  # what Content-Range claims, whatever is sent
+    refuses_range: bool = False  # every range is answered 416
+    is_endless: bool = False  # the content comes again and again
+    pause_s: float = 0  # before each byte
     ranges: list[str | None] = field(default_factory=list)
 
     def url(self, path: str) -> str:
@@ -47,19 +53,28 @@ class _Handler(Handler):
         first = 0
         if wanted and server.knows_range and self.headers["If-Range"] in (None, server.etag):
             first = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if first >= len(content):
+            if first >= len(content) or server.refuses_range:
                 self._head(416, 0, {"Content-Range": f"bytes */{len(content)}"})
                 return
-            span = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            span = server.said_range or f"bytes {first}-{len(content) - 1}/{len(content)}"
             self._head(206, len(content) - first, {"Content-Range": span})
         else:
             self._head(200, len(content) if server.said_length is None else server.said_length)
         end = len(content) if server.cut_after is None else first + server.cut_after
-        self.wfile.write(content[first:end])
+        with suppress(ConnectionError):  # the client has given up
+            while server.is_endless:
+                self.wfile.write(content)
+            for byte in content[first:end] if server.pause_s else ():
+                self.wfile.write(bytes([byte]))
+                time.sleep(server.pause_s)
+            if not server.pause_s:
+                self.wfile.write(content[first:end])
 
     def _head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(length))
+        told: Server = self.server.told  # type: ignore[attr-defined]
+        if not told.is_endless:
+            self.send_header("Content-Length", told.length_header or str(length))
         if self.server.told.etag:  # type: ignore[attr-defined]
             self.send_header("ETag", self.server.told.etag)  # type: ignore[attr-defined]
         for key, value in (headers or {}).items():

@@ -13,7 +13,14 @@ import typer
 
 from mtrain import console
 from mtrain.choices import DeviceOrAuto
-from mtrain.commands.options import BeamSize, Checkpoint, LengthPenalty, OfTag, OnDevice
+from mtrain.commands.options import (
+    BeamSize,
+    Checkpoint,
+    LengthPenalty,
+    OfTag,
+    OnDevice,
+    refuse_without_effect,
+)
 from mtrain.commands.output import print_columns, print_line
 from mtrain.errors import UsageError
 from mtrain.run import RunDir
@@ -27,6 +34,7 @@ EXAMPLES = (
     "mtrain eval runs/my-model --split valid --json",
     "mtrain eval runs/my-model --source new.en --reference new.de",
     "mtrain eval runs/my-model --hypothesis theirs.de --reference new.de",
+    "mtrain eval runs/my-model --source new.en --reference a.de --reference b.de",
     "mtrain eval runs/my-model --sacrebleu wmt14/full --sacrebleu wmt20",
     "mtrain eval runs/my-model --against runs/baseline",
     "mtrain eval runs/seed1 runs/seed2 runs/seed3",
@@ -46,7 +54,10 @@ Splits = Annotated[
 Sources = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Translate this file ...")]
 References = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FILE", help="... and compare with this one; may be repeated."),
+    typer.Option(
+        metavar="FILE",
+        help="... and compare with this one; repeated, of one source: several references.",
+    ),
 ]
 SacrebleuSets = Annotated[
     list[str] | None,
@@ -89,6 +100,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One object, for machines."
 
 
 def evaluate(
+    context: typer.Context,
     runs: Runs,
     split: Splits = None,
     source: Sources = None,
@@ -113,6 +125,10 @@ def evaluate(
         _check_sweep(sweep, len(runs), bool(texts or ways))
         _sweep(runs[0], checkpoint, device, adopt, as_json)
         return
+    translates = (not hypothesis, "translating, not for --hypothesis")
+    needs = dict.fromkeys(("checkpoint", "beam_size", "length_penalty", "tag"), translates)
+    uses_device = not hypothesis or (against is not None and against.is_dir())
+    refuse_without_effect(context, needs | {"device": (uses_device, translates[1])})
     if hypothesis and sacrebleu:
         raise UsageError(
             "--sacrebleu names a test set to be translated, --hypothesis is a translation already",
@@ -150,7 +166,7 @@ def _show(results: Mapping[str, Results], as_json: bool, names_runs: bool) -> No
             print_line(sentence)
     for sentence in summary.mean_sentences(means):
         print_line(sentence)
-    console.message(f"for all that was found: mtrain report {' '.join(results)}")
+    console.message(f"for all that was found: {console.command('mtrain', 'report', *results)}")
 
 
 def _files_to_evaluate(
@@ -159,14 +175,18 @@ def _files_to_evaluate(
     references: Sequence[Path],
     hypotheses: Sequence[Path],
 ) -> list[GivenFiles]:
-    """The n-th source, hypothesis and reference that were given belong together."""
+    """The n-th source, hypothesis and reference that were given belong together.
+
+    All references belong to a source or hypothesis that is alone.
+    """
     if splits and (sources or references or hypotheses):
         raise UsageError(
             "--split names a test set of the run, and files were given as well",
             "give either --split or files",
         )
     n_wanted = len(hypotheses or sources)
-    if len(references) != n_wanted or (hypotheses and len(sources) not in (0, n_wanted)):
+    grouped = [tuple(references)] if n_wanted == 1 and references else [(r,) for r in references]
+    if len(grouped) != n_wanted or (hypotheses and len(sources) not in (0, n_wanted)):
         raise UsageError(
             "files are scored in pairs, and one is missing",
             "give --source FILE --reference FILE, or --hypothesis FILE --reference FILE",
@@ -174,8 +194,8 @@ def _files_to_evaluate(
     from mtrain.evaluation.evaluate import GivenFiles
 
     return [
-        GivenFiles(reference, source, hypothesis)
-        for reference, source, hypothesis in zip_longest(references, sources, hypotheses)
+        GivenFiles(same, source, hypothesis)
+        for same, source, hypothesis in zip_longest(grouped, sources, hypotheses)
     ]
 
 

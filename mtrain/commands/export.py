@@ -9,9 +9,14 @@ import typer
 
 from mtrain import console
 from mtrain.choices import Quantization
-from mtrain.commands.options import Checkpoint, InQuantization, RunPath
-from mtrain.commands.output import print_columns, print_line
-from mtrain.errors import UsageError
+from mtrain.commands.options import (
+    Checkpoint,
+    Force,
+    InQuantization,
+    RunPath,
+    refuse_without_effect,
+)
+from mtrain.commands.output import check_output, files_of_run, print_columns, print_line
 
 EXAMPLES = (
     "mtrain export runs/my-model --to ctranslate2 -o ct2",
@@ -34,29 +39,36 @@ Output = Annotated[
 
 
 def export(
+    context: typer.Context,
     run: RunPath,
     to: To,
     output: Output,
     quantization: InQuantization = None,
     checkpoint: Checkpoint = None,
+    force: Force = False,
 ) -> None:
     """Write the model for use elsewhere, checked by translating.
 
     CTranslate2 translates the first 200 sentences of valid with it; the command fails where that
     loses more than 1 BLEU.
     """
-    if to == "ctranslate2":
+    to_ctranslate2 = to == "ctranslate2"
+    refuse_without_effect(
+        context,
+        {
+            "quantization": (to_ctranslate2, "--to ctranslate2"),
+            "force": (not to_ctranslate2, "--to safetensors"),
+        },
+    )
+    if to_ctranslate2:
         _export_ctranslate2(run, output, quantization, checkpoint)
         return
-    if quantization:
-        raise UsageError(
-            "--quantization is about CTranslate2, and a .safetensors file keeps all bits",
-            "leave it out, or say --to ctranslate2",
-        )
+    check_output(output, "a model", files_of_run(run), force)
     from mtrain.delivery.export import export_safetensors
 
     n_bytes = export_safetensors(run, output, checkpoint)
-    print_line(f"wrote {output} ({n_bytes / 1e6:,.1f} MB); next: mtrain translate {output}")
+    after = console.command("mtrain", "translate", output)
+    print_line(f"wrote {output} ({n_bytes / 1e6:,.1f} MB); next: {after}")
 
 
 def _export_ctranslate2(

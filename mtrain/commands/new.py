@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from mtrain.commands.output import print_line
+from mtrain.console import command
 from mtrain.errors import UsageError
-from mtrain.run import atomic_write
+from mtrain.storage import atomic_write
 
 EXAMPLES = ("mtrain new my-project", "mtrain new . --from my-corpus")
 PACKAGE = Path(__file__).parent.parent
@@ -31,7 +32,7 @@ def new(directory: Directory, name: Name = "quickstart") -> None:
     atomic_write(copy, shipped[name].read_bytes())
     schema = shipped[name].with_name("schema.json")  # for editors; each config names it
     atomic_write(directory / schema.name, schema.read_bytes())
-    print_line(f"wrote {copy}; next: mtrain train {copy}")
+    print_line(f"wrote {copy}; next: {command('mtrain', 'train', copy)}")
 
 
 def _shipped_configs() -> dict[str, Path]:

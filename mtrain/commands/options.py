@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mtrain.choices import DeviceOrAuto, Quantization
+from mtrain.errors import UsageError
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 RunPath = Annotated[
@@ -53,3 +55,24 @@ InQuantization = Annotated[
         "int8_float16 or int8_bfloat16.",
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Overwrite OUTPUT even where it is an input, or a file of another kind."
+    ),
+]
+
+# Parameter -> whether it has an effect beside the others that were given, and what that takes.
+Needs = Mapping[str, tuple[bool, str]]
+
+
+def refuse_without_effect(context: typer.Context, needs: Needs) -> None:
+    """A UsageError for the first option on the command line that would change nothing."""
+    for parameter in context.command.params:
+        has_effect, needed = needs.get(parameter.name or "", (True, ""))
+        source = context.get_parameter_source(parameter.name or "")
+        if not has_effect and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"{parameter.opts[0]} has no effect here: it is for {needed}",
+                f"leave it out, or use it with {needed}",
+            )

@@ -13,50 +13,59 @@ from types import FrameType
 
 from mtrain import console
 from mtrain.commands import output
-from mtrain.errors import MtrainError, OutOfMemoryError
-from mtrain.run import storage_errors
+from mtrain.errors import MtrainError, OutOfMemoryError, is_out_of_memory
+from mtrain.storage import storage_errors
 
 CLOSED_OUTPUT = 141  # what a shell shows for a program that wrote into a closed pipe
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, outside training (which saves first, with handlers of its own)."""
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, outside training (which saves first, with handlers of its own)."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 @contextmanager
 def outcomes() -> Iterator[None]:
     """Give every way to end its message and its exit code; defects of ours pass with a trace."""
     try:
-        with _sigterm_raises(), _known_failures():
+        with _signals_raise(), _known_failures():
             yield
             output.flush()
     except MtrainError as error:
         console.error(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt as error:
-        number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+        number = signal.Signals(error.number if isinstance(error, _Stopped) else signal.SIGINT)
         console.message(f"stopped by {number.name}")
         sys.exit(128 + number)
     except BrokenPipeError:
-        output.discard()
         sys.exit(CLOSED_OUTPUT)
+    finally:
+        output.finish()
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, so that half-written files are cleared away."""
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, so that half-written files go."""
     if threading.current_thread() is not threading.main_thread():  # may not set handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    before = {
+        number: signal.signal(number, _raise_stopped)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # as nohup wants it
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _raise_terminated(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise _Stopped(number)
 
 
 @contextmanager
@@ -64,10 +73,19 @@ def _known_failures() -> Iterator[None]:
     """What no stage can foresee, in our words."""
     try:
         yield
-    except MemoryError as error:
-        raise OutOfMemoryError("out of memory", "use smaller batches or a smaller beam") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).partition("\n")[0].partition(". ")[0]
+        raise OutOfMemoryError(
+            f"out of memory{f' ({said})' if said else ''}",
+            "set train.micro_batch_tokens or decode.batch_tokens lower, use a smaller beam, or "
+            "stop other programs that use this memory",
+        ) from error
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO):
             with storage_errors(Path(error.filename or "the output")):
                 raise
         raise

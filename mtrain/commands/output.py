@@ -6,8 +6,14 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
+
+from mtrain.console import printable
+from mtrain.errors import UsageError
+from mtrain.run import RunDir
 
 
 def stdout() -> TextIO:
@@ -18,13 +24,67 @@ def stdout() -> TextIO:
     if sys.stdout is None:  # `>&-`
         raise BrokenPipeError(errno.EPIPE, "standard output is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
+        if isinstance(
+            sys.stdout.buffer, io.RawIOBase
+        ):  # unbuffered: may write less than it is told
+            sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.detach()))
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     return sys.stdout
 
 
+def check_output(output: Path, kind: str, inputs: Iterable[Path], force: bool) -> None:
+    """A UsageError where a file would be overwritten that is read, or holds something else.
+
+    kind is what will be written: `text`, `a web page`, `a model`, `a model card`, `a picture`.
+    """
+    with suppress(OSError, ValueError):
+        if force or not output.is_file():
+            return
+        fix = "choose another place with -o, or overwrite it with --force"
+        for path in inputs:
+            if path.exists() and path.samefile(output):
+                raise UsageError(f"{output} is read by this run, and would be overwritten", fix)
+        found = _kind_of(output)
+        if found not in (kind, ""):
+            raise UsageError(f"{output} holds {found}, and would be replaced by {kind}", fix)
+
+
+def _kind_of(path: Path) -> str:
+    """What a file holds, by its name and its first bytes; empty for an empty one."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 12)
+    in_run = any((place / "config.yaml").is_file() for place in list(path.absolute().parents)[:3])
+    if not start:
+        return ""
+    if start.lstrip().lower().startswith(b"<!doctype html"):
+        return "a web page"
+    if start.startswith(b"\x89PNG") or b"<svg" in start:
+        return "a picture"
+    if start.startswith(b"---\n") and path.suffix == ".md":
+        return "a model card"
+    if in_run:
+        return "a file of a run"
+    if path.suffix == ".safetensors":
+        return "a model"
+    if b"\0" in start:
+        return "binary data"
+    return {".yaml": "a config", ".yml": "a config", ".lock": "a lock"}.get(path.suffix, "text")
+
+
+def files_of_run(run: Path) -> list[Path]:
+    """The files in a run, or the exported file; and the local files that its config names."""
+    from mtrain.config import read_run_config
+    from mtrain.data.sources import local_files
+
+    opened = RunDir.open(run)
+    names = [path for path in map(Path, local_files(read_run_config(opened))) if path.is_file()]
+    return [*names, *([run] if run.is_file() else run.rglob("*"))]
+
+
 def print_line(text: str) -> None:
-    """Write a line of results."""
-    stdout().write(text + "\n")
+    """Write a line of results; what could disturb a terminal is escaped there."""
+    out = stdout()
+    out.write((printable(text) if out.isatty() else text) + "\n")
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -41,7 +101,9 @@ def flush() -> None:
         sys.stdout.flush()
 
 
-def discard() -> None:
-    """Nobody reads any more: let what is buffered go nowhere when Python flushes it at exit."""
-    if sys.stdout is not None:
+def finish() -> None:
+    """Hand over what is buffered, or drop it: Python's own flush at exit must not fail."""
+    try:
+        flush()
+    except OSError:  # told already: the disk is full, or nobody reads
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from mtrain import console
-from mtrain.commands.output import print_line
+from mtrain.commands.options import Force, refuse_without_effect
+from mtrain.commands.output import check_output, files_of_run, print_line
 from mtrain.errors import UsageError
 
 EXAMPLES = (
@@ -40,7 +41,12 @@ Watch = Annotated[
 
 
 def report(
-    runs: Runs, output: Output = None, markdown: Markdown = False, watch: Watch = False
+    context: typer.Context,
+    runs: Runs,
+    output: Output = None,
+    markdown: Markdown = False,
+    watch: Watch = False,
+    force: Force = False,
 ) -> None:
     """Write a page about runs: scores, sentences, training, data."""
     from mtrain.delivery.report import watch_report, write_model_card, write_report
@@ -50,6 +56,10 @@ def report(
             "a model card is about one run, and is written once",
             "give --markdown one run and no --watch",
         )
+    refuse_without_effect(context, {"force": (output is not None, "-o OUTPUT")})
+    if output is not None:
+        kind = "a model card" if markdown else "a web page"
+        check_output(output, kind, [path for run in runs for path in files_of_run(run)], force)
     if markdown:
         written = write_model_card(runs[0], output)
     elif watch:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mtrain.commands.options import ConfigPath, Overrides
+from mtrain.commands.options import ConfigPath, Overrides, refuse_without_effect
 
 EXAMPLES = (
     "mtrain train configs/quickstart.yaml",
@@ -23,7 +23,11 @@ Plan = Annotated[
 
 
 def train(
-    config: ConfigPath, overrides: Overrides = None, fresh: Fresh = False, plan: Plan = False
+    context: typer.Context,
+    config: ConfigPath,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    plan: Plan = False,
 ) -> None:
     """Prepare the data if need be; train, or go on where it stopped.
 
@@ -31,6 +35,7 @@ def train(
     """
     from mtrain.config import load_config
 
+    refuse_without_effect(context, {"fresh": (not plan, "training, not for --plan")})
     loaded = load_config(config, overrides or ())
     from mtrain.training import train as training  # a wrong config is told without torch
 

@@ -15,13 +15,16 @@ from mtrain import choices, console
 from mtrain.commands.options import (
     BeamSize,
     Checkpoint,
+    Force,
     InQuantization,
     LengthPenalty,
+    Needs,
     OfTag,
     OnDevice,
     RunPath,
+    refuse_without_effect,
 )
-from mtrain.commands.output import stdout
+from mtrain.commands.output import check_output, files_of_run, stdout
 from mtrain.errors import DataError, UsageError
 from mtrain.run import RunDir
 
@@ -167,6 +170,7 @@ HeadsDrawn = Annotated[
 
 
 def translate(
+    context: typer.Context,
     run: RunPath,
     source: Source = None,
     output: Output = None,
@@ -198,11 +202,16 @@ def translate(
     attention_kind: KindsDrawn = "all",
     attention_layer: LayerDrawn = None,
     attention_head: HeadsDrawn = "all",
+    force: Force = False,
 ) -> None:
     """Translate a file or standard input, line by line."""
-    _check_engine(engine, quantization)
+    refuse_without_effect(context, _needs(method, engine, score, attention, output))
     _check_what_to_translate(source, prefix, tab_prefix, score)
-    picture = _picture(attention, attention_kind, attention_layer, attention_head)
+    picture = _picture(run, attention, attention_kind, attention_layer, attention_head)
+    read = [*files_of_run(run), *(companions or ()), *(score or (source, prefix))]
+    for path, kind in ((output, "text"), (attention, _kind_of_picture(attention))):
+        if path is not None:
+            check_output(path, kind, [each for each in read if each is not None], force)
     from mtrain.decoding.alignment import head_of_run
     from mtrain.decoding.attention import maps_of_lines
     from mtrain.decoding.stream import Beside, translate_file, translate_stream
@@ -249,12 +258,42 @@ def translate(
 # -- options that go together ----------------------------------------------------------------
 
 
-def _check_engine(engine: choices.Engine, quantization: choices.Quantization | None) -> None:
-    if quantization and engine != "ctranslate2":
-        raise UsageError(
-            f"--quantization {quantization} was given, but mtrain's own engine computes in floats",
-            "add --engine ctranslate2",
-        )
+def _needs(
+    method: choices.Method,
+    engine: choices.Engine,
+    score: tuple[Path, Path] | None,
+    attention: Path | None,
+    output: Path | None,
+) -> Needs:
+    """The options that do nothing without others; see `options.refuse_without_effect`."""
+    draws, searches = method in ("sample", "mbr"), method in ("beam", "diverse")
+    search = ("beam_size", "length_penalty", "length_penalty_form", "n_best", "method", "engine")
+    needs = {
+        "exact_stop": (method == "beam", "--method beam"),
+        "diversity": (method == "diverse", "--method diverse"),
+        "samples": (method == "mbr", "--method mbr"),
+        **dict.fromkeys(
+            ("temperature", "top_k", "top_p", "seed"), (draws, "--method sample or mbr")
+        ),
+        "beam_size": (searches, "--method beam or diverse"),
+        "quantization": (engine == "ctranslate2", "--engine ctranslate2"),
+        "precision": (engine == "mtrain", "--engine mtrain"),
+        "force": (output is not None or attention is not None, "-o OUTPUT or --attention FILE"),
+        **dict.fromkeys(
+            ("attention_kind", "attention_layer", "attention_head"),
+            (attention is not None, "--attention FILE.html, .png or .svg"),
+        ),
+    }
+    if score:
+        drawing = ("attention", "attention_kind", "attention_layer", "attention_head")
+        of_search = (*search, *drawing, "exact_stop", "diversity", "samples", "quantization")
+        translating = (False, "translating, not for --score")
+        needs |= dict.fromkeys((*of_search, "temperature", "top_k", "top_p", "seed"), translating)
+    return needs
+
+
+def _kind_of_picture(path: Path | None) -> str:
+    return "a web page" if path is not None and path.suffix.lower() == ".html" else "a picture"
 
 
 def _check_what_to_translate(
@@ -276,20 +315,17 @@ def _check_what_to_translate(
 
 
 def _picture(
-    path: Path | None, kind: AllOrOneKind, layer: int | None, heads: str
+    run: Path, path: Path | None, kind: AllOrOneKind, layer: int | None, heads: str
 ) -> AttentionPicture | None:
-    """What --attention asks for; None without it."""
+    """What --attention asks for; None without it. A UsageError where the model has none such."""
     if path is None:
-        if kind != "all" or layer is not None or heads != "all":
-            raise UsageError(
-                "--attention-kind, --attention-layer and --attention-head choose what is drawn, "
-                "but nothing is",
-                "add --attention FILE.html, .png or .svg",
-            )
         return None
+    from mtrain.config import read_run_config
     from mtrain.delivery.pictures import AttentionPicture, Selection, read_heads, read_kinds
 
-    return AttentionPicture(path, Selection(read_kinds(kind), layer, read_heads(heads)))
+    selection = Selection(read_kinds(kind), layer, read_heads(heads))
+    selection.check(read_run_config(RunDir.open(run)).model)
+    return AttentionPicture(path, selection)
 
 
 # -- input -----------------------------------------------------------------------------------
@@ -312,7 +348,9 @@ def _open_input(path: Path | None) -> AbstractContextManager[BinaryIO]:
 
 def _few_lines(given: BinaryIO) -> io.BytesIO:
     """All lines of an input that is to be drawn; a UsageError where they are too many."""
-    lines = list(islice(given, MOST_DRAWN + 1))
+    from mtrain.data.text_files import limited_lines
+
+    lines = list(islice(limited_lines(given), MOST_DRAWN + 1))
     if len(lines) > MOST_DRAWN:
         raise UsageError(
             f"--attention draws at most {MOST_DRAWN} sentences, and the input has more",

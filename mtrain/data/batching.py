@@ -147,20 +147,18 @@ class BatchPlan:
         """Real target tokens of an update, EOS included, over all its micro-batches."""
         return int(self.tgt_lengths[self.sentences(update)].sum(dtype=np.int64))
 
-    def micro_batches(
-        self, update: int, max_tokens: int, n_workers: int = 1, are_masked: bool = False
-    ) -> list[Indices]:
+    def micro_batches(self, update: int, max_tokens: int, n_workers: int = 1) -> list[Indices]:
         """The update's sentences in groups of at most max_tokens = rows x longest side.
 
         Sentences of one source length stand alone where they fill at least half of a micro-batch
-        and need no mask then; the rest are grouped with neighbouring lengths. For several workers,
-        or where all get a mask in any case, the groups are as many as the workers or a multiple,
-        and their largest is as small as can be, so that nobody waits for long.
+        and need no mask then; the rest are grouped with neighbouring lengths. For several workers
+        the groups are as many as the workers or a multiple, and their largest is as small as can
+        be, so that nobody waits for long.
         """
         sentences = self.sentences(update)
         src = self.src_lengths[sentences].astype(np.int64)
         tgt = self.tgt_lengths[sentences].astype(np.int64)
-        if n_workers > 1 or are_masked:
+        if n_workers > 1:
             parts = _cut_for_workers(src, tgt, max_tokens, n_workers)
         else:
             parts = _cut_by_source_length(src, tgt, max_tokens)

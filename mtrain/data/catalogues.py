@@ -6,20 +6,25 @@ Both come as archives by URL, which the lock, the cache and MTRAIN_MIRROR treat 
 from __future__ import annotations
 
 import copy
+import gzip
 import hashlib
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from mtrain.data.downloads import Lock, cache_dir, fetch
 from mtrain.data.stored_files import StoredFile, member_names
 from mtrain.entries import OpusEntry, SacrebleuEntry
 from mtrain.errors import DataError, DownloadError
-from mtrain.run import sha256_of, storage_errors
+from mtrain.storage import sha256_of, storage_errors
 
 OPUS_URL = "https://object.pouta.csc.fi/OPUS-{corpus}/{version}/moses/{languages}.txt.zip"
 _LICENCE_CHARACTERS = 300
@@ -118,6 +123,17 @@ def fetch_sacrebleu(entry: SacrebleuEntry, where: str, lock: Lock) -> list[Path]
 
 def locate_sacrebleu(entry: SacrebleuEntry, where: str, lock: Lock) -> FilePair:
     """Source and first reference, as sacreBLEU makes them from what it downloads."""
+    source, first, *_ = _located(entry, where, lock)
+    return source, first
+
+
+def other_references(entry: SacrebleuEntry, where: str, lock: Lock) -> list[StoredFile]:
+    """The references behind the first one, of a test set that has several."""
+    return _located(entry, where, lock)[2:]
+
+
+def _located(entry: SacrebleuEntry, where: str, lock: Lock) -> list[StoredFile]:
+    """Source and references."""
     test_set = _test_set(entry, where)
     archives = fetch_sacrebleu(entry, where, lock)
     assert entry.languages is not None
@@ -127,13 +143,14 @@ def locate_sacrebleu(entry: SacrebleuEntry, where: str, lock: Lock) -> FilePair:
     directory = cache_dir() / "sacrebleu" / name
     if not directory.is_dir():
         _unpack(test_set, archives, pair, directory)
-    source, target = (
+    return [
         StoredFile(f"{sacrebleu_label(entry)} {side}", path, sha256_of(path))
-        for side, path in zip(
-            ("source", "reference"), _sides(test_set, pair, directory), strict=True
+        for path, side in zip(
+            _sides(test_set, pair, directory),
+            ("source", "reference", *(f"reference {n}" for n in range(2, 100))),
+            strict=False,
         )
-    )
-    return source, target
+    ]
 
 
 def _test_set(entry: SacrebleuEntry, where: str) -> Any:
@@ -177,7 +194,7 @@ def _archive(test_set: Any, url: str, md5: str | None, where: str, lock: Lock) -
 
 def _unpack(test_set: Any, archives: list[Path], pair: str, directory: Path) -> None:
     """Lay the archives out as sacreBLEU does, and let it make its text; whole or not at all."""
-    with storage_errors(directory):
+    with storage_errors(directory), _archive_errors(archives):
         directory.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=directory.parent))
         try:
@@ -199,11 +216,27 @@ def _unpack(test_set: Any, archives: list[Path], pair: str, directory: Path) -> 
             shutil.rmtree(made, ignore_errors=True)
 
 
-def _sides(test_set: Any, pair: str, directory: Path) -> tuple[Path, Path]:
-    """The files of source and first reference, made where they are not there yet."""
+@contextmanager
+def _archive_errors(archives: list[Path]) -> Iterator[None]:
+    """What reading a damaged or hostile archive may raise, in our words."""
+    try:
+        yield
+    except (
+        *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RecursionError),
+        *(KeyError, ValueError, gzip.BadGzipFile, URLError, NotImplementedError),
+    ) as error:
+        names = ", ".join(map(str, archives))
+        raise DataError(
+            f"what sacreBLEU needs of {names} cannot be read: {error}",
+            "delete the file, so that it is downloaded again",
+        ) from error
+
+
+def _sides(test_set: Any, pair: str, directory: Path) -> list[Path]:
+    """The files of source and references, made where they are not there yet."""
     placed = copy.copy(test_set)  # with another directory than ~/.sacrebleu
     placed._outdir, placed._rawdir = str(directory), str(directory / "raw")
-    return Path(placed.get_source_file(pair)), Path(placed.get_reference_files(pair)[0])
+    return list(map(Path, (placed.get_source_file(pair), *placed.get_reference_files(pair))))
 
 
 def _md5_of(path: Path) -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from mtrain.data.sources import Pair
 from mtrain.errors import DataError, UsageError
+from mtrain.languages import language
 
 if TYPE_CHECKING:
     from babel import Locale
@@ -105,7 +106,7 @@ def _locale(code: str) -> Locale:
 
     name = code.replace("-", "_")
     try:
-        return Locale.parse(name)
+        return Locale.parse(language(code).canonical)
     except (UnknownLocaleError, ValueError) as error:
         similar = difflib.get_close_matches(name, locale_identifiers(), n=3)
         hint = f"did you mean {' or '.join(similar)}? " if similar else ""

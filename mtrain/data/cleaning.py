@@ -15,6 +15,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrain.languages import unspaced
+
 Hashes = NDArray[np.uint64]
 
 # A side of so many words identifies a sentence; fewer may be said in many places.
@@ -27,12 +29,6 @@ _NO_LETTERS = re.compile(r"[\W\d_]+")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 _SORTED_AT_ONCE = 1 << 21  # hashes
-
-# Scripts written without spaces: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff]"
-)
 
 
 def normalize(text: str) -> str:
@@ -50,7 +46,7 @@ def normalize(text: str) -> str:
 def count_words(text: str) -> int:
     """Words between spaces; where a script has no spaces, two characters count as one."""
     n_words = len(text.split())
-    return n_words if text.isascii() else n_words + len(UNSPACED.findall(text)) // 2
+    return n_words if text.isascii() else n_words + len(unspaced().findall(text)) // 2
 
 
 def digest(text: str) -> bytes:

@@ -44,7 +44,7 @@ from mtrain.data.overlap import NearMatches
 from mtrain.data.tokenizer import MAX_PIECE_CHARACTERS
 from mtrain.errors import DataError
 from mtrain.pool import map_in_order
-from mtrain.run import storage_errors, write_json
+from mtrain.storage import storage_errors, write_json
 
 TextPair = tuple[str, str]  # source, target
 
@@ -94,12 +94,12 @@ class Cleaner:
     def __init__(
         self,
         config: DataConfig,
-        pair_filter: PairFilter,
+        filters: Sequence[PairFilter],
         splits: Mapping[str, Sequence[TextPair]],
         entries: Sequence[str],
     ) -> None:
-        """splits: the valid and test sets; entries: the names of `data.train`."""
-        self._pair_filter = pair_filter
+        """splits: the valid and test sets; filters, entries: that and the name of each entry."""
+        self._filters = filters
         self._evaluation = EvaluationText(splits)
         self._near_matches = NearMatches(splits)
         self.entries = entries
@@ -120,7 +120,7 @@ class Cleaner:
             pair_digests = digest(source), digest(target)
             reason = self._reason(source, target, pair_digests, cleaned.leaked)
             if reason is None and self._is_judged[chunk.entry]:
-                reason = self._pair_filter.reason(source, target)
+                reason = self._filters[chunk.entry].reason(source, target)
             if reason is not None:
                 cleaned.dropped[reason] += 1
                 report.add_dropped(chunk.entry, reason, (source, target))

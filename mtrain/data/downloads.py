@@ -11,26 +11,33 @@ import errno
 import hashlib
 import http.client
 import json
+import math
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from mtrain import console
-from mtrain.errors import DataError, DownloadError, StorageError
-from mtrain.run import atomic_write, sha256_of, storage_errors
+from mtrain.entries import check_url
+from mtrain.errors import DataError, DownloadError, StorageError, UsageError
+from mtrain.run_shapes import LOCK
+from mtrain.storage import atomic_write, read_json, sha256_of, storage_errors
 
-ATTEMPTS = 4  # without a byte of progress between them
+ATTEMPTS = 4  # without progress between them
 TIMEOUT_S = 30.0
 WAIT_S = 0.5  # before the second attempt, doubled before each further one
 CHUNK_BYTES = 1 << 18
+PROGRESS_BYTES = 1 << 16  # more than ever came before: less is no progress
+_START_BYTES = 1 << 16  # of a file, by which a web page is told
+_COMMENTS = re.compile(rb"\s*(?:<\?.*?\?>|<!--.*?-->)", re.DOTALL)
 LOCK_FORMAT = 1
 
 
@@ -108,30 +115,20 @@ class Lock:
 
 def _read_lock(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Files and sources."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        files, sources = content["files"], content.get("sources", {})
-        if content["format"] != LOCK_FORMAT or not all("sha256" in f for f in files.values()):
-            raise ValueError(f"format is not {LOCK_FORMAT}, or a sha256 is missing")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"cannot read the lock {path}: {error}",
-            "restore it, or delete it to record anew what the files are",
-        ) from error
-    assert isinstance(files, dict)
-    assert isinstance(sources, dict)
-    return files, sources
-
-
-def is_url(location: str) -> bool:
-    """True for what is downloaded rather than opened."""
-    return location.lower().startswith(("http://", "https://"))
+    fix = "restore it, or delete it: what the files are is then recorded again"
+    content = read_json(path, LOCK, fix)
+    return content["files"], content.get("sources", {})
 
 
 def cache_dir() -> Path:
     """`$MTRAIN_CACHE`, or `mtrain` in the user's cache directory."""
     if named := os.environ.get("MTRAIN_CACHE"):
-        return Path(named).expanduser()
+        try:
+            return Path(named).expanduser()
+        except RuntimeError as error:
+            raise UsageError(
+                f"MTRAIN_CACHE is {named}: {error}", "correct it, or unset it"
+            ) from error
     home = Path.home()
     if sys.platform == "darwin":
         base = home / "Library" / "Caches"
@@ -167,8 +164,11 @@ def fetch(url: str, sha256: str | None, lock: Lock) -> Path:
 
 
 def base_name(url: str) -> str:
-    """`https://host/a/b.gz?x=1` -> `b.gz`."""
-    return PurePosixPath(unquote(urlsplit(url).path)).name
+    """`https://host/a/b.gz?x=1` -> `b.gz`; a DownloadError where it is no URL."""
+    try:
+        return PurePosixPath(unquote(urlsplit(url).path)).name
+    except ValueError as error:
+        raise DownloadError(f"{url} is no valid URL: {error}", "check the address") from error
 
 
 def _cache_name(url: str) -> str:
@@ -200,6 +200,42 @@ def find_in_mirror(name: str, sha256: str) -> Path | None:
     return None
 
 
+def is_web_page(start: bytes) -> bool:
+    """Whether a file begins as HTML does, behind declarations and comments."""
+    while match := _COMMENTS.match(start):
+        start = start[match.end() :]
+    return start.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
+
+
+def _limit(variable: str, default: float) -> float:
+    """A number from the environment."""
+    text = os.environ.get(variable, "")
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise UsageError(
+            f"{variable} is {text!r}, not a positive number", "correct it, or unset it"
+        )
+    return value
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects, but never from https to what anybody may read or change on the way."""
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        check_url(newurl)
+        if req.full_url.lower().startswith("https:") and not newurl.lower().startswith("https:"):
+            raise DownloadError(
+                f"{req.full_url} is redirected to {newurl}, which is not encrypted",
+                "name that address in the config, if you trust it",
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 class _Download:
     """One URL on its way into the cache: `<path>.part` grows, is checked, is renamed."""
 
@@ -212,6 +248,10 @@ class _Download:
         self.is_recorded = is_recorded  # `expected` comes from the lock, not from the config
         self.lock = lock
         self.part = path.with_name(path.name + ".part")
+        self.n_reached = 0  # the most bytes that were there at any time
+        self.progress_at = time.monotonic()
+        self.max_stall_s = _limit("MTRAIN_DOWNLOAD_STALL", 120)
+        self.max_bytes = _limit("MTRAIN_DOWNLOAD_GIB", 100) * 2**30
         # The ETag or date that the bytes in .part belong to, for `If-Range`.
         self.validator = path.with_name(path.name + ".part.version")
 
@@ -230,6 +270,7 @@ class _Download:
             if n_kept and not self.expected and not self.validator.exists():
                 n_kept = 0  # nothing could tell whether the rest still fits
                 file.truncate(0)
+            self.n_reached = n_kept
             self._fill(file)
             actual = sha256_of(self.part)
             if n_kept and self.expected not in (None, actual):
@@ -250,7 +291,8 @@ class _Download:
         """Request until the file is whole, going on where the last attempt was cut."""
         n_failed = 0
         while True:
-            n_before = file.seek(0, os.SEEK_END)
+            n_before = self.n_reached
+            file.seek(0, os.SEEK_END)
             try:
                 if self._request(file):
                     return
@@ -266,12 +308,14 @@ class _Download:
                         f"{self.url} answered {error.code} {error.reason}", "check the address"
                     ) from error
                 problem = f"it answered {error.code} {error.reason}"
-            except http.client.InvalidURL as error:
-                raise DownloadError(f"{self.url} is no valid URL: {error}") from error
+            except (http.client.InvalidURL, ValueError) as error:  # perhaps where it redirects to
+                raise DownloadError(
+                    f"{self.url} is no valid URL: {error}", "check the address"
+                ) from error
             except (OSError, http.client.HTTPException) as error:
                 problem = _in_words(error)
             n_bytes = file.seek(0, os.SEEK_END)
-            n_failed = 1 if n_bytes > n_before else n_failed + 1
+            n_failed = 1 if self.n_reached > n_before else n_failed + 1
             if n_failed >= ATTEMPTS:
                 given = "" if self.expected else "give its `sha256` in the config and "
                 raise DownloadError(
@@ -291,7 +335,9 @@ class _Download:
                 headers["If-Range"] = self.validator.read_text()
         url = quote(self.url, safe="%/:=&?~#+!$,;'@()*[]")  # spaces and other scripts
         try:
-            response = urlopen(Request(url, headers=headers), timeout=TIMEOUT_S)
+            response = build_opener(_Redirects).open(
+                Request(url, headers=headers), timeout=TIMEOUT_S
+            )
         except HTTPError as error:
             if error.code != 416:
                 raise
@@ -302,27 +348,51 @@ class _Download:
             file.truncate(0)
             return False
         with response:
+            if response.status == 204:
+                raise DownloadError(
+                    f"{self.url} answered 204: there is no content", "check the address"
+                )
             content_range = response.headers.get("Content-Range") or ""
-            if response.status == 206 and not content_range.startswith(f"bytes {n_kept}-"):
+            if response.status == 206 and not re.match(rf"bytes {n_kept}-\d", content_range):
                 file.truncate(0)  # some other part of the file
                 return False
             if response.status != 206:
                 n_kept = 0
                 file.truncate(0)
                 self._keep_validator(response.headers)
-            length = response.headers.get("Content-Length")
-            total = n_kept + int(length) if length and length.isdigit() else None
+            length = response.headers.get("Content-Length") or ""
+            total = n_kept + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
             return self._copy(response, file, n_kept, total)
 
-    def _copy(self, response: IO[bytes], file: IO[bytes], n_bytes: int, total: int | None) -> bool:
+    def _copy(
+        self, response: HTTPResponse, file: IO[bytes], n_bytes: int, total: int | None
+    ) -> bool:
         with console.bar(total, base_name(self.url), "B", initial=n_bytes) as bar:
-            while chunk := response.read(CHUNK_BYTES):
+            while chunk := response.read1(CHUNK_BYTES):  # what came, without waiting for more
                 with storage_errors(self.part):  # not to be taken for trouble with the network
                     file.write(chunk)
                     file.flush()
                 n_bytes += len(chunk)
                 bar.update(len(chunk))
+                self._check_progress(n_bytes)
         return total is None or n_bytes == total
+
+    def _check_progress(self, n_bytes: int) -> None:
+        """A DownloadError where too much comes, or hardly anything for a long time."""
+        now = time.monotonic()
+        if n_bytes > self.n_reached + PROGRESS_BYTES:
+            self.n_reached, self.progress_at = n_bytes, now
+        if now > self.progress_at + self.max_stall_s:
+            raise DownloadError(
+                f"{self.url} sends less than {PROGRESS_BYTES:,} bytes in {self.max_stall_s:g} "
+                f"seconds ({n_bytes:,} bytes came)",
+                "try again later, or allow more seconds: MTRAIN_DOWNLOAD_STALL=600",
+            )
+        if n_bytes > self.max_bytes:
+            raise DownloadError(
+                f"{self.url} has more than {self.max_bytes / 2**30:g} GiB",
+                "check the address, or allow more GiB: MTRAIN_DOWNLOAD_GIB=500",
+            )
 
     def _keep_validator(self, headers: http.client.HTTPMessage) -> None:
         """Remember which version of the file this is; a weak ETag says too little."""
@@ -339,8 +409,10 @@ class _Download:
         if self.expected == actual:
             return
         with open(self.part, "rb") as file:
-            start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-        is_html = start.startswith((b"<!doctype html", b"<html"))
+            start = file.read(_START_BYTES).removeprefix(b"\xef\xbb\xbf")
+        is_html = is_web_page(start)
+        if not start:
+            raise DownloadError(f"{self.url} holds nothing", "check the address")
         if self.expected is None:
             if is_html:
                 raise DownloadError(

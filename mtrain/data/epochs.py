@@ -28,7 +28,7 @@ from mtrain.data.order import Mixture
 from mtrain.data.store import StoreWriter, TokenStore, TurnedStore
 from mtrain.data.tokenizer import load_tokenizers
 from mtrain.pool import map_in_order
-from mtrain.run import storage_errors
+from mtrain.storage import storage_errors
 
 
 class Epochs:

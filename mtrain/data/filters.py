@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from unicodedata import category
+from itertools import accumulate, pairwise
 
 from mtrain.clean_config import CleanConfig
-from mtrain.data.cleaning import UNSPACED, count_words
-from mtrain.data.languages import Identifier
+from mtrain.data.cleaning import count_words
+from mtrain.data.identifier import Identifier
 from mtrain.data.norms import Norms
-from mtrain.data.scripts import letters_outside, script_of_language
+from mtrain.languages import WORD, language, n_letters, runs_outside, unspaced
 
 # Each filter in words, as tables and reports name it.
 REASONS = {
@@ -40,10 +40,11 @@ REASONS = {
     "max_target_repeats": "a target seen too often",
 }
 
-_MIN_COPIED_WORDS = 3  # fewer may be a name
+_MIN_COPIED_WORDS = 3  # fewer different ones may be a name
 _MIN_REPEATING_WORDS = 10  # of a side that may be told to repeat itself
 _MIN_REPEATING_CHARACTERS = 20  # of a word
 _HOURS = 12
+_NEITHER_COPIED = 0.2  # of a side's letters, even where all others are names
 
 _ALL_BYTES = bytes(range(256))
 _DIGITS = b"0123456789"
@@ -52,14 +53,41 @@ _LATIN_BYTES = bytes(range(0xC9 + 1))  # in the UTF-8 of characters up to U+027F
 _NO_DIGITS = bytes(set(_ALL_BYTES) - set(_DIGITS))
 _NO_LETTERS = bytes(set(_ALL_BYTES) - set(_LETTERS))
 
-_NUMBER = re.compile(r"\d+")
-_SEPARATOR = re.compile(r"(?<=\d)[.,'’ \u00a0\u202f](?=\d{3}(?!\d))")  # of thousands
-# UTF-8 read as Latin-1 or Windows-1252: the first byte of a character, then one that continues it.
-_GARBLED = re.compile(
-    "[\u00c2-\u00c5\u00c8-\u00cb\u00d0\u00d1\u00e2\u00e3][\u0080-\u00a0\u00a2\u00a4-\u00aa\u00ac-\u00ba"
-    "\u00bc-\u00be\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013\u2014"
-    "\u2018-\u201e\u2020-\u2022\u2026\u2030\u2039\u203a\u20ac\u2122]|\ufffd"
+# A digit in a word stands for a sound, as in Arabic by Latin letters: mar7aba, 3omor.
+_NUMBER = re.compile(
+    r"\d{2,4000}|(?<![a-z\d])\d(?!(?!nd|rd|th)[a-z]{2}|[a-z]\d[a-z]|\d)"
+)  # Python reads no longer ones
+_SEPARATOR = re.compile(  # of thousands, and of lakhs and crores: 1,50,000
+    r"(?<=\d)(?:[.,'’٬ \u00a0\u202f](?=\d{3}(?!\d))|[,٬](?=(?:\d\d[,٬])+\d{3}(?!\d)))"
 )
+_DIGIT = re.compile(r"\d")
+_DECIMAL = re.compile(r"(?<=\d)[.,٫](?=\d)")
+# Multipliers of Chinese, Japanese and Korean, that go by ten thousands, behind a number.
+_TENS = {"十": 1, "십": 1, "百": 2, "백": 2, "千": 3, "천": 3}
+_MYRIADS = {"万": 4, "萬": 4, "만": 4, "億": 8, "亿": 8, "억": 8, "兆": 12, "조": 12}
+_UNIT = f"[{''.join(_TENS)}]?[{''.join(_MYRIADS)}]|[{''.join(_TENS)}]"
+_PART = re.compile(rf"(\d{{1,400}})(?:[.,](\d{{1,400}}))? ?({_UNIT})")
+_AMOUNT = re.compile(rf"{_PART.pattern}(?: ?{_PART.pattern})*(\d{{0,400}})")
+# UTF-8 read as Windows-1252: the first byte of a character of two or three bytes, then those that
+# continue it; _MARKS among them are quotes, dashes and the like, which good text has there too.
+_MARKS = "–—‘-„†-•…‹›€™»«¡¿£"
+_QUOTES = "“„‚†-•‹›€™"  # of these, what no letter follows directly
+_SIGNS = (
+    "\u0080-\u00a0\u00a2\u00a4-\u00aa\u00ac-\u00ba\u00bc-\u00be\u0152\u0153\u0160\u0161\u0178\u017d\u017e"
+    "\u0192\u02c6\u02dc\u2030"
+)
+_GARBLED = re.compile(
+    "(?P<sure>\ufffd|\u00e2\u20ac"  # what could not be decoded; quotes and dashes
+    f"|[\u00c2-\u00c5\u00c8-\u00cb\u00d0\u00d1\u00e2\u00e3][{_SIGNS}]"
+    f"|[\u00e0-\u00ef](?:[{_MARKS}{_SIGNS}][{_SIGNS}]|[{_SIGNS}][{_MARKS}])"
+    # Within a word, or after a letter that is no word by itself.
+    f"|(?:[\u00c2-\u00df][{_QUOTES}]|(?<=[a-z])[\u00c2-\u00df][{_MARKS}]"
+    f"|(?<![^\\W\\d_])\u00c3[{_MARKS}])(?=[a-z\u00c2\u00c3]))"
+    f"|(?P<likely>[\u00c2-\u00df][{_SIGNS}])"
+    f"|(?P<perhaps>(?<![A-Z])[\u00c2-\u00ef][{_MARKS}])"  # CAFÉ”
+)
+_EVIDENCE = {"sure": 6, "likely": 3, "perhaps": 2}  # of so many points is enough
+_ENOUGH = 6
 _TAGS = (  # of HTML; other words in angle brackets are often text
     "a|abbr|b|big|body|br|button|center|code|col|dd|div|dl|dt|em|font|form|frame|h[1-6]|head|hr|"
     "html|i|iframe|img|input|label|li|link|meta|object|ol|option|p|param|pre|s|script|select|"
@@ -81,14 +109,13 @@ class Side:
         self.longest = max(map(len, words))  # characters of a word
         self.utf8 = utf8 = text.encode()
         self.digits = utf8.translate(None, _NO_DIGITS)
+        if utf8.translate(None, _LATIN_BYTES):  # where other scripts have digits of their own
+            self.digits = "".join(str(int(digit)) for digit in _DIGIT.findall(text)).encode()
         self.n_ascii_letters = len(utf8.translate(None, _NO_LETTERS))
 
     def letter_share(self) -> float:
         """Of letters in any script, with their marks, among the characters; spaces aside."""
-        n_letters = sum(
-            character.isalpha() or category(character)[0] == "M" for character in self.text
-        )
-        return n_letters / self.n_characters
+        return n_letters(self.text) / self.n_characters
 
 
 Check = Callable[[Side, Side], bool]
@@ -107,8 +134,8 @@ class PairFilter:
         self._limits: dict[str, float] = {key: value for key, value in config if value is not False}
         self._norms = norms
         self._scripts = [
-            script_of_language(language) or (norms.scripts[side] if norms else None)
-            for side, language in enumerate((source_lang, target_lang))
+            norms.scripts_of(side, code) if norms else language(code).scripts
+            for side, code in enumerate((source_lang, target_lang))
         ]
         self._languages = (source_lang, target_lang)
         self._identifier = Identifier()
@@ -182,8 +209,14 @@ class PairFilter:
     def length_ratio(self, source: Side, target: Side) -> bool:
         """One side is much longer than the other, for this corpus and for so short a pair."""
         assert self._norms is not None
-        deviation = self._norms.length_ratio.deviation(len(source.text), len(target.text))
-        return deviation > self._limits["length_ratio"]
+        deviation, limit = self._norms.length_ratio.deviation, self._limits["length_ratio"]
+        if deviation(len(source.text), len(target.text)) <= limit:
+            return False
+        # Names in their own spelling have the same length on both sides.
+        shared = set(WORD.findall(source.text)).intersection(WORD.findall(target.text))
+        n_shared = sum(map(len, shared))
+        n_source, n_target = len(source.text) - n_shared, len(target.text) - n_shared
+        return not n_shared or deviation(max(1, n_source), max(1, n_target)) > limit
 
     def repetition(self, source: Side, target: Side) -> bool:
         """A side says the same again and again."""
@@ -201,9 +234,12 @@ class PairFilter:
         """A side of several words is made of the other's, so it was hardly translated."""
         n_shortest = min(len(source.words), len(target.words))
         if n_shortest < _MIN_COPIED_WORDS:
+            return source.text == target.text and count_words(source.text) >= _MIN_COPIED_WORDS
+        shared = set(source.words).intersection(target.words)
+        if len(shared) < _MIN_COPIED_WORDS:
             return False
-        n_shared = len(set(source.words).intersection(target.words))
-        return n_shared >= self._limits["copies"] * n_shortest
+        least = self._limits["copies"] * n_shortest
+        return (Counter(source.words) & Counter(target.words)).total() >= least
 
     def numbers(self, source: Side, target: Side) -> bool:
         """Each side has a number that the other one lacks."""
@@ -217,15 +253,13 @@ class PairFilter:
 
     def garbled(self, source: Side, target: Side) -> bool:
         """Characters that come from reading text in the wrong encoding."""
-        return (not source.text.isascii() and _GARBLED.search(source.text) is not None) or (
-            not target.text.isascii() and _GARBLED.search(target.text) is not None
-        )
+        return _is_garbled(source.text) or _is_garbled(target.text)
 
     def script(self, source: Side, target: Side) -> bool:
         """A side is not in the script of its language; a side without letters is in any."""
         share = self._limits["script"]
-        return _is_in_other_script(source, self._scripts[0], share) or _is_in_other_script(
-            target, self._scripts[1], share
+        return _is_in_other_script(source, target, self._scripts[0], share) or _is_in_other_script(
+            target, source, self._scripts[1], share
         )
 
     def wrong_side(self, source: Side, target: Side) -> bool:
@@ -238,8 +272,8 @@ class PairFilter:
         """A language identifier takes a side for another language."""
         least, identifier = self._limits["language"], self._identifier
         return any(
-            identifier.knows(language) and identifier.probability(side.text, language) < least
-            for side, language in zip((source, target), self._languages, strict=True)
+            identifier.knows(code) and identifier.probability(side.text, code) < least
+            for side, code in zip((source, target), self._languages, strict=True)
         )
 
 
@@ -247,9 +281,33 @@ def numbers_differ(source: str, target: str) -> bool:
     """True if each text has a number that is not in the other one, however written.
 
     Thousands and decimal separators, order, leading zeros, zeros that stand for a word (1.5
-    million), centuries (1998, '98) and the 12-hour clock make no difference. A number on one side
-    alone may be a word or the name of a month on the other.
+    million), centuries (1998, '98), the years of other calendars and the 12-hour clock make no
+    difference. A number on one side alone may be a word or the name of a month on the other.
     """
+    if not _differ(source, target):
+        return False
+    if _AMOUNT.search(source) or _AMOUNT.search(target):
+        return _differ(_in_digits(source), _in_digits(target))
+    return True
+
+
+def _in_digits(text: str) -> str:
+    """Each amount as one number: 3億5000万 is 350000000. Decimals lose their point: 1.5 is 15."""
+    text = _AMOUNT.sub(_sum, _SEPARATOR.sub("", text))
+    return _DECIMAL.sub("", text)
+
+
+def _sum(amount: re.Match[str]) -> str:
+    parts = _PART.findall(amount[0])
+    return str(sum(_value(*part) for part in parts) + int(amount.groups()[-1] or 0))
+
+
+def _value(whole: str, fraction: str, unit: str) -> int:
+    exponent = sum(_TENS.get(sign, 0) + _MYRIADS.get(sign, 0) for sign in unit)
+    return int(whole + fraction) * int("1" + "0" * max(0, exponent - len(fraction)))
+
+
+def _differ(source: str, target: str) -> bool:
     sources, targets = _numbers_of(source), _numbers_of(target)
     only_source, only_target = sources - targets, targets - sources
     # One after the other: the same for 1.5 and 15, for 14:30 and 1430.
@@ -274,8 +332,16 @@ def _may_be_same(number: int, other: int) -> bool:
     return (
         (large - small == _HOURS and large < 2 * _HOURS)
         or (9 < small < 100 < large < 10_000 and large % 100 == small)
+        or (large % 100 == 0 and large == 100 * (small - 1))  # Swedish 1400-talet: the 15th century
+        or (1200 < small < large < 2700 and _is_same_year(small, large))
         or _are_equal_but_for_zeros(str(small), str(large))
     )
+
+
+def _is_same_year(small: int, large: int) -> bool:
+    """Of two calendars, where one is Gregorian: Buddhist, solar Hijri, lunar Hijri."""
+    lunar = (large - 621.57) * 33 / 32
+    return large - small in (543, 621, 622) or abs(small - lunar) < 1.5
 
 
 def _are_equal_but_for_zeros(number: str, other: str) -> bool:
@@ -284,9 +350,17 @@ def _are_equal_but_for_zeros(number: str, other: str) -> bool:
     return bool(short) and len(long) >= len(short) + 2 and long.rstrip("0") == short.rstrip("0")
 
 
+def _is_garbled(text: str) -> bool:
+    """Whether several places, or one that occurs in no language, look like a wrong encoding."""
+    if text.isascii():
+        return False
+    found = (_EVIDENCE[match.lastgroup or ""] for match in _GARBLED.finditer(text))
+    return any(total >= _ENOUGH for total in accumulate(found))
+
+
 def _has_longer_word(side: Side, limit: float) -> bool:
     """True if a word is longer and has no character of a script without spaces."""
-    return any(len(word) > limit and not UNSPACED.search(word) for word in side.words)
+    return any(len(word) > limit and not unspaced().search(word) for word in side.words)
 
 
 def _has_more_punctuation(side: Side, share: float) -> bool:
@@ -301,9 +375,15 @@ def _repeats_itself(side: Side, share: float) -> bool:
     if len(words) >= _MIN_REPEATING_WORDS and len(set(words)) < share * len(words):
         return True
     return side.longest >= _MIN_REPEATING_CHARACTERS and any(
-        len(word) >= _MIN_REPEATING_CHARACTERS and len(set(word)) < share * len(word)
+        len(word) >= _MIN_REPEATING_CHARACTERS and _n_distinct(word) < share * len(word)
         for word in words
     )
+
+
+def _n_distinct(word: str) -> int:
+    """Characters of a word; pairs of them where it is a whole sentence without spaces."""
+    is_whole = unspaced().search(word) is not None
+    return len(set(pairwise(word))) if is_whole else len(set(word))
 
 
 def _has_more_addresses(side: Side, share: float) -> bool:
@@ -313,14 +393,19 @@ def _has_more_addresses(side: Side, share: float) -> bool:
     return sum(map(len, _ADDRESS.findall(text))) > share * side.n_characters
 
 
-def _is_in_other_script(side: Side, script: str | None, share: float) -> bool:
-    if script is None or (script == "Latn" and not side.utf8.translate(None, _LATIN_BYTES)):
+def _is_in_other_script(side: Side, other: Side, scripts: tuple[str, ...], share: float) -> bool:
+    """True if few letters are in these scripts; words that the other side has too may be names."""
+    if not scripts or ("Latn" in scripts and not side.utf8.translate(None, _LATIN_BYTES)):
         return False
-    n_foreign = sum(map(len, letters_outside(script).findall(side.text)))
-    if not n_foreign:
+    foreign = runs_outside(*scripts).findall(side.text)
+    if not foreign:
         return False
-    n_letters = side.letter_share() * side.n_characters
-    return n_letters - n_foreign < share * n_letters
+    n_all = n_letters(side.text)
+    n_own = n_all - sum(map(n_letters, foreign))
+    if n_own >= share * n_all:
+        return False
+    n_foreign = sum(n_letters(word) for word in foreign if word not in other.text)
+    return n_own < share * (n_own + n_foreign) or n_own < _NEITHER_COPIED * n_all
 
 
 def _markup_of(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from mtrain.data.tables import ROWS_PER_BATCH, Texts, find_columns, read_parquet
 from mtrain.data.text_files import Unreadable
 from mtrain.entries import HubEntry
 from mtrain.errors import DataError, DownloadError, MtrainError
-from mtrain.run import sha256_of
+from mtrain.storage import sha256_of
 
 GIB = 1 << 30
 _PATH_IN_HUB = re.compile(r"^hf://datasets/[^@]+@[^/]+/")  # what comes before it

@@ -16,6 +16,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, with_config
+from typing_extensions import TypedDict
+
 from mtrain import console
 from mtrain.config import CldrEntry, Config, TokenizerModels
 from mtrain.data.cleaning import normalize
@@ -26,16 +29,18 @@ from mtrain.data.sources import (
     entries_of,
     inputs_of,
     label_of,
+    languages_of,
     mono_of,
     read_chunks,
     read_mono,
 )
 from mtrain.data.store import SIDES
 from mtrain.data.text_files import Unreadable
+from mtrain.entries import Entry
 from mtrain.errors import DataError
-from mtrain.run import sha256_of, write_json
+from mtrain.storage import parse_json, read_bytes, sha256_of, write_json
 
-FORMAT = 2  # part of the hash: raised when the same config would give other files
+FORMAT = 3  # part of the hash: raised when the same config would give other files
 
 # Not how often each pair is trained on, nor what says nothing of an entry (see `spared_entries`).
 _ASIDE: Any = {
@@ -133,9 +138,21 @@ def train_tags(config: Config) -> list[str | None]:
 
 def split_tags(config: Config) -> dict[str, str]:
     """The tags of valid and test sets, where they have any."""
+    tags = {name: entry.tag for name, entry in _sets(config).items()}
+    if config.data.valid is None and len(known := set(train_tags(config))) == 1:
+        tags["valid"] = known.pop()  # held out from entries that all have this one
+    return {name: tag for name, tag in tags.items() if tag is not None}
+
+
+def split_languages(config: Config) -> dict[str, tuple[str, str]]:
+    """The languages of valid and test sets, where they are not the config's own."""
+    return {name: e.languages for name, e in _sets(config).items() if e.languages is not None}
+
+
+def _sets(config: Config) -> dict[str, Entry]:
+    """Valid, unless it is held out, and the test sets."""
     data = config.data
-    sets = data.test if data.valid is None else {"valid": data.valid} | data.test
-    return {name: entry.tag for name, entry in sets.items() if entry.tag is not None}
+    return data.test if data.valid is None else {"valid": data.valid} | data.test
 
 
 def _tokenizer_models(config: Config) -> list[str]:
@@ -144,6 +161,16 @@ def _tokenizer_models(config: Config) -> list[str]:
     if isinstance(model, TokenizerModels):
         return [model.source, model.target]
     return [] if model is None else [model]
+
+
+@with_config({"extra": "allow"})
+class _Seen(TypedDict):
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+_SEEN: TypeAdapter[dict[str, dict[str, Any]]] = TypeAdapter[Any](dict[str, _Seen])
 
 
 class _KnownFiles:
@@ -156,7 +183,7 @@ class _KnownFiles:
         self._path = path
         self._files: dict[str, dict[str, Any]] = {}
         with suppress(OSError, ValueError):  # a lost memory costs one more reading
-            self._files = json.loads(path.read_text(encoding="utf-8"))
+            self._files = parse_json(read_bytes(path), _SEEN)
         self._is_changed = False
 
     def sha256_of(self, location: str) -> str | None:
@@ -265,14 +292,20 @@ class Inputs:
         from mtrain.data.cldr import cldr_pairs
 
         config = self._config
-        counts = {
-            k: entry.cldr for k, entry in self._entries.items() if isinstance(entry, CldrEntry)
-        }
-        self._lock.describe("cldr", pairs=sum(counts.values()), babel=version("babel"))
-        parts = cldr_pairs(config.source, config.target, list(counts.values()), config.data.seed)
+        counts: dict[tuple[str, str], dict[str, int]] = {}  # languages -> entry -> pairs
+        for key, entry in self._entries.items():
+            if isinstance(entry, CldrEntry):
+                counts.setdefault(languages_of(entry, config), {})[key] = entry.cldr
+        n_pairs = sum(sum(of_entries.values()) for of_entries in counts.values())
+        self._lock.describe("cldr", pairs=n_pairs, babel=version("babel"))
         return {
             key: [(pair.src, pair.tgt) for pair in part]
-            for key, part in zip(counts, parts, strict=True)
+            for languages, of_entries in counts.items()
+            for key, part in zip(
+                of_entries,
+                cldr_pairs(*languages, list(of_entries.values()), config.data.seed),
+                strict=True,
+            )
         }
 
 

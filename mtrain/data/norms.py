@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mtrain.data.scripts import main_script
+from mtrain.languages import language, main_script
 
 TextPair = tuple[str, str]  # source, target
 
@@ -84,6 +84,18 @@ class Norms:
             (main_script(pair[0] for pair in few), main_script(pair[1] for pair in few)),
             _sides_of_words(sample),
         )
+
+    def scripts_of(self, side: int, code: str) -> tuple[str, ...]:
+        """The scripts of a side: its language's; where the code names none, also what most have.
+
+        But not the other side's script, which may be text without a translation, where CLDR has
+        data of the language and so is sure of its script.
+        """
+        known, found = language(code), self.scripts[side]
+        is_sure = found == self.scripts[1 - side] and known.scripts and known.locale() is not None
+        if known.names_script or is_sure or found is None:
+            return known.scripts
+        return tuple(dict.fromkeys((*known.scripts, found)))
 
     def leaning(self, words: Sequence[str]) -> float:
         """Log-odds of words to be in the target's language; 0 where they do not clearly tell."""

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mtrain.data.cleaning import UNSPACED, normalize
+from mtrain.data.cleaning import normalize
 from mtrain.data.store import SIDES
+from mtrain.languages import unspaced
 
 N_WORDS = 8  # of an n-gram; in scripts without spaces, twice as many characters
 MIN_SHARE = 0.5  # of an evaluation sentence's n-grams, for a near match
@@ -57,7 +58,7 @@ class _Index:
             for split, pairs in splits.items()
             for line, pair in enumerate(pairs, start=1)
         ]
-        n_unspaced = sum(UNSPACED.search(text) is not None for _, _, text in self._sentences)
+        n_unspaced = sum(unspaced().search(text) is not None for _, _, text in self._sentences)
         self._is_spaced = n_unspaced <= len(self._sentences) / 2
         self._n = N_WORDS if self._is_spaced else 2 * N_WORDS
         self._known: set[str] = set()

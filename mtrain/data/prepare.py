@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from mtrain import console
 from mtrain.config import Config
@@ -41,17 +41,31 @@ from mtrain.data.inputs import (
     identify,
     open_lock,
     spared_entries,
+    split_languages,
     split_tags,
     train_names,
     train_tags,
 )
 from mtrain.data.norms import Norms
+from mtrain.data.sources import languages_of
 from mtrain.data.store import SIDES, StoreCounts, TokenStore, read_target_hashes
 from mtrain.data.suspicions import check_sides, suspicions
 from mtrain.data.tokenizer import Tokenizer, load_tokenizers, model_files, train_tokenizers
 from mtrain.errors import DataError, StorageError
-from mtrain.run import RunDir, atomic_write, sha256_of, storage_errors, write_json
+from mtrain.run import RunDir
+from mtrain.run_shapes import DATA_REPORT, MANIFEST
+from mtrain.storage import (
+    atomic_write,
+    lock_file,
+    parse_json,
+    read_bytes,
+    read_json,
+    sha256_of,
+    storage_errors,
+    write_json,
+)
 
+_STEPS = TypeAdapter(dict[str, dict[str, int]])  # step -> file -> bytes
 _MANIFEST, _REPORT, _WORD_COUNTS = "manifest.json", "report.json", "word_counts.json"
 _COPIED_SHARE = 0.1  # of training pairs whose target is the source: worth a warning
 _TOKENIZED_SHARE = 0.5  # of references that end in " .": worth a warning
@@ -78,7 +92,8 @@ def prepare(
     if not force and (found := _open(path)) is not None:
         console.message(f"{path} is up to date")
         return found
-    with _alone_at(path):
+    waiting = f"another process is preparing {path}: waiting for it"
+    with lock_file(path.with_name(f".{path.name}.lock"), waiting):
         found = _open(path)
         if found is not None and not force:
             return found  # by another process, meanwhile
@@ -106,6 +121,17 @@ def find_prepared(config: Config, config_path: Path) -> Prepared | None:
     return _open(Path("data", config.name, identify(config, lock, download=False)))
 
 
+def verify(prepared: Prepared) -> None:
+    """A DataError where a file of prepared data is not the one that was written, to the bit."""
+    for name, sha256 in prepared.manifest["files"].items():
+        path = prepared.path / Path(name).name
+        if sha256_of(path) != sha256:
+            raise DataError(
+                f"the prepared data is damaged: {path} was changed since it was written",
+                "make it again: mtrain prepare CONFIG --force",
+            )
+
+
 def copy_into_run(prepared: Prepared, run: RunDir) -> None:
     """Give a run what it needs to translate and evaluate without the prepared data."""
     models = [path.name for path in model_files(prepared.path)]
@@ -122,46 +148,15 @@ def copy_into_run(prepared: Prepared, run: RunDir) -> None:
 def _open(path: Path) -> Prepared | None:
     """A prepared directory whose files are all there, in the sizes they were written in."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json(read_bytes(path / _MANIFEST), MANIFEST)
         sizes = {name: (path / name).stat().st_size for name in manifest["sizes"]}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return None
     except OSError as error:
         raise DataError(
             f"cannot read the prepared data {path}: {error.strerror}", "check its permissions"
         ) from error
     return Prepared(path, manifest) if sizes == manifest["sizes"] else None
-
-
-@contextmanager
-def _alone_at(path: Path) -> Iterator[None]:
-    """Let another process that prepares the same wait; a killed one holds no lock."""
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(lock, "w")  # noqa: SIM115 (held open, and so locked, until the end)
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                console.message(f"another process is preparing {path}: waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(file.fileno(), lock):
-                continue  # the other process has removed it at its end
-            try:
-                yield
-                return
-            finally:
-                lock.unlink(missing_ok=True)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one that a path names."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _install(partial: Path, path: Path) -> None:
@@ -236,7 +231,7 @@ class _Steps:
     def _whole_ones(self) -> dict[str, dict[str, int]]:
         """The steps whose files are there in their sizes, and so are those of the steps before."""
         try:
-            noted = json.loads(self._notes.read_text(encoding="utf-8"))
+            noted = parse_json(read_bytes(self._notes), _STEPS)
         except (OSError, ValueError):
             return {}
         sizes = self._sizes()
@@ -321,6 +316,7 @@ class _Build:
             "splits": list(splits),
             "split_sha256": split_sha256,
             "tags": split_tags(config),
+            "languages": split_languages(config),
             "n_train_pairs": stored.n_pairs,
             "n_source_tokens": stored.n_source_tokens,
             "n_target_tokens": stored.n_target_tokens,
@@ -342,14 +338,13 @@ class _Build:
         spared = spared_entries(config)
         but_for = ", ".join(self.names[number] for number in spared)
         console.message("cleaning the training text" + (but_for and f", but sparing {but_for}"))
-        languages = (config.source, config.target)
+        languages = [languages_of(entry, config) for entry in config.data.train]
         samples = inputs.samples()
-        for key, sample in samples.items():
-            check_sides(sample, languages, key)
-        judged = [s for number, s in enumerate(samples.values()) if number not in spared]
-        norms = Norms.learn(chain.from_iterable(judged or samples.values()))
-        pair_filter = PairFilter(config.data.clean, *languages, norms)
-        cleaner = Cleaner(config.data, pair_filter, splits, self.names)
+        for pair, (key, sample) in zip(languages, samples.items(), strict=True):
+            check_sides(sample, pair, key)
+        norms = _norms(list(samples.values()), languages, spared)
+        filters = {pair: PairFilter(config.data.clean, *pair, norms[pair]) for pair in norms}
+        cleaner = Cleaner(config.data, [filters[pair] for pair in languages], splits, self.names)
         corpus = Corpus.clean(
             self.steps.work,
             inputs.training_chunks(),
@@ -357,8 +352,8 @@ class _Build:
             inputs.n_training_pairs(),
             self.n_processes,
         )
-        for name, sample in zip(self.names, samples.values(), strict=True):
-            corpus.report.suspicions += suspicions(sample, languages, norms, name)
+        for name, pair, sample in zip(self.names, languages, samples.values(), strict=True):
+            corpus.report.suspicions += suspicions(sample, pair, norms[pair], name)
         for number, unreadable in enumerate(inputs.unreadable):
             corpus.drop_unread(number, UNREADABLE, unreadable.n_pairs)
         corpus.select(config.data)
@@ -376,6 +371,20 @@ class _Build:
             self.inputs.mono_texts,
         )
         self.lock.save(Path("data", self.config.name))
+
+
+def _norms(
+    samples: Sequence[Sequence[TextPair]], languages: Sequence[tuple[str, str]], spared: list[int]
+) -> dict[tuple[str, str], Norms]:
+    """The norms of each two languages, from their entries, if possible those that are judged."""
+    norms = {}
+    for pair in dict.fromkeys(languages):
+        numbers = [number for number, found in enumerate(languages) if found == pair]
+        judged = [number for number in numbers if number not in spared]
+        norms[pair] = Norms.learn(
+            chain.from_iterable(samples[number] for number in judged or numbers)
+        )
+    return norms
 
 
 def _summaries(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -452,7 +461,7 @@ def _suspicions_of_kept(
 
 
 def _report(path: Path, manifest: dict[str, Any]) -> None:
-    report = json.loads((path / _REPORT).read_text(encoding="utf-8"))
+    report = read_json(path / _REPORT, DATA_REPORT, "make it again: mtrain prepare CONFIG --force")
     console.table(*table_of_entries(report))
     n_pairs = {row["split"]: row["pairs"] for row in manifest["table"] if row["reason"] == "kept"}
     n_near = {found["split"]: found["n_pairs"] for found in report["near_matches"]}

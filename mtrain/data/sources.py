@@ -27,7 +27,7 @@ from mtrain.data.catalogues import (
     sacrebleu_label,
     sacrebleu_urls,
 )
-from mtrain.data.downloads import Lock, fetch, is_url
+from mtrain.data.downloads import Lock, fetch
 from mtrain.data.hub import hub_label, known_split, read_hub, resolve
 from mtrain.data.misalignment import Lengths, lines_that_fit
 from mtrain.data.stored_files import StoredFile, split_member
@@ -44,6 +44,7 @@ from mtrain.entries import (
     ParquetEntry,
     SacrebleuEntry,
     TsvEntry,
+    is_url,
 )
 from mtrain.errors import DataError
 
@@ -73,10 +74,24 @@ def entries_of(config: Config) -> Iterator[tuple[str, Entry]]:
         yield key, entry
 
 
+def languages_of(entry: Entry, config: Config) -> tuple[str, str]:
+    """Of the source and the target of an entry."""
+    return entry.languages or (config.source, config.target)
+
+
 def mono_of(config: Config) -> Iterator[tuple[str, MonoEntry]]:
     """(key in the config, entry) of texts in one language."""
     for i, entry in enumerate(config.data.mono):
         yield f"data.mono.{i}", entry
+
+
+def local_files(config: Config) -> Iterator[str]:
+    """The paths that a config's data names, without members of archives."""
+    for _, entry in (*entries_of(config), *mono_of(config)):
+        for location in _named_files(entry):
+            container, _ = split_member(location)
+            if not is_url(container):
+                yield container
 
 
 # -- reading ---------------------------------------------------------------------------------

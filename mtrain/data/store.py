@@ -12,28 +12,42 @@ A store of n pairs named `train` is a few files in a directory, little-endian:
     train.text              `source TAB target` a line, where pieces are drawn anew every epoch
 
 Ids are uint16 where the vocabulary allows, uint32 otherwise. Opening maps the files and compares
-their sizes with train.json; nothing is read, however large the store.
+their sizes with train.json; nothing is read, however large the store. `check` reads all of it once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from mtrain.errors import DataError
-from mtrain.run import sha256_of, storage_errors, write_json
+from mtrain.storage import parse_json, read_bytes, sha256_of, storage_errors, write_json
 
 FORMAT = 2
 SIDES = ("source", "target")
+
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 48)]
+
+
+class _Header(TypedDict):
+    format: Literal[2]
+    n_pairs: _Count
+    n_tokens: tuple[_Count, _Count]
+    dtypes: tuple[Literal["<u2", "<u4"], Literal["<u2", "<u4"]]
+
+
+_HEADER: TypeAdapter[dict[str, Any]] = TypeAdapter[Any](_Header)
 
 Ids = NDArray[Any]  # uint16 or uint32
 _OFFSET_DTYPE, _ENTRY_DTYPE, _HASH_DTYPE = np.dtype("<i8"), np.dtype("<u2"), np.dtype("<u8")
@@ -213,6 +227,26 @@ class TokenStore:
         arrays.append(_map(directory / f"{name}.sources", _ENTRY_DTYPE, n_pairs))
         return cls(arrays, offset_files)
 
+    def check(self, vocab_sizes: tuple[int, int], max_length: int, n_entries: int) -> None:
+        """A DataError where some number cannot be right: damage that `open` does not see.
+
+        Ids are below the size of their vocabulary, sentences have 1 to `max_length` of them, and
+        the numbers of entries ascend below `n_entries`.
+        """
+        sides = (self.src_ids, self.src_offsets), (self.tgt_ids, self.tgt_offsets)
+        for (ids, offsets), vocab_size, path in zip(
+            sides, vocab_sizes, self._offset_files, strict=True
+        ):
+            if any(part.max() >= vocab_size for part in _parts(ids)):
+                raise _damaged(path.with_suffix(".ids"), f"an id is not below {vocab_size}")
+            lengths = (np.diff(part) for part in _parts(offsets, overlap=1))
+            if any(part.min() < 1 or part.max() > max_length for part in lengths if len(part)):
+                raise _damaged(path, f"a sentence has not 1 to {max_length} pieces")
+        for part in _parts(self.entries, overlap=1):
+            if part[-1] >= n_entries or (part[1:] < part[:-1]).any():
+                path = self._offset_files[0].with_name("train.sources")
+                raise _damaged(path, "the numbers of entries do not ascend")
+
     def __len__(self) -> int:
         return len(self.src_offsets) - 1
 
@@ -270,6 +304,12 @@ def _lengths(path: Path, n_sentences: int) -> NDArray[np.uint16]:
     return lengths
 
 
+def _parts(array: NDArray[Any], overlap: int = 0) -> Iterator[NDArray[Any]]:
+    """An array in parts that share `overlap` items, so that little of it is in memory."""
+    for start in range(0, max(0, len(array) - overlap), _READ_AT_ONCE):
+        yield array[start : start + _READ_AT_ONCE + overlap]
+
+
 def read_target_hashes(directory: Path, name: str = "train") -> NDArray[np.uint64] | None:
     """(n,) `cleaning.hash_text` of each normalised target, mapped; None where none were stored."""
     path = directory / f"{name}.target.hashes"
@@ -280,12 +320,11 @@ def read_target_hashes(directory: Path, name: str = "train") -> NDArray[np.uint6
 
 def _read_header(path: Path) -> dict[str, Any]:
     try:
-        header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_json(read_bytes(path), _HEADER)
+    except OSError as error:
+        raise _damaged(path, str(error.strerror).lower()) from error
+    except ValueError as error:
         raise _damaged(path, str(error)) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise _damaged(path, f"it does not say `format: {FORMAT}`")
-    return header
 
 
 def _map(path: Path, dtype: np.dtype[Any], n_items: int) -> NDArray[Any]:

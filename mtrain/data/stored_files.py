@@ -12,6 +12,7 @@ import io
 import lzma
 import posixpath
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,12 +21,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
-from mtrain.data.downloads import Lock, fetch, is_url
+from mtrain.data.downloads import Lock, fetch
+from mtrain.entries import is_url
 from mtrain.errors import DataError
-from mtrain.run import sha256_of
+from mtrain.storage import sha256_of
 
+_DAMAGE = (
+    *(OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
+    *(NotImplementedError, struct.error),  # of zipfile: a method that it lacks, a broken header
+)
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: of an empty archive
 _NAMES_SHOWN = 5
 
@@ -86,7 +92,7 @@ class StoredFile:
                         yield decompressed(inside)
         except EOFError as error:
             raise self._cut_short() from error
-        except (OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             if re.search("Truncated compressed stream|unexpected end of data", str(error)):
                 raise self._cut_short() from error
             raise DataError(
@@ -101,10 +107,17 @@ class StoredFile:
 
 def split_member(location: str) -> tuple[str, str | None]:
     """`corpus.tgz!train/a.en` -> (`corpus.tgz`, `train/a.en`); a plain file has no member."""
-    if "!" not in location or (not is_url(location) and Path(location).expanduser().exists()):
+    if "!" not in location or (not is_url(location) and _exists(location)):
         return location, None
     container, _, member = location.partition("!")
     return container, member
+
+
+def _exists(location: str) -> bool:
+    try:
+        return Path(location).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # no path of this system
+        return False
 
 
 def decompressed(stored: io.BufferedReader) -> io.BufferedReader:
@@ -114,6 +127,41 @@ def decompressed(stored: io.BufferedReader) -> io.BufferedReader:
         if start.startswith(magic):
             return io.BufferedReader(cast(io.RawIOBase, opener(stored)), 1 << 18)
     return stored
+
+
+class _Streams(io.RawIOBase):
+    """One compressed stream after the other: Python's own readers stop at one that is damaged.
+
+    Zeros between and behind them, as tapes have, are no damage.
+    """
+
+    def __init__(
+        self, stored: IO[bytes], new: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor]
+    ) -> None:
+        self._stored, self._new, self._decoder = stored, new, new()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            raw = b""
+            if self._decoder.eof:
+                raw = self._decoder.unused_data.lstrip(b"\0")
+                while not raw:
+                    block = self._stored.read(1 << 16)
+                    if not block:
+                        return 0
+                    raw = block.lstrip(b"\0")
+                self._decoder = self._new()
+            elif self._decoder.needs_input:
+                raw = self._stored.read(1 << 16)
+                if not raw:
+                    raise EOFError
+            data = self._decoder.decompress(raw, len(buffer))
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
 
 
 def _open_zstd(stored: io.BufferedReader) -> IO[bytes]:
@@ -126,8 +174,8 @@ def _open_zstd(stored: io.BufferedReader) -> IO[bytes]:
 
 _OPENERS: dict[bytes, Callable[[io.BufferedReader], IO[bytes]]] = {
     b"\x1f\x8b": lambda stored: cast(IO[bytes], gzip.GzipFile(fileobj=stored)),
-    b"\xfd7zXZ\x00": lzma.LZMAFile,
-    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lambda stored: cast(IO[bytes], _Streams(stored, lzma.LZMADecompressor)),
+    b"BZh": lambda stored: cast(IO[bytes], _Streams(stored, bz2.BZ2Decompressor)),
     b"\x28\xb5\x2f\xfd": _open_zstd,
 }
 
@@ -137,8 +185,19 @@ _OPENERS: dict[bytes, Callable[[io.BufferedReader], IO[bytes]]] = {
 
 def member_names(file: StoredFile) -> list[str]:
     """The files in a zip archive."""
-    with file.open() as stored, zipfile.ZipFile(stored) as archive:
+    with file.open() as stored, _zip(stored) as archive:
         return [info.filename for info in archive.infolist() if not info.is_dir()]
+
+
+def _zip(stored: IO[bytes]) -> zipfile.ZipFile:
+    """An archive whose list of files can be read; a BadZipFile otherwise."""
+    try:
+        archive = zipfile.ZipFile(stored)
+    except (ValueError, struct.error) as error:  # such as names that are not in their encoding
+        raise zipfile.BadZipFile(f"its list of files is damaged: {error}") from error
+    if not all(info.filename for info in archive.infolist()):
+        raise zipfile.BadZipFile("its list of files is damaged: a file has no name")
+    return archive
 
 
 @contextmanager
@@ -158,14 +217,18 @@ def open_member(
 def _open_in_zip(
     stored: io.BufferedReader, member: str, location: str
 ) -> Iterator[io.BufferedReader]:
-    with zipfile.ZipFile(stored) as archive:
+    with _zip(stored) as archive:
         infos = {posixpath.normpath(info.filename): info for info in archive.infolist()}
         if member not in infos or infos[member].is_dir():
             names = [name for name, info in infos.items() if not info.is_dir()]
             raise _no_member(member, location, names)
         if infos[member].flag_bits & 1:
             raise DataError(f"{location} is encrypted", "extract it, and name the extracted file")
-        with archive.open(infos[member]) as file:
+        try:
+            opened = archive.open(infos[member])
+        except ValueError as error:
+            raise zipfile.BadZipFile(f"the header of {member} is damaged: {error}") from error
+        with opened as file:
             yield io.BufferedReader(cast(io.RawIOBase, file), 1 << 18)
 
 

@@ -11,11 +11,21 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from mtrain.data.languages import WORD, Identifier, name_of_language, primary, words_of_language
+from mtrain.data.identifier import Identifier
 from mtrain.data.norms import Norms
-from mtrain.data.scripts import letters_outside, main_script, name_of_script, script_of_language
 from mtrain.data.store import SIDES
 from mtrain.errors import DataError
+from mtrain.languages import (
+    WORD,
+    is_kind_of,
+    language,
+    main_script,
+    n_letters,
+    name_of_script,
+    primary,
+    runs_outside,
+    scripts_of,
+)
 
 TextPair = tuple[str, str]  # source, target
 
@@ -28,6 +38,7 @@ _MIN_OCCURRENCES = 3  # of a word, before it may tell the sides apart
 _MIN_TELLING_WORDS = 2  # of each language
 _MIN_CHARACTERS = 20  # of a line whose language can be identified
 _IMPROBABLE = 0.01  # a language: less finds right ones too, more finds little else
+_NO_LANGUAGE = "zxx"  # the identifier's word for it
 _N_IDENTIFIED = 400  # lines of a side, at half a millisecond each
 
 _ENTITY = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{2,5});")
@@ -47,7 +58,7 @@ def check_sides(sample: Sequence[TextPair], languages: tuple[str, str], where: s
         or _languages_are_swapped(sample, languages)
     ):
         return
-    source, target = map(name_of_language, languages)
+    source, target = (language(code).name for code in languages)
     raise DataError(
         f"{where}: the sides are swapped: its source text is {target}, its target text {source}",
         f"exchange the two sides of {where}, or `source: {languages[0]}` and "
@@ -66,7 +77,7 @@ def suspicions(
         lines = [pair[side] for pair in sample]
         what = f"the {name} side of {where}"
         found += [
-            *_other_scripts(lines, languages[side], what),
+            *_other_scripts(lines, norms.scripts_of(side, languages[side]), languages[side], what),
             *_other_languages(sample, side, languages, norms, what),
             *_looks(lines, what),
         ]
@@ -78,16 +89,17 @@ def suspicions(
 
 def _scripts_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str]) -> bool:
     """Each side is in the script of the other language."""
-    source, target = map(script_of_language, languages)
-    if source is None or target is None or source == target:
+    source, target = (set(scripts_of(language(code).script or "")) for code in languages)
+    found = (main_script(pair[side] for pair in sample) for side in (0, 1))
+    in_source, in_target = (set(scripts_of(script or "")) for script in found)
+    if not (in_source <= target and in_target <= source and in_source and in_target):
         return False
-    source_text, target_text = ([pair[side] for pair in sample] for side in (0, 1))
-    return (main_script(source_text), main_script(target_text)) == (target, source)
+    return not (in_source <= source or in_target <= target)
 
 
 def _words_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str]) -> bool:
     """Most words that CLDR has of one language only are on the other language's side."""
-    source, target = map(words_of_language, languages)
+    source, target = (language(code).words() for code in languages)
     source, target = source - target, target - source
     telling = source | target
     counts = [
@@ -124,20 +136,20 @@ def _languages_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str
 # -- the text --------------------------------------------------------------------------------
 
 
-def _other_scripts(lines: Sequence[str], language: str, what: str) -> list[str]:
-    script = script_of_language(language)
-    if script is None:
+def _other_scripts(
+    lines: Sequence[str], scripts: tuple[str, ...], code: str, what: str
+) -> list[str]:
+    if not scripts:
         return []
-    foreign = letters_outside(script)
+    foreign, script = runs_outside(*scripts), scripts[0]
     share = _share(
-        lines,
-        lambda line: 2 * sum(map(len, foreign.findall(line))) > sum(map(len, WORD.findall(line))),
+        lines, lambda line: 2 * sum(map(n_letters, foreign.findall(line))) > n_letters(line)
     )
     if share < _WORTH_SAYING:
         return []
-    name = name_of_language(language)
     return [
-        f"{share:.0%} of {what} is not in the {name_of_script(script)} script of {name}: where "
+        f"{share:.0%} of {what} is not in the {name_of_script(script)} script of "
+        f"{language(code).name}: where "
         "that is right, name the script in the language code, such as `sr_Latn`"
     ]
 
@@ -154,25 +166,26 @@ def _other_languages(
         n_wrong = sum(sign * leaning > 0 for leaning in wrong)
         shares = {languages[1 - side]: n_wrong / max(1, sum(map(bool, wrong)))}
     return [
-        f"{share:.0%} of {what} is {name_of_language(language)}: `data.clean.language` and "
+        f"{share:.0%} of {what} is {language(code).name}: `data.clean.language` and "
         "`data.clean.wrong_side` drop such pairs"
-        for language, share in shares.items()
-        if share >= _WORTH_SAYING and language != primary(languages[side])
+        for code, share in shares.items()
+        if share >= _WORTH_SAYING and not is_kind_of(languages[side], code)
     ]
 
 
-def _identified(lines: Sequence[str], language: str) -> dict[str, float]:
+def _identified(lines: Sequence[str], code: str) -> dict[str, float]:
     """The share of each other language in lines that are long enough, by py3langid."""
     long = [line for line in lines if len(line) >= _MIN_CHARACTERS]
     long = long[:: max(1, len(long) // _N_IDENTIFIED)]
     identifier = Identifier()
-    if not long or not identifier.knows(language):
+    if not long or not identifier.knows(code):
         return {}  # unknown to it, its lines would be taken for anything
     counts = Counter(
         identifier.identify(line)
         for line in long
-        if identifier.probability(line, language) < _IMPROBABLE
+        if identifier.probability(line, code) < _IMPROBABLE
     )
+    del counts[_NO_LANGUAGE]
     return {found: n / len(long) for found, n in counts.most_common() if n >= _MIN_FOREIGN_LINES}
 
 

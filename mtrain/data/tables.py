@@ -36,7 +36,7 @@ def read_parquet(
             for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
                 yield texts_of(batch, columns, file.location, n_rows, unreadable)
                 n_rows += batch.num_rows
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{file.location} is no whole parquet file: {_first_line(error)}", "get the file again"
         ) from error

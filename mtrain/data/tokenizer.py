@@ -11,11 +11,13 @@ itself is escaped the same way, which makes the mapping one-to-one.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from mtrain.config import TokenizerConfig, TokenizerModels
 from mtrain.data.sentencepiece_model import adopt, is_bpe, user_defined
 from mtrain.data.subwords import BpeCutter, DrawCut, UnigramCutter
 from mtrain.errors import DataError, UsageError
-from mtrain.run import atomic_write
+from mtrain.run import RunDir
+from mtrain.storage import atomic_write, read_bytes
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 
@@ -60,17 +63,24 @@ class Tokenizer:
         self._prefix = [] if tag is None else self._tag_ids(tag)
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
-        """The model in a file, or a DataError that names it."""
+    def load(cls, path: Path, sha256: str | None = None) -> Tokenizer:
+        """The model in a file, or a DataError that names it; with a sha256, of these bytes."""
         try:
-            model = path.read_bytes()
+            model = read_bytes(path)
         except OSError as error:
             raise DataError(
                 f"cannot read the tokenizer {path}: {error.strerror}", "restore the file"
             ) from error
+        if sha256 is not None and hashlib.sha256(model).hexdigest() != sha256:
+            raise DataError(
+                f"{path} is damaged: it is not the tokenizer that was trained",
+                "restore the file, or train again with --fresh",
+            )
         try:
+            if not model:  # SentencePiece would take it for a model without pieces
+                raise RuntimeError("an empty file")
             return cls(model)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # ValueError: its message is no text
             raise DataError(
                 f"{path} is damaged: it is no SentencePiece model", "restore the file"
             ) from error
@@ -166,10 +176,20 @@ def model_files(directory: Path) -> list[Path]:
     return [shared] if shared.exists() else [directory / name for name in _ONE_A_SIDE]
 
 
-def load_tokenizers(directory: Path) -> tuple[Tokenizer, Tokenizer]:
-    """The source's and the target's tokenizer: the same object twice when shared."""
-    loaded = [Tokenizer.load(path) for path in model_files(directory)]
+def load_tokenizers(
+    directory: Path, sha256: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Tokenizer, Tokenizer]:
+    """The source's and the target's tokenizer: the same object twice when shared.
+
+    sha256 is that of each file by its name, as far as known; a DataError where one differs.
+    """
+    loaded = [Tokenizer.load(path, sha256.get(path.name)) for path in model_files(directory)]
     return loaded[0], loaded[-1]
+
+
+def tokenizers_of(run: RunDir) -> tuple[Tokenizer, Tokenizer]:
+    """Those of a run, held to the sha256 in its manifest."""
+    return load_tokenizers(run.files, run.read_manifest()["files"])
 
 
 def tag_piece(tag: str) -> str:
@@ -231,7 +251,12 @@ def _adopt_models(
             console.warn(
                 f"{path} has no pieces for bytes: characters that it does not know are lost"
             )
-        model = adopt(path.read_bytes(), [tag_piece(tag) for tag in tags])
+        try:
+            model = adopt(path.read_bytes(), [tag_piece(tag) for tag in tags])
+        except (ValueError, StopIteration) as error:
+            raise DataError(
+                f"{path} is no SentencePiece model that can be used: {error}", "take another one"
+            ) from error
         atomic_write(directory / name, model)
     return load_tokenizers(directory)
 

@@ -26,12 +26,13 @@ from mtrain import console
 from mtrain.data.cleaning import normalize
 from mtrain.decoding.attention import Weights, forced_attention
 from mtrain.errors import StorageError, UsageError
-from mtrain.run import RunDir, write_json
+from mtrain.languages import language
+from mtrain.run import RunDir
+from mtrain.storage import write_json
 
 if TYPE_CHECKING:
     from mtrain.decoding.translate import Translator
 
-UNSPACED = {"bo", "dz", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"}
 SPACE = "\u2581"  # begins the piece that begins a word
 N_SENTENCES = 500  # whose attention is looked at to choose; Model 1 learns from all
 N_ITERATIONS = 5
@@ -102,7 +103,7 @@ def head_of_run(run: RunDir, translator: Translator) -> AlignmentHead:
     if key in known:
         return AlignmentHead(**known[key])
     valid = run.read_split("valid")
-    head = choose_head(translator, valid.sources, valid.references)
+    head = choose_head(translator.tagged(valid.tag), valid.sources, valid.references)
     console.message(
         f"word links are read off {head.describe()}: it agrees with IBM Model 1 on "
         f"{head.agreement:.0%} of the words of valid"
@@ -121,11 +122,9 @@ def choose_head(
     tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
     languages = translator.config.source, translator.config.target
     ids, sides = [], []
-    for tokenizer, language, lines in zip(
-        tokenizers, languages, (sources, references), strict=True
-    ):
+    for tokenizer, code, lines in zip(tokenizers, languages, (sources, references), strict=True):
         ids.append(tokenizer.encode([normalize(line) for line in lines]))
-        sides.append([Side.of(tokenizer.pieces(row), language) for row in ids[-1]])
+        sides.append([Side.of(tokenizer.pieces(row), code) for row in ids[-1]])
     posteriors = model_1([(s.lowered(), t.lowered()) for s, t in zip(*sides, strict=True)])
     total: Any = 0.0
     n_words = 0
@@ -157,9 +156,9 @@ class Side:
     owners: list[int]  # of each piece, without EOS
 
     @classmethod
-    def of(cls, pieces: Sequence[str], language: str) -> Side:
+    def of(cls, pieces: Sequence[str], code: str) -> Side:
         """Words as they stand between white space, or pieces where the language has none."""
-        has_spaces = language.split("-")[0].split("_")[0] not in UNSPACED
+        has_spaces = language(code).has_spaces
         texts: list[str] = []
         owners = []
         for piece in pieces:

@@ -13,14 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mtrain.model.transformer import Cache, Transformer, with_matrices_in
+from mtrain.model.cache import Cache
+from mtrain.model.transformer import Transformer, with_matrices_in
 from mtrain.runtime import Precision
 
 
 class Scorer(Protocol):
     """A model, step by step. A network, a table in a test, or several networks at once."""
 
-    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int, max_length: int) -> Any:
+    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Any:
         """Read the sources, src (N, S); the state it returns belongs to the scorer."""
 
     def step(self, state: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +44,7 @@ class TransformerScorer:
         """In bf16, a copy of the model is made that multiplies so; see `with_matrices_in`."""
         self.model = model if precision == "fp32" else with_matrices_in(model, torch.bfloat16)
 
-    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int, max_length: int) -> Cache:
+    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Cache:
         memory = self.model.encode(src, src_mask)  # (N, S, D)
         return self.model.start_cache(memory, src_mask, beam_size)
 
@@ -64,10 +65,8 @@ class EnsembleScorer:
     def __init__(self, members: Sequence[Scorer]) -> None:
         self.members = members
 
-    def start(
-        self, src: Tensor, src_mask: Tensor | None, beam_size: int, max_length: int
-    ) -> list[Any]:
-        return [member.start(src, src_mask, beam_size, max_length) for member in self.members]
+    def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> list[Any]:
+        return [member.start(src, src_mask, beam_size) for member in self.members]
 
     def step(self, state: list[Any], tokens: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = []

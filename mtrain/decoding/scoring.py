@@ -15,6 +15,8 @@ from mtrain.data.tokenizer import BOS, EOS, PAD
 from mtrain.decoding.scorers import log_normaliser
 from mtrain.model.transformer import Transformer
 
+LOGITS_BYTES = 512 << 20  # of float32 at a time; as much again is computed from them
+
 
 @torch.inference_mode()
 def token_log_probs(
@@ -41,7 +43,10 @@ def _log_probs(
     model: Transformer, src: Tensor, src_mask: Tensor | None, tgt_in: Tensor, tgt_out: Tensor
 ) -> Tensor:
     """tgt_in, tgt_out (B, T) -> log-probabilities of tgt_out (B, T)"""
-    logits = model(src, tgt_in, src_mask).float()  # (B, T, V)
-    gold = logits.gather(2, tgt_out.unsqueeze(2)).squeeze(2)  # (B, T)
-    log_probs: Tensor = gold - log_normaliser(logits)
-    return log_probs
+    x = model.decode(tgt_in, model.encode(src, src_mask), src_mask).flatten(0, 1)  # (B*T, D)
+    n_rows = max(1, LOGITS_BYTES // (4 * model.output.out_features))
+    targets, parts = tgt_out.flatten(), []
+    for rows, gold in zip(torch.split(x, n_rows), torch.split(targets, n_rows), strict=True):
+        logits = model.project(rows).float()  # (n, V)
+        parts.append(logits.gather(1, gold[:, None])[:, 0] - log_normaliser(logits))
+    return torch.cat(parts).view_as(tgt_out)

@@ -34,7 +34,6 @@ from mtrain.choices import PenaltyForm
 from mtrain.data.tokenizer import BOS, EOS, PAD
 from mtrain.decoding.scorers import Scorer
 
-NEVER_GENERATED = [PAD, BOS]
 MINUS_INFINITY = float("-inf")
 BLOCKS = 100  # the vocabulary in so many parts, of which only the most promising are searched
 
@@ -105,7 +104,7 @@ def beam_search(
 
     n, device = len(sources), sources.src.device
     batch = _Batch(sources)
-    state = scorer.start(sources.src, sources.mask, beam_size, batch.longest)
+    state = scorer.start(sources.src, sources.mask, beam_size)
     live = torch.full((n, beam_size), MINUS_INFINITY, device=device)  # (B, K) log-probabilities
     live[:, 0] = 0.0  # the one empty hypothesis; those of -inf are dead
     tokens = torch.full((n, beam_size), BOS, device=device)  # (B, K)
@@ -181,7 +180,7 @@ def walk(
     n, device = len(sources), sources.src.device
     batch = _Batch(sources)
     mask = None if sources.mask is None else sources.mask.repeat_interleave(n_walks, 0)
-    state = scorer.start(sources.src.repeat_interleave(n_walks, 0), mask, 1, batch.longest)
+    state = scorer.start(sources.src.repeat_interleave(n_walks, 0), mask, 1)
     log_probs = torch.zeros(n, n_walks, device=device)  # (N, W)
     lengths = torch.zeros(n, n_walks, dtype=torch.int64, device=device)  # 0: not yet finished
     tokens = torch.full((n, n_walks), BOS, device=device)  # (B, W)
@@ -189,7 +188,7 @@ def walk(
 
     for length in range(1, batch.longest + 1):
         logits, log_z = scorer.step(state, tokens.flatten())  # (B * W, V), (B * W,)
-        logits[:, NEVER_GENERATED] = MINUS_INFINITY
+        _rule_out_specials(logits)
         is_open = lengths[batch.sentences] == 0  # (B, W)
         tokens = choose(logits, log_z, batch.sentences, is_open, length)
         forced = batch.forced(length)
@@ -272,15 +271,21 @@ class _Batch:
 
 def _allow_only(forced: Tensor | None, logits: Tensor, beam_size: int) -> None:
     """Rule out of logits (R, V) what is never generated, and all but the forced tokens (B,)."""
-    logits[:, NEVER_GENERATED] = MINUS_INFINITY
+    _rule_out_specials(logits)
     if forced is None:
         return
-    of_rows = forced.repeat_interleave(beam_size)  # (R,)
-    rows = (of_rows != PAD).nonzero().flatten()
-    tokens = of_rows[rows]
-    allowed = logits[rows, tokens]
-    logits[rows] = MINUS_INFINITY
-    logits[rows, tokens] = allowed
+    tokens = forced.repeat_interleave(beam_size).unsqueeze(1)  # (R, 1)
+    allowed = logits.gather(1, tokens)  # of PAD, which forces nothing: -inf, as it was
+    logits.masked_fill_(tokens != PAD, MINUS_INFINITY).scatter_(1, tokens, allowed)
+
+
+def _rule_out_specials(logits: Tensor) -> None:
+    """Two columns of logits (R, V), which are never generated.
+
+    One by one: a list of columns would be copied to the device, in every step.
+    """
+    logits[:, PAD] = MINUS_INFINITY
+    logits[:, BOS] = MINUS_INFINITY
 
 
 @dataclass(slots=True)

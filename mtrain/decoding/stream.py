@@ -17,11 +17,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
 from mtrain import console, runtime
+from mtrain.data.text_files import (
+    BYTE_ORDER_MARK,
+    MAX_LINE_BYTES,
+    OVERLONG,
+    limited_lines,
+    refuse_what_is_no_text,
+)
 from mtrain.decoding.alignment import Alignment, AlignmentHead, align
 from mtrain.decoding.translate import Options, Progress, ScoredPair, Translation, Translator
-from mtrain.errors import DataError, StorageError
+from mtrain.errors import DataError, StorageError, UsageError
 from mtrain.model.weights import digest, weights_of
-from mtrain.run import storage_errors, write_json
+from mtrain.storage import lock_file, storage_errors, write_json
 
 LINES_AT_A_TIME = 2000  # sorted by length and translated together
 READ_BYTES = 1 << 20
@@ -37,10 +44,10 @@ class Beside:
 
     def take(self, n: int) -> list[str]:
         """The next n lines; a DataError where there are fewer."""
-        lines = list(islice(self.lines, n))
+        lines = list(islice(limited_lines(self.lines), n))
         if len(lines) < n:
             raise self._of_another_length("fewer lines than the input")
-        return [_without_end(line).decode("utf-8", errors="replace") for line in lines]
+        return [_text(_without_end(line)) for line in lines]
 
     def close(self) -> None:
         """A DataError where lines are left when the input has ended."""
@@ -112,6 +119,23 @@ def translate_file(
         raise StorageError(f"cannot write {output}: {problem}", "choose another place with -o")
     if beside is not None:
         beside.check(source)
+    with lock_file(output.with_name(f".{output.name}.lock")) as is_held:
+        if not is_held:
+            raise UsageError(
+                f"another process is writing {output}", "wait for it to end, or choose another file"
+            )
+        return _translate_whole(translator, source, output, options, beside, head)
+
+
+def _translate_whole(
+    translator: Translator,
+    source: BinaryIO,
+    output: Path,
+    options: Options,
+    beside: Beside | None,
+    head: AlignmentHead | None,
+) -> int:
+    """Write OUTPUT, which no other process does meanwhile."""
     part = output.with_name(output.name + ".part")
     note_path = part.with_name(part.name + ".json")
     note = _note(translator, source, options, beside, head)
@@ -145,23 +169,35 @@ def waiting_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
     try:
         descriptor = stream.fileno()
     except (AttributeError, OSError):
-        while lines := list(islice(stream, LINES_AT_A_TIME)):
+        while lines := list(islice(limited_lines(stream), LINES_AT_A_TIME)):
             yield [_without_end(line) for line in lines]
         return
     begun: list[bytes] = []  # the line whose end has not been seen
+    is_start = True
     while data := os.read(descriptor, READ_BYTES):  # all that waits; sleeps only for the first byte
+        if is_start:
+            refuse_what_is_no_text(data, str(getattr(stream, "name", "the input")))
+            data, is_start = data.removeprefix(BYTE_ORDER_MARK), False
         begun.append(data)
         if b"\n" in data:
             *lines, rest = b"".join(begun).split(b"\n")
             begun = [rest]
             for i in range(0, len(lines), LINES_AT_A_TIME):
                 yield [_without_end(line) for line in lines[i : i + LINES_AT_A_TIME]]
+        elif sum(map(len, begun)) > MAX_LINE_BYTES:  # the rest of this line is only skipped
+            begun = [OVERLONG * (MAX_LINE_BYTES + 1)]
     if any(begun):
         yield [_without_end(b"".join(begun))]
 
 
 def _without_end(line: bytes) -> bytes:
-    return line.removesuffix(b"\n").removesuffix(b"\r")
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    return line if len(line) <= MAX_LINE_BYTES else OVERLONG
+
+
+def _text(line: bytes) -> str:
+    """What is translated; nothing of a line that is too long to be a sentence."""
+    return "" if line == OVERLONG else line.decode("utf-8", errors="replace")
 
 
 def _answers(
@@ -183,7 +219,7 @@ def _answers(
         others = others[n_skipped:] if others is not None else None
         if not raw:
             continue
-        lines = [line.decode("utf-8", errors="replace") for line in raw]
+        lines = list(map(_text, raw))
         if beside is not None and beside.role == "target":
             assert others is not None
             scored = translator.score(lines, others, options)
@@ -251,6 +287,8 @@ def _split_at_tab(lines: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _encoding_warnings(line: bytes) -> list[str]:
+    if line == OVERLONG:
+        return [f"more than {MAX_LINE_BYTES:,} bytes: not translated, the output line is empty"]
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as error:

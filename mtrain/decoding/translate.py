@@ -20,16 +20,15 @@ from mtrain import runtime
 from mtrain.choices import Format, Method, PenaltyForm, PrecisionOrAuto
 from mtrain.config import Config, read_run_config
 from mtrain.data.cleaning import normalize
-from mtrain.data.tokenizer import EOS, PAD, Tokenizer, load_tokenizers
+from mtrain.data.tokenizer import EOS, PAD, Tokenizer, tokenizers_of
 from mtrain.decoding.engine import CTranslate2
-from mtrain.decoding.graphs import GraphScorer
 from mtrain.decoding.rerank import expected_chrf
 from mtrain.decoding.sampling import Diverse, Sampler
 from mtrain.decoding.scorers import EnsembleScorer, Scorer, TransformerScorer
 from mtrain.decoding.scoring import token_log_probs
 from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources, beam_search, walk
 from mtrain.decoding.sentences import split_text
-from mtrain.errors import DataError, ModelError, UsageError
+from mtrain.errors import CheckpointError, DataError, ModelError, UsageError
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_model
 from mtrain.run import RunDir
@@ -150,8 +149,7 @@ class Translator:
         self.device = next(model.parameters()).device
         self.precision = runtime.choose_precision(precision or config.decode.precision, self.device)
         self.models = [model, *companions]
-        kind = GraphScorer if self.device.type == "cuda" else TransformerScorer
-        members: list[Scorer] = [kind(each, self.precision) for each in self.models]
+        members: list[Scorer] = [TransformerScorer(each, self.precision) for each in self.models]
         self.scorer = members[0] if len(members) == 1 else EnsembleScorer(members)
         n_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._threads_of_one = 1 if n_parameters < SMALL_MODEL else None
@@ -174,11 +172,13 @@ class Translator:
         others = [RunDir.open(other) for other in companions]
         chosen = runtime.choose_device(device)
         runtime.set_up(chosen, "auto", "decoding")
-        tokenizers = load_tokenizers(run.files)
+        tokenizers = tokenizers_of(run)
         for other in others:
             _check_same_vocabulary(run, tokenizers, other)
+        model = load_model(run, checkpoint, chosen)
+        _check_vocabulary(run, tokenizers, model)
         return cls(
-            load_model(run, checkpoint, chosen),
+            model,
             tokenizers,
             read_run_config(run),
             run.read_manifest()["length_ratio"],
@@ -186,6 +186,11 @@ class Translator:
             precision,
             [load_model(other, None, chosen) for other in others],
         )
+
+    @property
+    def needs_tag(self) -> bool:
+        """Whether all of the training text had a tag, so that the model knows no text without."""
+        return all(entry.tag is not None for entry in self.config.data.train)
 
     def tagged(self, tag: str | None) -> Translator:
         """The same translator, but that every source begins with a tag; None: with none.
@@ -321,7 +326,16 @@ class Translator:
         ]
 
     def resolve(self, options: Options) -> Options:
-        """The options with the run's own settings where they leave them open."""
+        """The options with the run's own settings where they leave them open.
+
+        A UsageError where the model needs a tag and has none.
+        """
+        if self.needs_tag and self.src_tokenizer.tag is None:
+            raise UsageError(
+                "all training text of this model had a tag, so it translates none without "
+                f"(it knows: {', '.join(self.src_tokenizer.tags())})",
+                "choose one with --tag; in Python: translator.tagged(TAG)",
+            )
         decode = self.config.decode
         beam_size = decode.beam_size if options.beam_size is None else options.beam_size
         penalty = options.length_penalty
@@ -471,13 +485,26 @@ class Translator:
         function: Callable[[list[int]], list[runtime.Result]],
         batches: Sequence[list[int]],
     ) -> Iterator[tuple[list[int], list[runtime.Result]]]:
-        """function(batch) of each, with models that are ready for inference; in any order."""
+        """function(batch) of each, with models that are ready for inference; in any order.
+
+        A batch for which the memory does not suffice is halved until it does.
+        """
         were_training = [model.training for model in self.models]
         for model in self.models:
             model.eval()
+
+        def in_memory(batch: list[int]) -> list[runtime.Result]:
+            if len(batch) == 1:
+                return function(batch)
+            results = runtime.unless_out_of_memory(lambda: function(batch))
+            if results is not None:
+                return results
+            middle = len(batch) // 2
+            return in_memory(batch[:middle]) + in_memory(batch[middle:])
+
         try:
             yield from runtime.side_by_side(
-                function, batches, runtime.n_workers(self.device), self._threads_of_one
+                in_memory, batches, runtime.n_workers(self.device), self._threads_of_one
             )
         finally:
             for model, was_training in zip(self.models, were_training, strict=True):
@@ -486,19 +513,37 @@ class Translator:
     def _batches(self, lengths: Sequence[int], rows_a_sentence: int) -> Iterator[list[int]]:
         """Numbers of sentences of similar length, the longest first.
 
-        A batch keeps the budget of tokens x rows, and leaves enough for all workers.
+        A batch keeps the budget of tokens x rows, fits into what is free of a GPU's memory, and
+        leaves enough for all workers.
         """
         budget = self.config.decode.batch_tokens
         if budget == "auto":
             budget = AUTO_BATCH_TOKENS[self.device.type]
         most = math.ceil(len(lengths) / runtime.n_workers(self.device))
+        free = runtime.free_bytes(self.device)  # of which half is for the rest, and for gaps
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         start = 0
         while start < len(order):
-            fitting = budget // (lengths[order[start]] * rows_a_sentence)
+            length = lengths[order[start]]
+            fitting = budget // (length * rows_a_sentence)
+            if free is not None:
+                fitting = min(
+                    fitting, free // 2 // (rows_a_sentence * self._bytes_of_a_row(length))
+                )
             end = start + max(1, min(most, fitting))
             yield order[start:end]
             start = end
+
+    def _bytes_of_a_row(self, length: int) -> int:
+        """The most that one hypothesis of a source of this length takes up, roughly.
+
+        Its logits and what is computed from them, and the keys and values of an output of twice its
+        length, once more where the cache grows.
+        """
+        model = self.config.model
+        logits = 4 * 4 * self.tgt_tokenizer.vocab_size
+        keys_values = 2 * 4 * model.d_model * model.n_decoder_layers
+        return len(self.models) * (logits + 2 * (2 * length + EXTRA_TOKENS) * keys_values)
 
     def _collate(self, parts: Sequence[_Part]) -> Sources:
         """Sources ending in EOS, with the lengths that their outputs may have."""
@@ -583,11 +628,25 @@ def _by_agreement(samples: Sequence[_Written]) -> list[_Written]:
     return [first[texts[i]] for i in best_first]
 
 
+def _check_vocabulary(
+    run: RunDir, tokenizers: tuple[Tokenizer, Tokenizer], model: Transformer
+) -> None:
+    """A CheckpointError where ids of the one are none of the other."""
+    pieces = [tokenizer.vocab_size for tokenizer in tokenizers]
+    rows = [len(model.src_embedding.weight), len(model.output.weight)]
+    if pieces != rows:
+        raise CheckpointError(
+            f"{run.path} is damaged: its tokenizers have {pieces[0]:,} and {pieces[1]:,} pieces, "
+            f"its model {rows[0]:,} and {rows[1]:,}",
+            "restore the run, or train again",
+        )
+
+
 def _check_same_vocabulary(
     run: RunDir, tokenizers: tuple[Tokenizer, Tokenizer], other: RunDir
 ) -> None:
     """A UsageError where the pieces of two runs differ."""
-    for own, others in zip(tokenizers, load_tokenizers(other.files), strict=True):
+    for own, others in zip(tokenizers, tokenizers_of(other), strict=True):
         if own.pieces(range(own.vocab_size)) != others.pieces(range(others.vocab_size)):
             raise UsageError(
                 f"{run.path} and {other.path} have different vocabularies, so their probabilities "

@@ -6,17 +6,17 @@ escape it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from babel import Locale, UnknownLocaleError
-
 from mtrain import console
 from mtrain.delivery.facts import RunFacts
 from mtrain.delivery.side_by_side import SideBySide
 from mtrain.evaluation.samples import samples
+from mtrain.languages import language
 
 METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 LOWER_IS_BETTER = {"ter"}
@@ -88,15 +88,6 @@ class Example:
 # -- words -----------------------------------------------------------------------------------
 
 
-def language_name(code: str) -> str:
-    """de -> German; a code that CLDR does not know stays as it is."""
-    try:
-        name = Locale.parse(code.replace("-", "_")).english_name
-    except (UnknownLocaleError, ValueError):
-        return code
-    return str(name) if name else code
-
-
 def metric_name(metric: str) -> str:
     """chrf -> chrF2"""
     return METRIC_NAMES.get(metric, metric)
@@ -133,13 +124,13 @@ def summary(runs: Sequence[RunFacts]) -> str:
     size = f"with {rounded_count(run.weights.n_parameters)} parameters, " if run.weights else ""
     return (
         f"A Transformer {size}trained on {manifest['n_train_pairs']:,} sentence pairs, that "
-        f"translates {language_name(config.source)} into {language_name(config.target)}."
+        f"translates {language(config.source).name} into {language(config.target).name}."
     )
 
 
 def languages(run: RunFacts) -> str:
     """English → German"""
-    return f"{language_name(run.config.source)} → {language_name(run.config.target)}"
+    return f"{language(run.config.source).name} → {language(run.config.target).name}"
 
 
 def status(run: RunFacts) -> str:
@@ -149,10 +140,15 @@ def status(run: RunFacts) -> str:
     trained = run.logged("train")
     if not trained:
         return "Training has not logged a step yet."
-    step, max_steps = trained[-1]["step"], run.config.train.max_steps
-    left_s = trained[-1]["elapsed_s"] / step * (max_steps - step)
-    left = f", about {console.duration(left_s)} left" if step < max_steps else ""
-    return f"Not finished: step {step:,} of {max_steps:,}{left}."
+    last, train = trained[-1], run.config.train
+    step, elapsed_s = last["step"], last.get("elapsed_s", 0.0)
+    if train.max_steps is None:
+        assert train.budget_s is not None  # the config has either
+        left_s, of = train.budget_s - elapsed_s, f", with a budget of {train.budget}"
+    else:
+        left_s, of = elapsed_s / step * (train.max_steps - step), f" of {train.max_steps:,}"
+    left = f", about {console.duration(left_s)} left" if left_s > 0 else ""
+    return f"Not finished: step {step:,}{of}{left}."
 
 
 def model_facts(run: RunFacts) -> list[Fact]:
@@ -195,24 +191,27 @@ def training_facts(run: RunFacts) -> list[Fact]:
     facts = []
     if trained:
         last = trained[-1]
-        facts.append(
-            Fact("Steps", f"{last['step']:,}", f"{last['epoch'] + 1:,} passes over the data")
-        )
+        passes = f"{last['epoch'] + 1:,} passes over the data" if "epoch" in last else ""
+        facts.append(Fact("Steps", f"{last['step']:,}", passes))
+    if trained and "elapsed_s" in trained[-1]:
+        speeds = [record.get("tokens_per_s") for record in trained]
+        known = [speed for speed in speeds if speed is not None]
         facts.append(
             Fact(
                 "Training time",
-                console.duration(last["elapsed_s"]),
-                f"{median(record['tokens_per_s'] for record in trained):,.0f} tokens/s",
+                console.duration(trained[-1]["elapsed_s"]),
+                f"{median(known):,.0f} tokens/s" if known else "",
             )
         )
     best = [record for record in valid if record.get("is_best")]
     if best:
         metric = run.config.train.best_metric
+        score = best[-1].get(metric)
         facts.append(
             Fact(
                 "Chosen checkpoint",
                 f"step {best[-1]['step']:,}",
-                f"best validation {metric_name(metric)}: {best[-1][metric]:.2f}",
+                "" if score is None else f"best validation {metric_name(metric)}: {score:.2f}",
             )
         )
     return facts
@@ -259,13 +258,16 @@ def usage(run: RunFacts) -> dict[str, str]:
     """Commands that a reader can copy."""
     translated = run.translated
     sentence = translated[0].sources[0] if translated else "A sentence."
+    translate, evaluate = (
+        console.command("mtrain", word, run.path) for word in ("translate", "eval")
+    )
     return {
-        "command": f"mtrain translate {run.path} input.txt -o output.txt\n"
-        f"mtrain translate {run.path}          # what you type, or a pipe\n"
-        f"mtrain eval {run.path}               # score it again",
-        "python": f'import mtrain\n\ntranslator = mtrain.load("{run.path}")\n'
+        "command": f"{translate} input.txt -o output.txt\n"
+        f"{translate}          # what you type, or a pipe\n"
+        f"{evaluate}               # score it again",
+        "python": f"import mtrain\n\ntranslator = mtrain.load({json.dumps(str(run.path))})\n"
         f"translator.translate([{sentence!r}])",
-        "evaluate": f"mtrain eval {run.path}",
+        "evaluate": evaluate,
     }
 
 
@@ -292,7 +294,7 @@ def score_table(runs: Sequence[RunFacts]) -> ScoreTable:
 
 def scored_metrics(entry: Mapping[str, Any]) -> list[str]:
     """Which of the keys of a recorded test set are metrics; the others are facts."""
-    return [key for key, value in entry.items() if isinstance(value, dict) and "score" in value]
+    return [key for key in entry if key in METRIC_NAMES]
 
 
 def _entries(
@@ -421,7 +423,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def environments(run: RunFacts) -> list[list[Fact]]:
     """Versions and machines that the run was trained with, one after the other."""
-    known = run.read_object(run.run.environment) or []
+    known = run.run.read_environments()
     return [[Fact(name, value) for name, value in entry.items()] for entry in known]
 
 
@@ -444,7 +446,12 @@ def again(run: RunFacts) -> dict[str, Any]:
     config = run.run.config.read_text(encoding="utf-8")
     path = f"runs/{run.config.name}-again"
     return {
-        "commands": f"mtrain train {run.run.config} --set run={path}\nmtrain eval {path}",
+        "commands": "\n".join(
+            (
+                console.command("mtrain", "train", run.run.config, "--set", f"run={path}"),
+                console.command("mtrain", "eval", path),
+            )
+        ),
         "config": config,
         "hashes": hashes(run),
         "environments": environments(run),

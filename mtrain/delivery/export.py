@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from mtrain import __version__, console
+from mtrain.config import in_languages
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import model_files
 from mtrain.decoding.alignment import head_of_run
@@ -26,8 +27,9 @@ from mtrain.errors import ModelError, StorageError, UsageError
 from mtrain.evaluation.metrics import score_all
 from mtrain.model.convert import import_ctranslate2, save_ctranslate2
 from mtrain.model.weights import digest, save_tensors, weights_of
-from mtrain.portable import FILE
-from mtrain.run import RunDir, Split, storage_errors, write_json
+from mtrain.portable import FILE, MANIFEST
+from mtrain.run import RunDir, Split
+from mtrain.storage import new_directory, partial_path, storage_errors, write_json
 
 N_SENTENCES = 200  # of valid, translated by both engines
 MAX_BLEU_LOSS = 1.0  # points, on these; int8 and another stopping rule cost less
@@ -90,7 +92,8 @@ def compare(
     translator: Translator, directory: Path, valid: Split, quantization: str | None = None
 ) -> Check:
     """Translate the beginning of valid by both engines, and let both score our translations."""
-    config = translator.config
+    translator = translator.tagged(valid.tag)
+    config = in_languages(translator.config, valid.languages)
     tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
     engine = CTranslate2(directory, tokenizers)
     theirs = translator.with_engine(engine)
@@ -193,18 +196,8 @@ def _new_directory(directory: Path) -> Iterator[Path]:
             f"{directory} is there already, and is no exported model",
             "choose another place with -o",
         )
-    partial = directory.with_name(directory.name + ".tmp")
-    with storage_errors(directory):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            if directory.exists():
-                shutil.rmtree(directory)
-            partial.rename(directory)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with new_directory(directory) as partial:
+        yield partial
 
 
 def _is_empty(directory: Path) -> bool:
@@ -236,7 +229,7 @@ def export_safetensors(path: Path, file: Path, checkpoint: str | None = None) ->
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     facts = {"mtrain": __version__, "name": translator.config.name, "files": hashes}
-    partial = file.with_name(f"{file.stem}.tmp.safetensors")
+    partial = partial_path(file).with_suffix(".safetensors")
     try:
         save_tensors(partial, tensors, facts)
         _check_file(partial, translator, run)
@@ -252,13 +245,15 @@ def _files(run: RunDir) -> dict[str, bytes]:
     manifest = {key: value for key, value in run.read_manifest().items() if key != "path"}
     paths = [run.config, *model_files(run.files), run.scores, run.alignment]
     contents = {path.name: path.read_bytes() for path in paths if path.is_file()}
-    name = run.manifest.relative_to(run.files).as_posix()
-    return contents | {name: json.dumps(manifest, indent=2, ensure_ascii=False).encode()}
+    return contents | {MANIFEST: json.dumps(manifest, indent=2, ensure_ascii=False).encode()}
 
 
 def _check_file(file: Path, translator: Translator, run: RunDir) -> None:
     """A ModelError where the file does not translate as the run does."""
     again = Translator.from_run(file, device="cpu", precision="fp32")
+    if translator.needs_tag:
+        tag = translator.src_tokenizer.tags()[0]
+        again, translator = again.tagged(tag), translator.tagged(tag)
     lines = ["A dog.", "1 2 3"] if run.is_exported else run.read_split("valid").sources[:3]
     if again.translate(lines) != translator.translate(lines):
         raise ModelError(f"{file} does not translate as {run.path} does", "export it again")

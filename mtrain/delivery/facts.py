@@ -6,20 +6,20 @@ empty; whoever shows it says so.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from mtrain import console
 from mtrain.config import Config, read_run_config
 from mtrain.errors import CheckpointError, DataError, UsageError
 from mtrain.evaluation.analysis import Analysis
-from mtrain.portable import FILE
-from mtrain.run import RunDir, sha256_of
+from mtrain.portable import FILE, open_tensors, read_note
+from mtrain.run import RunDir
+from mtrain.storage import sha256_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Translated:
     references: list[str]
     translations: list[str]
     model_scores: list[float] | None  # log-probability / length^p of each translation
+    languages: tuple[str, str] | None  # None: the config's
     analysis: (
         Analysis | None
     )  # diagnostics and breakdown; None in runs scored before there were any
@@ -81,17 +82,6 @@ class RunFacts:
         names = [] if self.run.is_exported else [*self.test_sets, "valid"]
         return [_read_translated(self.run, name) for name in names if name in self.scores]
 
-    def read_object(self, path: Path) -> Any:
-        """A JSON file that newer runs hold; None where it is not there."""
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"cannot read {path}: {error}", "remove the file, and make it again"
-            ) from error
-
 
 def read_runs(paths: Sequence[Path]) -> list[RunFacts]:
     """Everything there is to say of some runs; an error where a path is none, or comes twice."""
@@ -102,16 +92,29 @@ def read_runs(paths: Sequence[Path]) -> list[RunFacts]:
 
 
 def _read(run: RunDir, label: str) -> RunFacts:
+    for name in [] if run.is_exported else run.splits():
+        run.read_split(name)  # its text is that of the manifest, even where nothing shows it
     return RunFacts(
         path=run.path,
         label=label,
         run=run,
         config=read_run_config(run),
-        manifest=run.read_manifest(),
+        manifest=_read_manifest(run),
         metrics=run.read_metrics(),
         scores=run.read_scores(),
         weights=_read_weights(run),
     )
+
+
+def _read_manifest(run: RunDir) -> dict[str, Any]:
+    """With all that the report says in any case; a translation needs less."""
+    manifest = run.read_manifest()
+    if missing := {"source", "target", "n_train_pairs", "vocab_sizes"} - manifest.keys():
+        raise DataError(
+            f"{run.manifest} is damaged: it has no `{min(missing)}`",
+            "restore the file, or train again",
+        )
+    return manifest
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -127,32 +130,24 @@ def _read_weights(run: RunDir) -> Weights | None:
     """None before the first checkpoint."""
     try:
         path = run.checkpoint_files(None)[0]
-        with safe_open(path, "np") as file:
-            names = [name for name in file.keys() if not name.startswith(FILE)]  # noqa: SIM118
-            shapes = [file.get_slice(name).get_shape() for name in names]
-            note = json.loads((file.metadata() or {}).get("mtrain", "{}"))
-    except FileNotFoundError:  # pruned by training meanwhile
-        return None
     except CheckpointError:
         return None
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or cut short ({error})", "use another run, or train again"
-        ) from error
+    try:
+        with open_tensors(path, "np") as file:
+            names = [name for name in file.keys() if not name.startswith(FILE)]  # noqa: SIM118
+            shapes = [file.get_slice(name).get_shape() for name in names]
+            step = read_note(path, file.metadata())["facts"].get("step")
+    except CheckpointError:
+        if path.exists():
+            raise
+        return None  # pruned by training meanwhile
     return Weights(
         name=path.name if path == run.path else path.relative_to(run.path).as_posix(),
-        step=note.get("facts", {}).get("step"),
-        n_parameters=sum(_product(shape) for shape in shapes),
+        step=step,
+        n_parameters=sum(map(prod, shapes)),
         size_bytes=path.stat().st_size,
         sha256=sha256_of(path),
     )
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _read_translated(run: RunDir, name: str) -> Translated:
@@ -164,10 +159,23 @@ def _read_translated(run: RunDir, name: str) -> Translated:
     ):
         raise DataError(
             f"the translations of {name} in {run.translations} are of another text",
-            f"make them again: mtrain eval {run.path} --split {name}",
+            "make them again: " + console.command("mtrain", "eval", run.path, "--split", name),
         )
     scores = [line.score for line in lines if line.score is not None]
-    analysis = run.read_analysis(name)
+    found = run.read_analysis(name)
+    try:
+        analysis = None if found is None else Analysis.from_json(found)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"what was found in the translations of {name} is damaged: {reason}",
+            "make it again: " + console.command("mtrain", "eval", run.path, "--split", name),
+        ) from error
+    if analysis is not None and not analysis.fits(len(lines)):
+        raise DataError(
+            f"what was found in the translations of {name} is of another text",
+            "make it again: " + console.command("mtrain", "eval", run.path, "--split", name),
+        )
     return Translated(
         name=name,
         sha256=split.sha256,
@@ -175,5 +183,6 @@ def _read_translated(run: RunDir, name: str) -> Translated:
         references=split.references,
         translations=[line.translation for line in lines],
         model_scores=scores if len(scores) == len(lines) else None,
-        analysis=None if analysis is None else Analysis.from_json(analysis),
+        languages=split.languages,
+        analysis=analysis,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mtrain import console
 from mtrain.delivery.facts import RunFacts
 from mtrain.delivery.side_by_side import Output, SideBySide
 from mtrain.evaluation.breakdown import Breakdown, Calibration, Group, Grouping, WordBalance
@@ -249,10 +250,8 @@ def significance(runs: Sequence[RunFacts], test_sets: Sequence[SideBySide]) -> l
             n_left -= len(other.translated.sources)
             if n_left < 0:
                 baseline, run = runs[0], runs[other.run]
-                return [
-                    *sentences,
-                    f"More is told by `mtrain eval {run.path} --against {baseline.path}`.",
-                ]
+                command = console.command("mtrain", "eval", run.path, "--against", baseline.path)
+                return [*sentences, f"More is told by `{command}`."]
             sentences += _paired_sentences(runs, test_set, first, other)
     return sentences
 

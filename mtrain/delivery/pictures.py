@@ -20,10 +20,12 @@ import numpy as np
 
 from mtrain import console
 from mtrain.choices import AttentionKind
+from mtrain.config import ModelConfig
 from mtrain.decoding.alignment import SPACE
 from mtrain.decoding.attention import AttentionMaps, Weights
+from mtrain.delivery.policy import with_policy
 from mtrain.errors import UsageError
-from mtrain.run import atomic_write
+from mtrain.storage import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,28 +67,39 @@ class Selection:
     layer: int | None = None  # None: the last one of each kind
     heads: tuple[int, ...] | Literal["all", "mean"] = "all"
 
+    def check(self, model: ModelConfig) -> None:
+        """A UsageError where a model has no such layer or head."""
+        for kind in self.kinds:
+            is_encoder = kind == "encoder"
+            n_layers = model.n_encoder_layers if is_encoder else model.n_decoder_layers
+            self._check(kind, n_layers, model.n_heads)
+
+    def _check(self, kind: AttentionKind, n_layers: int, n_heads: int) -> None:
+        if self.layer is not None and not 1 <= self.layer <= n_layers:
+            raise UsageError(
+                f"there is no layer {self.layer}: the "
+                f"{'encoder' if kind == 'encoder' else 'decoder'} has layers 1 to {n_layers}",
+                "choose one of them with --attention-layer",
+            )
+        heads = self.heads if isinstance(self.heads, tuple) else ()
+        if wrong := [head for head in heads if not 1 <= head <= n_heads]:
+            raise UsageError(
+                f"there is no head {wrong[0]}: every layer has heads 1 to {n_heads}",
+                "choose among them with --attention-head, or `mean`",
+            )
+
     def panels(
         self, maps: AttentionMaps, kind: AttentionKind
     ) -> tuple[int, list[tuple[str, Weights]]]:
         """The layer's number, and the name and the weights (rows, columns) of each head."""
         weights: Weights = getattr(maps, kind)
         n_layers, n_heads = weights.shape[:2]
+        self._check(kind, n_layers, n_heads)
         layer = n_layers if self.layer is None else self.layer
-        if not 1 <= layer <= n_layers:
-            raise UsageError(
-                f"there is no layer {layer}: the {'encoder' if kind == 'encoder' else 'decoder'} "
-                f"has layers 1 to {n_layers}",
-                "choose one of them with --attention-layer",
-            )
         shown = weights[layer - 1]
         if self.heads == "mean":
             return layer, [(f"mean of {n_heads} heads", shown.mean(0))]
         heads = range(1, n_heads + 1) if self.heads == "all" else self.heads
-        if wrong := [head for head in heads if not 1 <= head <= n_heads]:
-            raise UsageError(
-                f"there is no head {wrong[0]}: every layer has heads 1 to {n_heads}",
-                "choose among them with --attention-head, or `mean`",
-            )
         return layer, [(f"head {head}", shown[head - 1]) for head in heads]
 
 
@@ -146,7 +159,8 @@ def attention_page(sentences: Sequence[AttentionMaps], selection: Selection | No
     pages = Environment(
         loader=PackageLoader("mtrain.delivery"), autoescape=select_autoescape(), auto_reload=False
     )
-    return pages.get_template("attention.html").render(title="What it pays attention to", data=data)
+    template = pages.get_template("attention.html")
+    return with_policy(template.render(title="What it pays attention to", data=data))
 
 
 def attention_picture(

@@ -7,8 +7,6 @@ content security policy lets no script run but its own, so no sentence of a corp
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import platform
 import re
 import time
@@ -26,11 +24,14 @@ from mtrain import __version__
 from mtrain.delivery import chapters, findings
 from mtrain.delivery.curves import Line, line_chart
 from mtrain.delivery.facts import RunFacts, read_runs
+from mtrain.delivery.policy import with_policy
 from mtrain.delivery.side_by_side import put_side_by_side
 from mtrain.delivery.speeds import speed_chapter
 from mtrain.delivery.training_data import data_chapters
 from mtrain.evaluation.diagnostics import TITLES
-from mtrain.run import RunDir, atomic_write
+from mtrain.languages import primary
+from mtrain.run import RunDir
+from mtrain.storage import atomic_write
 
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"}
 _CONTROLS[0x7F] = "\u2421"
@@ -110,7 +111,7 @@ def render(runs: Sequence[RunFacts], refresh_s: int = 0) -> str:
     scores = chapters.score_table(runs)
     comparisons = put_side_by_side(runs)
     script = _script()
-    return (
+    return with_policy(
         _environment()
         .get_template("report.html")
         .render(
@@ -143,7 +144,6 @@ def render(runs: Sequence[RunFacts], refresh_s: int = 0) -> str:
             version=__version__,
             refresh_s=refresh_s,
             script=Markup(script),
-            script_hash=_hash_of(script),
         )
     )
 
@@ -156,7 +156,7 @@ def render_model_card(run: RunFacts) -> str:
         .get_template("model_card.jinja")
         .render(
             title=run.label,
-            languages=[run.config.source, run.config.target],
+            languages=[primary(run.config.source), primary(run.config.target)],
             summary=chapters.summary([run]),
             status=chapters.status(run),
             model=chapters.model_facts(run),
@@ -209,11 +209,6 @@ def _script() -> str:
     return environment.loader.get_source(environment, "report.js")[0]
 
 
-def _hash_of(script: str) -> str:
-    """By which the page's security policy knows its own script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
 # -- chapters with pictures or commands ------------------------------------------------------
 
 
@@ -261,7 +256,7 @@ def _attention(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
     """The sentences whose attention `eval` kept: the run, its text, the maps."""
     found = []
     for number, run in enumerate(runs):
-        for maps in run.read_object(run.run.attention) or []:
+        for maps in run.run.read_attention():
             text = "".join(maps["source"][:-1]).replace("\u2581", " ").strip()
             found.append({"run": number, "text": text, "maps": maps})
     return found

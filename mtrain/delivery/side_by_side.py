@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mtrain.config import in_languages
 from mtrain.delivery.facts import RunFacts, Translated
 from mtrain.evaluation.metrics import statistics
 
@@ -86,8 +87,9 @@ def put_side_by_side(runs: Sequence[RunFacts]) -> list[SideBySide]:
     """The translated test sets in the order of the runs; one for each text, whatever its name."""
     by_text: dict[tuple[str, str, str], SideBySide] = {}
     for number, run in enumerate(runs):
-        source_lang, target_lang = run.config.source, run.config.target
         for translated in run.translated:
+            own = in_languages(run.config, translated.languages)
+            source_lang, target_lang = own.source, own.target
             key = (translated.sha256, source_lang, target_lang)
             if key not in by_text:
                 by_text[key] = SideBySide(translated.name, source_lang, target_lang, [])

@@ -41,7 +41,7 @@ def speed_chapter(runs: Sequence[RunFacts]) -> SpeedChapter:
     rows: list[SpeedRow] = []
     series: dict[str, Series] = {}
     for number, run in enumerate(runs):
-        for point in run.read_object(run.run.sweep) or []:
+        for point in run.run.read_sweep():
             rows.append(_row(number, point))
             if point["length_penalty"] == run.config.decode.length_penalty:
                 system = f"{point['engine']} {point['precision']}"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtrain.data.store import SIDES
-from mtrain.delivery.chapters import Fact, language_name
+from mtrain.delivery.chapters import Fact
 from mtrain.delivery.curves import length_chart
 from mtrain.delivery.facts import RunFacts
+from mtrain.languages import language
 
 _NO_REPORT: dict[str, Any] = {
     "suspicions": [],
@@ -44,7 +45,7 @@ def data_chapters(runs: Sequence[RunFacts]) -> list[DataChapter]:
 
 
 def _data_chapter(run: RunFacts, numbers: list[int]) -> DataChapter:
-    manifest, report = run.manifest, run.read_object(run.run.data_report)
+    manifest, report = run.manifest, run.run.read_data_report()
     rows = [(row["split"], row["reason"], row["pairs"]) for row in manifest.get("table", [])]
     train = [(reason, pairs) for split, reason, pairs in rows if split == "train"]
     n_read = max((pairs for _, pairs in train), default=0)
@@ -69,7 +70,7 @@ def _sides(manifest: Mapping[str, Any]) -> Iterator[Fact]:
         counts = manifest.get("sides", {}).get(side)
         if counts:
             yield Fact(
-                f"{language_name(manifest[side])} ({side})",
+                f"{language(manifest[side]).name} ({side})",
                 f"{counts['n_words']:,} words",
                 f"{counts['n_tokens']:,} pieces, {counts['tokens_per_word']:.2f} a word, "
                 f"{counts['byte_share']:.2%} of them spelled in bytes",

@@ -7,20 +7,21 @@ the run and from its prepared data, and is skipped with a sentence where these a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from mtrain.config import Config, read_run_config
 from mtrain.data.cleaning import hash_text, normalize
 from mtrain.data.inputs import train_names
 from mtrain.data.store import TokenStore, read_target_hashes
-from mtrain.data.tokenizer import load_tokenizers
+from mtrain.data.tokenizer import tokenizers_of
 from mtrain.evaluation.breakdown import Breakdown, break_down
 from mtrain.evaluation.diagnostics import Diagnosis, diagnose
-from mtrain.evaluation.metrics import statistics
+from mtrain.evaluation.metrics import composed, reference_streams, statistics
 from mtrain.evaluation.nearest import nearest_entries
 from mtrain.run import RunDir
 
@@ -34,12 +35,29 @@ class Analysis:
 
     def to_json(self) -> dict[str, Any]:
         """`diagnosis` and `breakdown`, in plain dictionaries and lists."""
-        return {"diagnosis": self.diagnosis.to_json(), "breakdown": self.breakdown.to_json()}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Analysis:
         """What `to_json` gave."""
-        return cls(Diagnosis.from_json(value["diagnosis"]), Breakdown.from_json(value["breakdown"]))
+        return ANALYSIS.validate_python(value)
+
+    def fits(self, n_lines: int) -> bool:
+        """Whether it can be of a text of so many lines."""
+        found = [
+            line
+            for one in self.diagnosis.diagnostics
+            for line in (*one.lines, *(suspect.line for suspect in one.worst))
+        ]
+        chrf = self.breakdown.sentence_chrf
+        return (
+            self.diagnosis.n_sentences == len(chrf) == n_lines
+            and all(0 <= line < n_lines for line in found)
+            and all(0 <= score <= 100.001 for score in chrf)
+        )
+
+
+ANALYSIS: TypeAdapter[Analysis] = TypeAdapter(Analysis)
 
 
 @dataclass(frozen=True)
@@ -65,16 +83,21 @@ class TrainingText:
 def analyse(
     sources: Sequence[str],
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[Sequence[str]],
     config: Config,
     training: TrainingText,
     model_scores: Sequence[float] | None = None,
 ) -> Analysis:
-    """Diagnose the outputs of one test set, and break its scores down."""
+    """Diagnose the outputs of one test set, and break its scores down.
+
+    Of several references of each line, the first one tells what is usual; scores regard all.
+    """
+    sources, hypotheses = composed(sources), composed(hypotheses)
+    references = reference_streams(references, len(hypotheses))
     diagnosis = diagnose(
         sources,
         hypotheses,
-        references,
+        references[0],
         source_lang=config.source,
         target_lang=config.target,
         was_seen=training.was_seen,
@@ -93,7 +116,7 @@ def analyse(
     breakdown = break_down(
         sources,
         hypotheses,
-        references,
+        references[0],
         bleu,
         chrf,
         model_scores=model_scores,
@@ -108,7 +131,10 @@ def _nearest(run: RunDir, directory: Path) -> Callable[[Sequence[str]], list[str
     names = train_names(read_run_config(run))
     if len(names) < 2:
         return None
-    store, (tokenizer, _) = TokenStore.open(directory), load_tokenizers(run.path)
+    store, (tokenizer, _) = (
+        TokenStore.open(directory),
+        tokenizers_of(run),
+    )
     return lambda sources: nearest_entries(sources, tokenizer, store, names)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,30 +78,6 @@ class Breakdown:
     under_produced: list[WordBalance]
     calibration: Calibration | None
     skipped: dict[str, str] = field(default_factory=dict)  # name -> why it is not here
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries and lists."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Breakdown:
-        """What `to_json` gave."""
-        calibration = value["calibration"]
-        return cls(
-            value["sentence_chrf"],
-            [
-                Grouping(entry["name"], entry["title"], _groups(entry["groups"]))
-                for entry in value["groupings"]
-            ],
-            [WordBalance(**entry) for entry in value["over_produced"]],
-            [WordBalance(**entry) for entry in value["under_produced"]],
-            calibration and Calibration(**calibration | {"groups": _groups(calibration["groups"])}),
-            value["skipped"],
-        )
-
-
-def _groups(entries: list[dict[str, Any]]) -> list[Group]:
-    return [Group(**entry) for entry in entries]
 
 
 def break_down(

@@ -15,7 +15,16 @@ from typing import Any
 from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest, Result
 
-from mtrain.evaluation.metrics import LABELS, METRICS, check_counts, fixed_seed, make_metric
+from mtrain.evaluation.metrics import (
+    LABELS,
+    METRICS,
+    References,
+    check_counts,
+    composed,
+    fixed_seed,
+    make_metric,
+    reference_streams,
+)
 
 SIGNIFICANT = 0.05  # the largest p that is not called chance
 _LOWER_IS_BETTER = {"ter"}
@@ -66,7 +75,7 @@ class Comparison:
 def compare(
     hypotheses: Sequence[str],
     baseline: Sequence[str],
-    references: Sequence[str],
+    references: References,
     target_language: str,
     tokenize: str = "auto",
     lowercase: bool = False,
@@ -75,12 +84,15 @@ def compare(
     metrics: Sequence[str] = METRICS,
 ) -> Comparison:
     """Test whether `hypotheses` differ from `baseline` by more than chance."""
-    check_counts(len(hypotheses), len(references))
-    check_counts(len(baseline), len(references))
+    check_counts(len(baseline), len(hypotheses))
+    streams = reference_streams(references, len(hypotheses))
     made = {name: make_metric(name, target_language, tokenize, lowercase) for name in metrics}
-    systems = [("baseline", baseline), ("system", hypotheses)]
-    by_randomization = _paired_test("ar", systems, references, made)
-    by_bootstrap = _paired_test("bs", systems, references, made)
+    systems: list[tuple[str, Sequence[str]]] = [
+        ("baseline", composed(baseline)),
+        ("system", composed(hypotheses)),
+    ]
+    by_randomization = _paired_test("ar", systems, streams, made)
+    by_bootstrap = _paired_test("bs", systems, streams, made)
     return Comparison(
         baseline_name,
         {
@@ -114,12 +126,12 @@ class _Outcome:
 def _paired_test(
     test_type: str,
     systems: list[tuple[str, Sequence[str]]],
-    references: Sequence[str],
+    references: list[list[str]],
     metrics: dict[str, Metric],
 ) -> dict[str, _Outcome]:
     """sacreBLEU's test of all metrics on the same samples, as its command line does it."""
     with fixed_seed():
-        signatures, results = PairedTest(systems, metrics, [references], test_type)()
+        signatures, results = PairedTest(systems, metrics, references, test_type)()
     outcomes = {}
     for ours, theirs in zip(metrics, signatures, strict=True):  # bleu and BLEU, chrf and chrF2
         baseline, system = results[theirs]

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from mtrain.evaluation import entities, faults, languages, number_words
 from mtrain.evaluation.faults import Judge, Sentence
@@ -80,19 +79,6 @@ class Diagnosis:
     n_sentences: int
     diagnostics: list[Diagnostic]
     skipped: dict[str, str] = field(default_factory=dict)  # name -> why it was not asked
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries and lists."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Diagnosis:
-        """What `to_json` gave."""
-        diagnostics = [
-            Diagnostic(**entry | {"worst": [Suspect(**suspect) for suspect in entry["worst"]]})
-            for entry in value["diagnostics"]
-        ]
-        return cls(value["n_sentences"], diagnostics, value["skipped"])
 
 
 def diagnose(

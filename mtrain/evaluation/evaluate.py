@@ -13,26 +13,30 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtrain import console
-from mtrain.config import Config, DecodeConfig, read_run_config
+from mtrain.config import Config, DecodeConfig, in_languages, read_run_config
+from mtrain.data.catalogues import other_references
 from mtrain.data.cleaning import MIN_WORDS_ALONE, count_words
 from mtrain.data.downloads import Lock
 from mtrain.data.sources import read_entry
 from mtrain.data.stored_files import StoredFile
 from mtrain.data.text_files import read_lines as read_stored_lines
 from mtrain.entries import SacrebleuEntry
-from mtrain.errors import DataError, UsageError
+from mtrain.errors import DataError, StorageError, UsageError
 from mtrain.evaluation.analysis import Analysis, TrainingText, analyse
 from mtrain.evaluation.comet import check_installed, comet_score
 from mtrain.evaluation.comparison import Comparison, compare
 from mtrain.evaluation.metrics import METRICS, Score, notices, score_all
 from mtrain.evaluation.samples import keep_attention
-from mtrain.run import RunDir, Split, atomic_write, write_json
+from mtrain.run import RunDir, Split
+from mtrain.storage import atomic_write, write_json
 
 if TYPE_CHECKING:
     from mtrain.decoding.translate import Progress, Translator
@@ -76,7 +80,7 @@ class Decoding:
 class GivenFiles:
     """Line-aligned files: a source to be translated, or a hypothesis (perhaps with its source)."""
 
-    reference: Path
+    references: tuple[Path, ...]  # of the same sentences
     source: Path | None = None
     hypothesis: Path | None = None
 
@@ -116,6 +120,8 @@ def evaluate_run(
         splits = [replace(split, tag=decoding.tag) for split in splits]
     translator = _open_translator(run, decoding)
     training = TrainingText.of(run)
+    if names:
+        run.read_scores()  # damaged? better now than when all is translated
     results = {}
     for split in splits:
         result = _evaluate_checkpoint(run, translator, split, config, decoding)
@@ -138,7 +144,7 @@ def evaluate_hypotheses(
     for given, split in zip(files, _read_files(files), strict=True):
         assert given.hypothesis is not None
         hypotheses = read_lines(given.hypothesis)
-        _check_aligned(given.hypothesis, hypotheses, given.reference, split.references)
+        _check_aligned(given.hypothesis, hypotheses, given.references[0], split.references)
         facts = {"sentences": len(hypotheses), "hypothesis": str(given.hypothesis)}
         result = _with_scores(Evaluation(split, {}, hypotheses, facts=facts), config)
         result = _analysed(result, config, training) if split.sources else result
@@ -158,20 +164,21 @@ def compare_with(
     outputs = _baseline_outputs(results, against, device)
     compared = {}
     for name, result in results.items():
-        references = result.split.references
-        _check_aligned(against, outputs[name], Path(f"the reference of {name}"), references)
+        split = result.split
+        _check_aligned(against, outputs[name], Path(f"the reference of {name}"), split.references)
         comparison = compare(
             result.hypotheses,
             outputs[name],
-            references,
-            config.target,
+            split.all_references,
+            in_languages(config, split.languages).target,
             config.evaluate.tokenize,
             config.evaluate.lowercase,
             baseline_name=str(against),
         )
         compared[name] = replace(result, comparison=comparison)
         if result.kept_as is not None:
-            _write_score(run, result.kept_as, {"against": comparison.to_json()})
+            with run.scores_locked():
+                _write_score(run, result.kept_as, {"against": comparison.to_json()})
     return compared
 
 
@@ -219,7 +226,8 @@ def _evaluate_checkpoint(
         "checkpoint_sha256": weights_sha256(translator),
         "test_set_sha256": split.sha256,
     }
-    return replace(_with_scores(result, config), facts=result.facts | facts)
+    scored = _with_scores(result, config)
+    return replace(scored, facts=scored.facts | facts)
 
 
 def own_checkpoint(run: RunDir) -> str:
@@ -266,27 +274,37 @@ def _translate(
 def _with_scores(
     result: Evaluation, config: Config, intervals: bool = True, metrics: Sequence[str] = METRICS
 ) -> Evaluation:
+    references, config = result.split.all_references, in_languages(config, result.split.languages)
     scores = score_all(
         result.hypotheses,
-        result.split.references,
+        references,
         config.target,
         config.evaluate.tokenize,
         config.evaluate.lowercase,
         intervals,
         metrics,
     )
-    return replace(result, scores=scores)
+    # All text is compared in one form of Unicode; where the files are in another, that is said.
+    lines = [*result.hypotheses, *chain.from_iterable(references)]
+    n_changed = sum(not unicodedata.is_normalized("NFC", line) for line in lines)
+    facts = {"normal_form": "NFC"} | ({"n_normalized": n_changed} if n_changed else {})
+    return replace(result, scores=scores, facts=result.facts | facts)
 
 
 def _analysed(result: Evaluation, config: Config, training: TrainingText) -> Evaluation:
     """With what needs the sources: diagnostics, breakdown, and COMET where it is asked for."""
-    split = result.split
+    split, config = result.split, in_languages(config, result.split.languages)
     if config.evaluate.comet is not None:
         model = config.evaluate.comet
         score = comet_score(split.sources, result.hypotheses, split.references, model)
         result = replace(result, scores=result.scores | {"comet": score})
     analysis = analyse(
-        split.sources, result.hypotheses, split.references, config, training, result.model_scores
+        split.sources,
+        result.hypotheses,
+        split.all_references,
+        config,
+        training,
+        result.model_scores,
     )
     return replace(result, analysis=analysis)
 
@@ -374,19 +392,27 @@ def leaks_in(manifest: dict[str, Any], split: str) -> dict[str, Any]:
 def _give_notice(result: Evaluation, config: Config) -> None:
     """Warn of what an expert would see in the texts of one test set."""
     references, tokenize = result.split.references, config.evaluate.tokenize
-    for notice in notices(result.hypotheses, references, config.target, tokenize):
+    target = in_languages(config, result.split.languages).target
+    for notice in notices(result.hypotheses, references, target, tokenize):
         console.warn(f"{result.split.name}: {notice}")
 
 
 def _read_config(run: RunDir, comet: str | None) -> Config:
-    """A run's config, with another COMET model where the command line names one."""
+    """A run's config with the COMET model of the command line, or with none.
+
+    Loading such a model downloads and unpickles it, which a run from a stranger must not decide.
+    """
     config = read_run_config(run)
+    named = config.evaluate.comet
     if comet is not None:
-        evaluate = config.evaluate.model_copy(update={"comet": comet})
-        config = config.model_copy(update={"evaluate": evaluate})
-    if config.evaluate.comet is not None:
         check_installed()
-    return config
+    elif named is not None:
+        console.message(
+            f"the config of this run names the COMET model {named}, which is only loaded where the "
+            f"command line names it: add {console.command('--comet', named)}"
+        )
+    evaluate = config.evaluate.model_copy(update={"comet": comet})
+    return config.model_copy(update={"evaluate": evaluate})
 
 
 # -- files -----------------------------------------------------------------------------------
@@ -395,20 +421,29 @@ def _read_config(run: RunDir, comet: str | None) -> Config:
 def _read_files(files: Sequence[GivenFiles]) -> Iterator[Split]:
     for number, given in enumerate(files, start=1):
         name = FILE if number == 1 else f"{FILE}{number}"
-        references = read_lines(given.reference)
+        first, *others = given.references
+        references = read_lines(first)
+        more = tuple(map(read_lines, others))
+        for path, lines in zip(others, more, strict=True):
+            _check_aligned(path, lines, first, references)
         sources = []
         if given.source is not None:
             sources = read_lines(given.source)
-            _check_aligned(given.source, sources, given.reference, references)
-        yield Split(name, sources, references, _digest(sources, references))
+            _check_aligned(given.source, sources, first, references)
+        digest = _digest(sources, references, *more)
+        yield Split(name, sources, references, digest, more_references=more)
 
 
 def _read_sacrebleu(name: str, config: Config) -> Split:
     """A test set by its name in sacreBLEU, in a run's languages; fetched if it is not there."""
     entry = SacrebleuEntry(sacrebleu=name, languages=(config.source, config.target))
-    pairs = list(read_entry(entry, f"--sacrebleu {name}", Lock(Path("sacrebleu.lock"), {})))
+    where, lock = f"--sacrebleu {name}", Lock(Path("sacrebleu.lock"), {})
+    pairs = list(read_entry(entry, where, lock))
     sources, references = [pair.src for pair in pairs], [pair.tgt for pair in pairs]
-    return Split(name, sources, references, _digest(sources, references))
+    others = other_references(entry, where, lock)
+    more = tuple([line.rstrip("\n") for line in read_stored_lines(file)] for file in others)
+    digest = _digest(sources, references, *more)
+    return Split(name, sources, references, digest, more_references=more)
 
 
 def _check_aligned(
@@ -429,8 +464,18 @@ def _kept(result: Evaluation, run: RunDir, config: Config) -> Evaluation:
 
     Scores stand under the name of the split; those made with another checkpoint or decoding than
     the run's own under the name and what differs, as `flickr[beam_size=1]`. The same settings
-    replace what they scored before.
+    replace what they scored before. A run that cannot be written keeps nothing, with a warning.
     """
+    try:
+        with run.scores_locked():
+            return replace(result, kept_as=_keep(result, run, config))
+    except StorageError as error:
+        console.warn(f"the scores of {result.split.name} are not kept in the run: {error.message}")
+        return result
+
+
+def _keep(result: Evaluation, run: RunDir, config: Config) -> str:
+    """The key in scores.json under which it is kept."""
     name, checkpoint = result.split.name, result.facts["checkpoint"]
     own = {"beam_size": config.decode.beam_size, "length_penalty": config.decode.length_penalty}
     used = result.facts["decode"]
@@ -442,7 +487,7 @@ def _kept(result: Evaluation, run: RunDir, config: Config) -> Evaluation:
     _warn_of_another_text(run, key, result)
     _keep_translations(run, stem, result)
     _write_score(run, key, scores_and_facts(result) | {"translations": stem}, is_new=True)
-    return replace(result, kept_as=key)
+    return key
 
 
 def _keep_attention(run: RunDir, translator: Translator, results: Iterable[Evaluation]) -> None:
@@ -451,7 +496,10 @@ def _keep_attention(run: RunDir, translator: Translator, results: Iterable[Evalu
     for result in own[:1]:
         assert result.analysis is not None
         chrf = result.analysis.breakdown.sentence_chrf
-        keep_attention(run, translator, result.split.sources, result.hypotheses, chrf)
+        try:
+            keep_attention(run, translator, result.split.sources, result.hypotheses, chrf)
+        except StorageError as error:
+            console.warn(f"the attention of {result.split.name} is not kept: {error.message}")
 
 
 def _write_score(run: RunDir, key: str, entry: dict[str, Any], is_new: bool = False) -> None:
@@ -495,7 +543,7 @@ def scores_and_facts(result: Evaluation) -> dict[str, Any]:
     return scores | facts
 
 
-def _digest(sources: list[str], references: list[str]) -> str:
-    """The hash of two given files, as `prepare` makes it of its splits."""
-    sides = ("".join(f"{line}\n" for line in side).encode() for side in (sources, references))
+def _digest(*files: list[str]) -> str:
+    """The hash of given files, as `prepare` makes it of the two sides of its splits."""
+    sides = ("".join(f"{line}\n" for line in side).encode() for side in files)
     return hashlib.sha256(b"\0".join(sides)).hexdigest()

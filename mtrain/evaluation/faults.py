@@ -13,10 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+
+from mtrain.languages import unspaced
 
 
 class Sentence(NamedTuple):
@@ -198,10 +201,6 @@ def _is_cut_off(sentence: Sentence) -> bool:
 _MAX_PERIOD = 40  # longest phrase, in words, that is looked for
 _DOUBLING_SHARE = 0.006  # of references with a doubled word, where a language does that
 _MIN_APART = 5  # words of a phrase that comes again elsewhere in the sentence
-_UNSPACED = re.compile(  # Thai, Lao, Burmese, Khmer, kana, Chinese characters
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
-)
-_UNIT = re.compile(rf"{_UNSPACED.pattern}|(?:(?!{_UNSPACED.pattern})\w)+|[^\w\s]+")
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ class Repetition:
 
     def _is_fault(self, phrase: list[str], n_times: int, n_own: int) -> bool:
         """Words and phrases twice; of characters four or more twice, two three times, one four."""
-        if any(_UNSPACED.match(word) for word in phrase):
+        if any(unspaced().match(word) for word in phrase):
             n_characters = sum(map(len, phrase))
             return n_times >= (2 if n_characters >= 4 else 3 if n_characters >= 2 else 4)
         n_words = sum(len(word) > 1 and word[0].isalnum() for word in phrase)
@@ -264,7 +263,7 @@ class Repetition:
 
 def _again(words: list[str], length: int) -> list[str]:
     """A phrase of so many words that occurs twice without overlap; empty where there is none."""
-    if any(_UNSPACED.match(word) for word in words):
+    if any(unspaced().match(word) for word in words):
         length *= 2
     first: dict[tuple[str, ...], int] = {}
     for i in range(len(words) - length + 1):
@@ -284,8 +283,14 @@ def _says_twice(words: list[str]) -> bool:
 
 def units(text: str) -> list[str]:
     """Casefolded words and signs; single characters of scripts written without spaces."""
-    return _UNIT.findall(text.casefold())
+    return _unit().findall(text.casefold())
+
+
+@cache
+def _unit() -> re.Pattern[str]:
+    alone = unspaced().pattern
+    return re.compile(rf"{alone}|(?:(?!{alone})\w)+|[^\w\s]+")
 
 
 def _join(words: list[str]) -> str:
-    return ("" if any(_UNSPACED.match(word) for word in words) else " ").join(words)
+    return ("" if any(unspaced().match(word) for word in words) else " ").join(words)

@@ -8,35 +8,22 @@ judged by what was learnt from the other, so that no sentence is compared with i
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from mtrain.evaluation.faults import Fault, Sentence
+from mtrain.languages import name_of_script, script_of
 
 _USED = 0.001  # share of all letters of the references from which on a script is in use
 _MAIN = 0.05  # ... is one that the language is written in
 _MIN_LETTERS = 4  # fewer say nothing of the main script
-_NO_SCRIPT = {"MODIFIER", "FEMININE", "MASCULINE", "MICRO", "FULLWIDTH", "HALFWIDTH"}
-
-_SAME_SCRIPT = {"IDEOGRAPHIC": "CJK"}  # 々 and 〇
 
 _MIN_SENTENCES = 50  # to learn a language from
 _MIN_TRIGRAMS = 15
 _SMOOTHING = 0.1
-
-
-@cache
-def script_of(character: str) -> str | None:
-    """LATIN, CYRILLIC, CJK, ...: the first word of a letter's Unicode name; None of no letter."""
-    if not character.isalpha():
-        return None
-    script = unicodedata.name(character, "UNNAMED").split(" ", 1)[0].split("-", 1)[0]
-    return None if script in _NO_SCRIPT else _SAME_SCRIPT.get(script, script)
 
 
 @dataclass(frozen=True)
@@ -66,20 +53,20 @@ class Scripts:
         witness = _scripts(sentence.witness or "")
         explained = self.used | _scripts(sentence.source).keys() | witness.keys()
         if foreign := {script: n for script, n in found.items() if script not in explained}:
-            scripts = " and ".join(script.title() for script in foreign)
+            scripts = " and ".join(map(name_of_script, foreign))
             return Fault(sum(foreign.values()) / n_letters, f"letters of {scripts}")
         enough = _MIN_LETTERS if sentence.witness else 3 * _MIN_LETTERS
         if n_letters < enough or self.main & found.keys() or not self.main:
             return None
         if sentence.witness and not self.main & witness.keys():
             return None
-        return Fault(1.0, f"nothing but {' and '.join(script.title() for script in found)}")
+        return Fault(1.0, f"nothing but {' and '.join(map(name_of_script, found))}")
 
 
 def _scripts(text: str) -> Counter[str]:
     if text.isascii():
         n_letters = sum(map(str.isalpha, text))
-        return Counter({"LATIN": n_letters} if n_letters else {})
+        return Counter({"Latn": n_letters} if n_letters else {})
     return Counter(script for script in map(script_of, text) if script)
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from sacrebleu.tokenizers import tokenizer_spm
 from sacrebleu.utils import SACREBLEU_DIR
 
 from mtrain.errors import DataError, UsageError
+from mtrain.languages import language
 
 Scored = TypeVar("Scored", CHRFScore, TERScore)
 
@@ -36,10 +38,8 @@ BOOTSTRAP_SAMPLES = 1000
 BOOTSTRAP_SEED = 12345
 
 # The languages of which words are not separated by spaces, by every code they go by.
-_CHINESE = {"zh", "zho", "chi", "cmn", "yue", "wuu", "lzh", "nan", "hak"}
-_JAPANESE = {"ja", "jpn"}
-_KOREAN = {"ko", "kor"}
-_NO_SPACES = {"th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "bo", "bod", "tib", "dz"}
+_CHINESE = {"Hans", "Hant", "Hani"}  # scripts
+_MECAB = {"Jpan": "ja-mecab", "Kore": "ko-mecab"}
 
 # Tokenizers that come as an extra of sacreBLEU: the modules they import, the name of the extra.
 _EXTRAS = {
@@ -58,23 +58,40 @@ class Score:
     signature: str
 
 
+References = Sequence[str] | Sequence[Sequence[str]]  # one a hypothesis, or several lists of them
+
+
+def composed(lines: Sequence[str]) -> list[str]:
+    """Lines in Unicode's form NFC, in which all text is compared: models write no other."""
+    return [line if line.isascii() else unicodedata.normalize("NFC", line) for line in lines]
+
+
+def reference_streams(references: References, n_hypotheses: int) -> list[list[str]]:
+    """Lists of references, each as long as the hypotheses, in NFC; a DataError otherwise."""
+    many = [references] if all(isinstance(line, str) for line in references) else references
+    streams = [composed(cast(Sequence[str], lines)) for lines in many]
+    for lines in streams:
+        check_counts(n_hypotheses, len(lines))
+    return streams
+
+
 def score_all(
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: References,
     target_language: str,
     tokenize: str = "auto",
     lowercase: bool = False,
     intervals: bool = True,
     metrics: Sequence[str] = METRICS,
 ) -> dict[str, Score]:
-    """Score line n of the hypotheses against line n of the references.
+    """Score line n of the hypotheses against line n of the references, or of each of several.
 
-    `tokenize` is BLEU's tokenizer, `auto` the one for the target language; `lowercase` is about
-    BLEU and chrF (TER never regards case).
+    Both are compared in NFC. `tokenize` is BLEU's tokenizer, `auto` the one for the target
+    language; `lowercase` is about BLEU and chrF (TER never regards case).
     """
-    check_counts(len(hypotheses), len(references))
+    streams, texts = reference_streams(references, len(hypotheses)), composed(hypotheses)
     made = {name: make_metric(name, target_language, tokenize, lowercase) for name in metrics}
-    return {name: _score(made[name], hypotheses, references, intervals) for name in metrics}
+    return {name: _score(made[name], texts, streams, intervals) for name in metrics}
 
 
 @dataclass(frozen=True)
@@ -99,15 +116,15 @@ class Statistics:
 def statistics(
     metric: str,
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: References,
     target_language: str,
     tokenize: str = "auto",
     lowercase: bool = False,
 ) -> Statistics:
     """What `bleu`, `chrf` or `ter` counts in each sentence, with the settings of `score_all`."""
-    check_counts(len(hypotheses), len(references))
+    streams = reference_streams(references, len(hypotheses))
     made = make_metric(metric, target_language, tokenize, lowercase)
-    rows = made._extract_corpus_statistics(hypotheses, [references])
+    rows = made._extract_corpus_statistics(composed(hypotheses), streams)
     return Statistics(made, np.array(rows, dtype=float))
 
 
@@ -128,19 +145,18 @@ def check_counts(n_hypotheses: int, n_references: int) -> None:
 def bleu_tokenizer(target_language: str, tokenize: str = "auto") -> str:
     """The name of sacreBLEU's tokenizer: what was asked for, else what suits the language.
 
-    Chinese: `zh`; Japanese and Korean: MeCab where it is installed, else `char`; Thai, Lao, Khmer,
-    Burmese, Tibetan: `char`; all others: `13a`. Nothing is ever downloaded.
+    Chinese: `zh`; Japanese and Korean: MeCab where it is installed, else `char`; other scripts
+    without spaces, such as Thai and Tibetan: `char`; all others: `13a`. Nothing is downloaded.
     """
     if tokenize != "auto":
         _check_available(tokenize)
         return tokenize
-    language = _primary_subtag(target_language)
-    if language in _CHINESE:
+    target = language(target_language)
+    if target.script in _CHINESE:
         return "zh"
-    if language in _JAPANESE | _KOREAN:
-        mecab = _mecab_of(language)
+    if mecab := _MECAB.get(target.script or ""):
         return mecab if _is_installed(mecab) else "char"
-    return "char" if language in _NO_SPACES else "13a"
+    return "13a" if target.has_spaces else "char"
 
 
 def notices(
@@ -159,14 +175,12 @@ def notices(
             )
         if n_empty := sum(not line.strip() for line in lines):
             found.append(f"{n_empty:,} of {len(lines):,} {name} are empty")
-    language = _primary_subtag(target_language)
-    if tokenize == "auto" and language in _JAPANESE | _KOREAN:
-        mecab = _mecab_of(language)
-        if not _is_installed(mecab):
-            found.append(
-                f"BLEU counts characters, as the tokenizer `{mecab}` is not installed "
-                f'(pip install "{_EXTRAS[mecab][1]}"): not comparable with published numbers'
-            )
+    mecab = _MECAB.get(language(target_language).script or "")
+    if tokenize == "auto" and mecab and not _is_installed(mecab):
+        found.append(
+            f"BLEU counts characters, as the tokenizer `{mecab}` is not installed "
+            f'(pip install "{_EXTRAS[mecab][1]}"): not comparable with published numbers'
+        )
     return found
 
 
@@ -200,16 +214,16 @@ def make_metric(name: str, target_language: str, tokenize: str, lowercase: bool)
         return _Chrf(lowercase=lowercase)
     assert name == "ter", name
     # TER counts words; Chinese and Japanese characters are set apart first, to be counted.
-    is_cjk = _primary_subtag(target_language) in _CHINESE | _JAPANESE
+    is_cjk = language(target_language).script in {*_CHINESE, "Jpan"}
     return _Ter(normalized=is_cjk, asian_support=is_cjk)
 
 
 def _score(
-    metric: Metric, hypotheses: Sequence[str], references: Sequence[str], intervals: bool
+    metric: Metric, hypotheses: list[str], references: list[list[str]], intervals: bool
 ) -> Score:
     with fixed_seed():
         result = metric.corpus_score(
-            hypotheses, [references], n_bootstrap=BOOTSTRAP_SAMPLES if intervals else 1
+            hypotheses, references, n_bootstrap=BOOTSTRAP_SAMPLES if intervals else 1
         )
     signature = metric.get_signature().format()
     if not intervals:
@@ -230,15 +244,6 @@ def fixed_seed() -> Iterator[None]:
             del os.environ["SACREBLEU_SEED"]
         else:
             os.environ["SACREBLEU_SEED"] = before
-
-
-def _primary_subtag(language: str) -> str:
-    """zh-Hans, zh_CN, ZH -> zh; jpn_Jpan -> jpn"""
-    return language.replace("_", "-").split("-")[0].lower()
-
-
-def _mecab_of(language: str) -> str:
-    return "ja-mecab" if language in _JAPANESE else "ko-mecab"
 
 
 def _is_installed(tokenizer: str) -> bool:

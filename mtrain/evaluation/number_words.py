@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from babel import Locale, UnknownLocaleError
+from mtrain import languages
 
 _VALUES = [*range(21), *range(30, 100, 10), 100, 1000]
 
@@ -84,9 +84,8 @@ def _patterns(language: str) -> dict[int, tuple[str, re.Pattern[str]]]:
 @cache
 def _months(language: str) -> dict[int, tuple[str, ...]]:
     """1 to 12 -> names of the month, whole and short, by CLDR."""
-    try:
-        locale = Locale.parse(language.replace("-", "_"))
-    except (UnknownLocaleError, ValueError):
+    locale = languages.language(language).locale()
+    if locale is None:
         return {}
     names: dict[int, set[str]] = {}
     for context in locale.months.values():
@@ -97,20 +96,16 @@ def _months(language: str) -> dict[int, tuple[str, ...]]:
     return {number: tuple(found) for number, found in names.items()}
 
 
-def _primary(language: str) -> str:
-    return re.split("[-_]", language.lower())[0]
-
-
 def knows(language: str) -> bool:
-    """True where numbers in words are recognised; of a code such as pt-BR the first part counts."""
-    return _primary(language) in _STEMS
+    """True where numbers in words are recognised; territory and script make no difference."""
+    return languages.primary(language) in _STEMS
 
 
 def says(text: str, number: int, language: str) -> bool:
     """True if a casefolded text may say the number in words, or the month of that number."""
     if any(name in text for name in _months(language).get(number, ())):
         return True
-    patterns = _patterns(_primary(language))
+    patterns = _patterns(languages.primary(language))
     if not patterns:
         return False
     if number in patterns:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mtrain.data.cleaning import count_words
-from mtrain.run import RunDir, write_json
+from mtrain.data.cleaning import count_words, normalize
+from mtrain.run import RunDir
+from mtrain.storage import write_json
 
 if TYPE_CHECKING:
     from mtrain.decoding.translate import Translator
@@ -32,12 +33,14 @@ def keep_attention(
     chrf: Sequence[float],
 ) -> None:
     """Write what the model looked at in the samples of a test set into the run."""
-    from mtrain.decoding.attention import attention_maps
+    from mtrain.decoding.attention import maps_of_ids
 
+    tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
+    limit = min(_MOST_PIECES - 1, translator.config.data.max_length)  # but for EOS
     kept = []
     for line in samples(sources, chrf).values():
-        if sources[line].strip() and hypotheses[line].strip():
-            maps = attention_maps(translator, sources[line], hypotheses[line])
-            if max(len(maps.source), len(maps.written)) <= _MOST_PIECES:
-                kept.append(maps.to_json())
+        texts = sources[line], hypotheses[line]
+        ids = [t.encode([normalize(text)])[0] for t, text in zip(tokenizers, texts, strict=True)]
+        if all(1 <= len(row) <= limit for row in ids):
+            kept.append(maps_of_ids(translator, *ids).to_json())
     write_json(run.attention, kept)

@@ -51,6 +51,11 @@ def remarks(results: Results) -> list[str]:
     """Sentences: what comparisons mean, and each diagnostic that is noteworthy."""
     found = []
     for name, result in results.items():
+        if n := result.facts.get("n_normalized"):
+            found.append(
+                f"{name}: {n:,} lines of references and hypotheses are not in Unicode's form NFC; "
+                "all are compared in it"
+            )
         if result.comparison is not None:
             found += [f"{name}: {sentence}" for sentence in result.comparison.sentences()]
         if result.analysis is not None:

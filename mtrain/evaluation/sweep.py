@@ -20,11 +20,12 @@ from pathlib import Path
 
 from mtrain import console, runtime
 from mtrain.choices import Engine
-from mtrain.config import dump_config, read_run_config
+from mtrain.config import dump_config, in_languages, read_run_config
 from mtrain.decoding.translate import Options, Translator
 from mtrain.errors import UsageError
 from mtrain.evaluation.metrics import score_all
-from mtrain.run import RunDir, Split, atomic_write, write_json
+from mtrain.run import RunDir, Split
+from mtrain.storage import atomic_write, check_writable, write_json
 
 N_SENTENCES = 1000
 N_WARM_UP = 64
@@ -56,6 +57,7 @@ def sweep(path: str | Path, checkpoint: str | None = None, device: str = "auto")
     run = RunDir.open(path)
     config = read_run_config(run)
     valid = run.read_split("valid")
+    check_writable(run.files)  # before some fifty passes
     first = Translator.from_run(path, checkpoint, device)
     systems = list(_systems(first, path, checkpoint, device))
     ways = {
@@ -110,7 +112,8 @@ def _systems(
 
 def _measure(way: Point, translator: Translator, valid: Split) -> Point:
     """Translate, time and score."""
-    config = translator.config
+    translator = translator.tagged(valid.tag)
+    config = in_languages(translator.config, valid.languages)
     options = Options(way.beam, way.length_penalty)
     sources, references = valid.sources[:N_SENTENCES], valid.references[:N_SENTENCES]
     translator.translate_lines(sources[:N_WARM_UP], options)

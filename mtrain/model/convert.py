@@ -24,7 +24,7 @@ from mtrain.model.transformer import (
     Transformer,
     sinusoids,
 )
-from mtrain.run import storage_errors
+from mtrain.storage import storage_errors
 
 ERRORS_ONLY = 40  # as Python's logging counts
 MIN_POSITIONS = 1024  # as many as CTranslate2 lets through unless told otherwise

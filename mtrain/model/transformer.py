@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +19,8 @@ from torch import Tensor, nn
 
 from mtrain.config import ModelConfig
 from mtrain.model import products
+from mtrain.model.cache import Cache
+from mtrain.model.dropout import dropout
 
 
 class Linear(nn.Linear):
@@ -28,11 +28,14 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)"""
-        return self.outputs(x, slice(None))
+        return self._product(x, self.weight, self.bias)
 
     def outputs(self, x: Tensor, which: slice) -> Tensor:
         """Some of the outputs only."""
-        weight, bias = self.weight[which], None if self.bias is None else self.bias[which]
+        return self._product(x, self.weight[which], self.bias[which])
+
+    @staticmethod
+    def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if products.is_wanted(x):
             return products.linear(x, weight, bias)
         return F.linear(x.bfloat16() if weight.dtype == torch.bfloat16 else x, weight, bias)
@@ -128,47 +131,7 @@ class MultiHeadAttention(nn.Module):
         return projected
 
 
-# -- feed-forward, dropout, residual connections (sections 3.1, 3.3, 5.4) --------------------
-
-
-class _ThisThread(threading.local):
-    """Each thread sees its own; None is torch's generator, which all threads share."""
-
-    generator: torch.Generator | None = None
-
-
-_this_thread = _ThisThread()
-
-
-def give_thread_its_own_dropout() -> None:
-    """Let this thread draw its masks (on a CPU) without regard to what other threads draw."""
-    _this_thread.generator = torch.Generator()
-
-
-def seed_dropout(seed: int) -> None:
-    """Make the masks that this thread draws next a function of the seed."""
-    if _this_thread.generator is None:
-        torch.manual_seed(seed)
-    else:
-        _this_thread.generator.manual_seed(seed)
-
-
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Set elements to zero with probability p and scale the rest by 1 / (1 - p).
-
-    On a CPU one 64-bit draw serves eight elements, which is several times cheaper than a draw an
-    element; p is then a multiple of 1/256, and the scale is that of the p really used.
-    """
-    if not training or p == 0:
-        return x
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    threshold = max(1, min(255, round(p * 256)))
-    draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
-    draws.random_(-(2**63), None, generator=_this_thread.generator)
-    keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
-    mask = keep.to(x.dtype).mul_(256 / (256 - threshold))
-    return x * mask
+# -- feed-forward, residual connections (sections 3.1, 3.3, 5.4) --------------------
 
 
 class FeedForward(nn.Module):
@@ -282,7 +245,7 @@ class DecoderLayer(nn.Module):
         residual = self.around_attention
         return residual.add(x, self.attention(residual.enter(x), None, None, is_causal=True))
 
-    def step(self, x: Tensor, cache: KeysValues, layer: int) -> Tensor:
+    def step(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
         """The same for one new position of K hypotheses a sentence: (B, K, D) -> (B, K, D)"""
         residual = self.around_attention
         q, k, v = self.attention.split(self.attention.in_projection(residual.enter(x)))
@@ -298,106 +261,6 @@ class DecoderLayer(nn.Module):
 
         residual = self.around_feed_forward
         return residual.add(x, self.feed_forward(residual.enter(x)))
-
-
-class KeysValues(Protocol):
-    """What a decoder layer attends to in a step: its own past, and the source."""
-
-    @property
-    def cross(self) -> list[tuple[Tensor, Tensor]]:
-        """One pair a layer: (B, H, S, E) each."""
-
-    @property
-    def src_mask(self) -> Tensor | None:
-        """(B, 1, 1, S)"""
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(B, 1, K, n) to be added to the scores: 0 or -inf."""
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store those of the new nodes, (B, H, new, E) each; return those of all, (B, H, n, E)."""
-
-
-class Cache:
-    """Keys and values of what was decoded so far, stored once a sentence.
-
-    The K hypotheses of a sentence share their beginnings, as paths in a tree do. Every token fed
-    to the decoder is a node, with a key and a value in each layer, and a hypothesis attends to the
-    nodes on its path. So going on from other hypotheses moves a few booleans and no keys; nodes
-    that are on no path any more are left behind whenever room is made for new ones. The keys and
-    values of the source are projected once, and never copied for the beam.
-    """
-
-    STEPS_OF_ROOM = 4  # more: fewer copies, but attention reads more nodes that are on no path
-
-    def __init__(
-        self, cross: list[tuple[Tensor, Tensor]], src_mask: Tensor | None, beam_size: int
-    ) -> None:
-        self.cross = cross  # one pair a layer: (B, H, S, E) each
-        self.src_mask = src_mask  # (B, 1, 1, S) or None
-        self.beam_size = beam_size
-        self.step = 0
-        keys = cross[0][0]
-        batch, heads, _, d_head = keys.shape
-        self.paths = keys.new_empty(batch, beam_size, 0, dtype=torch.bool)  # (B, K, n)
-        self.past = keys.new_empty(batch, 0, len(cross), 2, heads, d_head)  # (B, n.., L, 2, H, E)
-        self.mask: Tensor | None = None  # (B, 1, K, n) to be added to the scores: 0 or -inf
-
-    def open_step(self, is_shared: bool) -> None:
-        """Let each hypothesis end in a new node, or all of a sentence in the same one.
-
-        `append` brings their keys and values.
-        """
-        n_new = 1 if is_shared else self.beam_size
-        if self.paths.shape[2] + n_new > self.past.shape[1]:
-            self._make_room()
-        own = torch.eye(n_new, dtype=torch.bool, device=self.paths.device)
-        own = own.expand(self.beam_size, -1)  # (K, new)
-        self.paths = torch.cat([self.paths, own.expand(len(self.paths), -1, -1)], 2)
-        self.mask = None
-        if n_new > 1:  # else every node is on the one path
-            zeros = torch.zeros(self.paths.shape, dtype=self.past.dtype, device=self.past.device)
-            self.mask = zeros.masked_fill_(~self.paths, float("-inf")).unsqueeze(1)
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store those of the new nodes, (B, H, new, E) each; return those of all, (B, H, n, E)."""
-        end, n_new = self.paths.shape[2], k.shape[2]
-        known = self.past[:, :end, layer]  # (B, n, 2, H, E)
-        known[:, -n_new:, 0] = k.transpose(1, 2)
-        known[:, -n_new:, 1] = v.transpose(1, 2)
-        return known[:, :, 0].transpose(1, 2), known[:, :, 1].transpose(1, 2)
-
-    def reorder(self, rows: Tensor) -> None:
-        """Row r goes on from what was row `rows[r]` (R,), of the same sentence."""
-        self.paths = self.paths.flatten(0, 1).index_select(0, rows).view_as(self.paths)
-
-    def keep_sentences(self, sentences: Tensor) -> None:
-        """Go on with these sentences (B',) only."""
-        self.cross = [
-            (k.index_select(0, sentences), v.index_select(0, sentences)) for k, v in self.cross
-        ]
-        self.past = self.past.index_select(0, sentences)
-        self.paths = self.paths.index_select(0, sentences)
-        if self.src_mask is not None:
-            self.src_mask = self.src_mask.index_select(0, sentences)
-
-    def _make_room(self) -> None:
-        """Drop the nodes that are on no path, as far as all sentences can, and append room."""
-        batch, n_nodes = self.past.shape[:2]
-        is_needed = self.paths.any(1)  # (B, n)
-        n_needed = int(is_needed.sum(1).max()) if n_nodes else 0
-        n_room = self.beam_size * max(self.STEPS_OF_ROOM, n_needed // (4 * self.beam_size))
-        if not n_needed:
-            self.past = self.past.new_empty(batch, n_room, *self.past.shape[2:])
-            return
-        order = torch.argsort(is_needed.byte(), dim=1, descending=True, stable=True)
-        order = order[:, :n_needed]  # those that are needed first
-        self.paths = self.paths.gather(2, order.unsqueeze(1).expand(-1, self.beam_size, -1))
-        first = torch.arange(0, batch * n_nodes, n_nodes, device=order.device).unsqueeze(1)
-        chosen = F.pad(order, (0, n_room)) + first  # what is in the room does not matter
-        moved = self.past.flatten(0, 1).index_select(0, chosen.flatten())
-        self.past = moved.view(batch, n_needed + n_room, *self.past.shape[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -557,18 +420,14 @@ class Transformer(nn.Module):
         if is_shared:  # they all begin with BOS: what is the same for all is computed once
             of_sentences = of_sentences[:, :1]
         cache.open_step(is_shared)
-        position = self.positions_between(cache.step, cache.step + 1)
-        logits = self.decode_nodes(of_sentences, position, cache)  # (B, K, V) or (B, 1, V)
-        cache.step += 1
-        return logits.expand(-1, cache.beam_size, -1).contiguous().flatten(0, 1)
-
-    def decode_nodes(self, tokens: Tensor, position: Tensor, cache: KeysValues) -> Tensor:
-        """The new nodes of a cache: tokens (B, K), all at one position (1, D) -> (B, K, V)"""
-        x = self.tgt_embedding(tokens) * math.sqrt(self.config.d_model) + position  # (B, K, D)
+        position = self.positions_between(cache.step, cache.step + 1)  # (1, D)
+        x = self.tgt_embedding(of_sentences) * math.sqrt(self.config.d_model) + position
         for i, layer in enumerate(self.decoder):
             assert isinstance(layer, DecoderLayer)
             x = layer.step(x, cache, i)
-        return self.project(self.decoder_norm(x))
+        cache.step += 1
+        logits = self.project(self.decoder_norm(x))  # (B, K, V) or (B, 1, V)
+        return logits.expand(-1, cache.beam_size, -1).contiguous().flatten(0, 1)
 
 
 def with_matrices_in(model: Transformer, dtype: torch.dtype) -> Transformer:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mtrain.config import read_run_config
 from mtrain.errors import CheckpointError
 from mtrain.model.transformer import Transformer
-from mtrain.portable import FILE, FIX, FORMAT, read_note
-from mtrain.run import RunDir, atomic_write
+from mtrain.portable import FILE, FIX, FORMAT, open_tensors, read_note
+from mtrain.run import RunDir
+from mtrain.storage import atomic_write
 
 # Types that our files hold, by their safetensors names.
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
@@ -64,16 +64,13 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, on the CPU, and the facts; a CheckpointError where the file is damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error})", FIX) from error
+    with open_tensors(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     note = read_note(path, metadata)
     facts: dict[str, Any] = note["facts"]
+    if strange := {str(t.dtype) for t in tensors.values() if t.dtype not in DTYPES}:
+        raise CheckpointError(f"{path} holds tensors of type {', '.join(sorted(strange))}", FIX)
     if digest(tensors, facts) != note["sha256"]:
         raise CheckpointError(f"{path} is damaged: its contents do not match its own sha256", FIX)
     return tensors, facts
@@ -81,8 +78,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts of a file that `save_tensors` wrote, without its tensors."""
-    with safe_open(path, "pt") as file:
-        facts: dict[str, Any] = json.loads(file.metadata()["mtrain"])["facts"]
+    with open_tensors(path, "pt") as file:
+        facts: dict[str, Any] = read_note(path, file.metadata())["facts"]
     return facts
 
 
@@ -103,6 +100,13 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def set_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
     """Copy weights into the model; a CheckpointError names what is missing or does not fit."""
+    check_fit(model, weights, origin)
+    for name, parameter in weights_of(model).items():
+        parameter.copy_(weights[name])
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
+    """A CheckpointError that names what is missing or of another shape."""
     own = weights_of(model)
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or unknown:
@@ -117,15 +121,16 @@ def set_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -
                 f"{origin} was made for another model: {name} is "
                 f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
             )
-    for name, parameter in own.items():
-        parameter.copy_(weights[name])
 
 
 def load_model(run: RunDir, checkpoint: str | None, device: torch.device) -> Transformer:
     """A run's model with the weights of a named checkpoint (None: the winner), ready to use."""
     files = run.checkpoint_files(checkpoint)
     weights = average(_weights_in(path) for path in files)
-    model = Transformer(read_run_config(run).model, *vocab_sizes(weights, files[0]))
+    sizes = read_run_config(run).model, *vocab_sizes(weights, files[0])
+    with torch.device("meta"):  # a config may name sizes that no memory holds
+        check_fit(Transformer(*sizes), weights, files[0])
+    model = Transformer(*sizes)
     set_weights(model, weights, files[0])
     return model.eval().to(device)
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from mtrain import console, runtime
-from mtrain.data.batching import BatchPlan, Indices
+from mtrain.data.batching import Batch, BatchPlan
+from mtrain.data.tokenizer import EOS
 from mtrain.errors import DeviceError
+from mtrain.model.loss import Loss
 from mtrain.training.budget import Plan
-from mtrain.training.graphs import PASSES_WITHOUT
 from mtrain.training.learner import Learner
 from mtrain.training.meter import peak_bytes
+from mtrain.training.optim import Muon
 from mtrain.training.state import Progress
 
-N_TIMED = 2  # updates
+# Updates that warm up, and updates that are timed. A GPU loads kernels and grows its memory first.
+N_UPDATES = {"cpu": (0, 2), "cuda": (3, 10)}
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Trial:
 
     update_s: float  # forward and backward of an update, on average
     tokens_per_s: float  # source and target, of all processes
-    peak_bytes: int
+    peak_bytes: int  # on a GPU with the optimizers' moments
     n_micro_batches: float  # an update, on average
 
 
@@ -37,7 +40,10 @@ def try_out(learner: Learner, plan: BatchPlan, progress: Progress) -> Trial:
     """
     while not _fits(learner, plan, progress):
         pass
-    return _time(learner, plan, progress)
+    n_warm_up, n_timed = N_UPDATES[learner.device.type]
+    for number in filter(plan.has, range(n_warm_up)):
+        learner.gradients(plan, number, progress)
+    return _time(learner, plan, progress, n_timed)
 
 
 def compile_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, trial: Trial) -> Trial:
@@ -46,53 +52,17 @@ def compile_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, tri
     Where the config asks for it, they stay compiled even if that is no faster.
     """
     is_wanted = learner.config.train.compile is True
-    uncompiled = _time(learner, plan, progress)  # again, now that all kernels are loaded
     console.message("compiling the layers")
-    learner.compile_layers()
-    try:
-        try_out(learner, plan, progress)  # this compiles
-        compiled = try_out(learner, plan, progress)
-    except RuntimeError as error:  # which torch's errors of compiling are
-        problem = _not_compiled(error)
+    if problem := _compile(learner, plan, progress):
         if is_wanted:
-            raise DeviceError(problem, "set `train.compile` to `auto` or `false`") from error
+            raise DeviceError(problem, "set `train.compile` to `auto` or `false`")
         console.warn(f"{problem}; training goes on without")
-        learner.workers.drop_gradients()
     else:
-        if is_wanted or compiled.update_s < uncompiled.update_s:
+        compiled = try_out(learner, plan, progress)
+        if is_wanted or compiled.update_s < trial.update_s:
             progress.is_compiled = True
             return compiled
     runtime.leave_compiled()
-    return trial
-
-
-def record_if_faster(learner: Learner, plan: BatchPlan, progress: Progress, trial: Trial) -> Trial:
-    """Record CUDA graphs and try again; -> the trial of what training goes on with
-
-    Where the config asks for them, they stay even if that is no faster.
-    """
-    is_wanted = learner.config.train.cuda_graphs is True
-    unrecorded = _time(learner, plan, progress)  # again, now that all kernels are loaded
-    learner.record()
-    assert learner.recorder is not None
-    if learner.recorder.record is None:
-        raise DeviceError(
-            "`train.cuda_graphs` needs a GPU, and this run trains on the CPU",
-            "set it to `auto` or `false`",
-        )
-    for _ in range(PASSES_WITHOUT + 1):
-        try_out(learner, plan, progress)  # this records
-    recorded = try_out(learner, plan, progress)
-    if learner.processes.any(not learner.recorder.recordings.is_able):  # which was said
-        if is_wanted:
-            raise DeviceError(
-                "CUDA graphs cannot be recorded here",
-                "set `train.cuda_graphs` to `auto` or `false`",
-            )
-    elif is_wanted or recorded.update_s < unrecorded.update_s:
-        progress.is_recorded = True
-        return recorded
-    learner.recorder = None
     return trial
 
 
@@ -101,39 +71,50 @@ def compile_again(learner: Learner, plan: BatchPlan, progress: Progress) -> None
 
     Raises a DeviceError where that fails: without, other dropout masks are drawn.
     """
-    learner.compile_layers()
-    try:
-        try_out(learner, plan, progress)
-    except RuntimeError as error:
+    if problem := _compile(learner, plan, progress):
         raise DeviceError(
-            f"{_not_compiled(error)}, and this run was trained with compiled layers before",
+            f"{problem}, and this run was trained with compiled layers before",
             "set `train.compile` to `false`: it goes on, though not to the same bytes",
-        ) from error
+        )
 
 
-def _not_compiled(error: RuntimeError) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"the layers cannot be compiled here: {reason}"
+def _compile(learner: Learner, plan: BatchPlan, progress: Progress) -> str | None:
+    """Compile the layers, for sources with padding and without; -> why a process could not
+
+    Each does so alone, so that none waits for the gradients of one that has failed.
+    """
+    learner.compile_layers()
+    problem = None
+    try:
+        for is_padded in (True, False):
+            _fits(learner, plan, progress, is_padded)
+    except RuntimeError as error:  # which torch's errors of compiling are
+        learner.workers.drop_gradients()
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = f"the layers cannot be compiled here: {reason}"
+    if learner.processes.any(problem is not None):
+        return problem or "the layers cannot be compiled in another process"
+    return None
 
 
-def _time(learner: Learner, plan: BatchPlan, progress: Progress) -> Trial:
+def _time(learner: Learner, plan: BatchPlan, progress: Progress, n_updates: int) -> Trial:
     """Time the first updates of a plan."""
-    numbers = [number for number in range(N_TIMED) if plan.has(number)]
+    numbers = [*filter(plan.has, range(n_updates))]
     n_micro_batches = sum(len(learner.micro_batches(plan, number, progress)) for number in numbers)
     n_tokens = 0
+    runtime.synchronize(learner.device)
     began_at = time.perf_counter()
     for number in numbers:
         learner.gradients(plan, number, progress)
         sentences = plan.sentences(number)
         n_tokens += int(plan.src_lengths[sentences].sum() + plan.tgt_lengths[sentences].sum())
     learner.workers.drop_gradients()
-    if learner.device.type == "cuda":
-        torch.cuda.synchronize(learner.device)
+    runtime.synchronize(learner.device)
     elapsed_s = learner.processes.as_first(time.perf_counter() - began_at)
     return Trial(
         elapsed_s / len(numbers),
         n_tokens / elapsed_s,
-        _peak_bytes(learner),
+        peak_bytes(learner.device),
         n_micro_batches / len(numbers),
     )
 
@@ -156,8 +137,6 @@ def show(learner: Learner, plan: Plan, epoch: BatchPlan, trial: Trial, progress:
         ("epochs planned", f"{steps / len(epoch):,.1f}"),
         ("time left, without validations", console.duration(left)),
     ]
-    if progress.is_recorded:
-        rows.insert(3, ("forward and backward", "CUDA graphs"))
     if progress.is_compiled:
         rows.insert(3, ("layers", "compiled"))
     if plan.train.budget:
@@ -165,31 +144,49 @@ def show(learner: Learner, plan: Plan, epoch: BatchPlan, trial: Trial, progress:
     console.table(("plan", ""), rows)
 
 
-def _fits(learner: Learner, plan: BatchPlan, progress: Progress) -> bool:
-    """Whether the largest micro-batch does; if not, the next try has half of it."""
-    largest = learner.batch(largest_micro_batch(plan, learner.micro_batch_tokens(progress)))
-    try:
-        learner.forward_backward({0: largest}, largest.n_target_tokens, step=0)
-    except torch.OutOfMemoryError as error:
-        learner.workers.drop_gradients()
-        learner.shrink([largest], progress, error)
-        return False
+def _fits(learner: Learner, plan: BatchPlan, progress: Progress, is_padded: bool = True) -> bool:
+    """Whether the largest micro-batch does, in each worker; if not, the next try has half of it."""
+    largest = largest_batch(plan, learner.micro_batch_tokens(progress), is_padded)
+    batches = dict.fromkeys(range(len(learner.workers.models)), largest)
+    if learner.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(learner.device)
+
+    def work() -> tuple[list[Tensor], list[Loss]]:
+        held = _held_in_training(learner)
+        return held, learner.forward_backward(batches, largest.n_target_tokens, step=0)
+
+    fits = runtime.unless_out_of_memory(work) is not None
+    if not fits:
+        learner.shrink([largest], progress)
     learner.workers.drop_gradients()
-    return True
+    return fits
 
 
-def largest_micro_batch(plan: BatchPlan, max_tokens: int) -> Indices:
-    """As many of the longest pairs as one micro-batch can hold."""
-    longest = np.maximum(plan.src_lengths, plan.tgt_lengths)
-    order = np.argsort(longest, kind="stable")[::-1]
-    return order[: max(1, max_tokens // int(longest[order[0]]))]
+def largest_batch(plan: BatchPlan, max_tokens: int, is_padded: bool) -> Batch:
+    """As many positions of both sides as one micro-batch can hold, in the longest rows there are.
+
+    No micro-batch of the plan needs more memory, but for what rounding takes off.
+    """
+    length = int(max(plan.src_lengths.max(), plan.tgt_lengths.max()))
+    n_rows = -(-max_tokens // length)
+    length = length if n_rows == 1 else max_tokens // n_rows
+    ids = torch.full((n_rows, length), EOS)
+    mask = torch.ones(n_rows, 1, 1, length, dtype=torch.bool) if is_padded else None
+    return Batch(ids, ids, ids, mask, ids.numel(), ids.numel())
 
 
-def _peak_bytes(learner: Learner) -> int:
-    """Of this process; on a GPU with the optimizers' moments, and with the copies to be saved."""
+def _held_in_training(learner: Learner) -> list[Tensor]:
+    """Memory of a GPU as from the first update on: gradients, and moments that are still to come.
+
+    The gradients are the parameters', as where this is the second micro-batch of an update.
+    """
     if learner.device.type != "cuda":
-        return peak_bytes()
-    weights = sum(p.numel() * p.element_size() for p in learner.model.parameters())
-    moments, averages = 2 * weights, weights if learner.ema is not None else 0
-    later = moments + (weights + averages + moments)
-    return torch.cuda.max_memory_allocated(learner.device) + later
+        return []
+    held = []
+    for optimizer in learner.optimizers:
+        n_moments = 1 if isinstance(optimizer, Muon) else 2
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+            if parameter not in optimizer.state:
+                held += [torch.empty_like(parameter) for _ in range(n_moments)]
+    return held

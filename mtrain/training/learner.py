@@ -8,22 +8,22 @@ number of the micro-batch).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import nn
 
-from mtrain import console, cuda_graphs, runtime
+from mtrain import console, runtime
 from mtrain.config import Config
 from mtrain.data.batching import Batch, BatchPlan, Indices, collate
 from mtrain.data.store import TokenStore
 from mtrain.errors import OutOfMemoryError
+from mtrain.model.dropout import seed_dropout
 from mtrain.model.loss import Loss
-from mtrain.model.transformer import Transformer, seed_dropout
+from mtrain.model.transformer import Transformer
 from mtrain.model.weights import weights_of
 from mtrain.processes import Processes
-from mtrain.training.graphs import Recorder, padded
 from mtrain.training.meter import Meter
 from mtrain.training.objective import add_gradients, loss_of, n_passes
 from mtrain.training.optim import Ema, make_optimizers
@@ -56,7 +56,6 @@ class Learner:
         self.ema = self.make_ema()
         n_workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.workers = Workers(self.model, n_workers)
-        self.recorder: Recorder | None = None
 
     def make_ema(self) -> Ema | None:
         """The average of the weights, which begins with those of now."""
@@ -68,11 +67,6 @@ class Learner:
         for model in self.workers.models:
             runtime.compile_layers([*model.encoder, *model.decoder])
 
-    def record(self) -> None:
-        """Compute with micro-batches of few shapes from now on, on a GPU as CUDA graphs."""
-        record = cuda_graphs.way_to_record(self.device)
-        self.recorder = Recorder(self.model, partial(self.loss, self.model), record)
-
     @property
     def n_parameters(self) -> int:
         """Of the model; tied ones count once."""
@@ -82,9 +76,7 @@ class Learner:
         self, plan: BatchPlan, number: int, rate: float, progress: Progress, meter: Meter
     ) -> None:
         """The update of this number in an epoch's plan, with this learning rate."""
-        while (done := self.gradients(plan, number, progress)) is None:
-            pass  # out of memory: again, in smaller micro-batches
-        for batch, loss in done:
+        for batch, loss in self.gradients(plan, number, progress):
             meter.add_batch(batch, loss)
         progress.n_target_tokens += plan.n_target_tokens(number)
         clip_norm = self.config.train.optim.clip_norm or float("inf")
@@ -104,30 +96,25 @@ class Learner:
 
     def gradients(
         self, plan: BatchPlan, number: int, progress: Progress
-    ) -> list[tuple[Batch, Loss]] | None:
+    ) -> list[tuple[Batch, Loss]]:
         """The gradients of an update, summed over micro-batches and processes; -> this process's
 
-        None where the memory does not suffice: the micro-batch is halved, and nothing was done.
+        Where the memory does not suffice, all is done again in micro-batches of half the size.
         """
-        parts = at_least(self.processes.n, self.micro_batches(plan, number, progress))
-        sides = (plan.src_lengths, plan.tgt_lengths)
-        sizes = [len(part) * sum(int(side[part].max()) for side in sides) for part in parts]
-        own = share_out(sizes, self.processes.n)[self.processes.rank]
-        batches = {i: self.batch(parts[i]) for i in sorted(own)}
-        n_target_tokens = plan.n_target_tokens(number)
-        try:
-            losses = self.forward_backward(batches, n_target_tokens, progress.step + 1)
-        except torch.OutOfMemoryError as error:
-            self.workers.drop_gradients()
-            self.shrink([*batches.values()], progress, error)
-            return None
+        losses = None
+        while losses is None:
+            parts = at_least(self.processes.n, self.micro_batches(plan, number, progress))
+            sides = (plan.src_lengths, plan.tgt_lengths)
+            sizes = [len(part) * sum(int(side[part].max()) for side in sides) for part in parts]
+            own = share_out(sizes, self.processes.n)[self.processes.rank]
+            batches = {i: collate(self.store, parts[i]) for i in sorted(own)}
+            work = partial(
+                self.forward_backward, batches, plan.n_target_tokens(number), progress.step + 1
+            )
+            if (losses := runtime.unless_out_of_memory(work)) is None:
+                self.shrink([*batches.values()], progress)
         self.processes.add_up(self.model.parameters())
         return [*zip(batches.values(), losses, strict=True)]
-
-    def batch(self, sentences: Indices) -> Batch:
-        """A micro-batch, in the shape that is computed."""
-        batch = collate(self.store, sentences)
-        return batch if self.recorder is None else padded(batch)
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         """What is minimised, in this run's precision."""
@@ -142,10 +129,7 @@ class Learner:
 
         def work(model: Transformer, i: int) -> Loss:
             batch = batches[i].to(self.device)
-            seed = runtime.seed_of(self.config.train.seed, step, i)
-            if self.recorder is not None:
-                return self.recorder.run(batch, n_target_tokens, seed)
-            seed_dropout(seed)
+            seed_dropout(runtime.seed_of(self.config.train.seed, step, i))
             return add_gradients(self.loss(model, batch), n_target_tokens)
 
         return self.workers.run(work, [*batches], [b.n_positions for b in batches.values()])
@@ -153,7 +137,7 @@ class Learner:
     def micro_batches(self, plan: BatchPlan, number: int, progress: Progress) -> list[Indices]:
         """The sentences of an update in groups, as many for every worker."""
         max_tokens, n_workers = self.micro_batch_tokens(progress), len(self.workers.models)
-        return plan.micro_batches(number, max_tokens, n_workers, self.recorder is not None)
+        return plan.micro_batches(number, max_tokens, n_workers)
 
     def micro_batch_tokens(self, progress: Progress) -> int:
         """The micro-batch in force: the most rows x longest side of one forward pass."""
@@ -163,10 +147,9 @@ class Learner:
         whole = max(share, self.config.data.max_length + 1) if wanted == "auto" else wanted
         return max(1, (whole >> progress.n_halvings) // n_passes(train.optim))
 
-    def shrink(
-        self, batches: list[Batch], progress: Progress, error: torch.OutOfMemoryError
-    ) -> None:
+    def shrink(self, batches: Iterable[Batch], progress: Progress) -> None:
         """Halve the micro-batch, which changes no update; an error where that cannot help."""
+        self.workers.drop_gradients()
         batch = max(batches, key=lambda batch: batch.n_positions)
         rows, source, target = *batch.src.shape, batch.tgt_in.shape[1]
         problem = (
@@ -174,18 +157,12 @@ class Learner:
             f"fit into the memory of {self.device}"
         )
         if rows == 1:
-            raise OutOfMemoryError(
-                problem, "set data.max_length lower, or choose a smaller model"
-            ) from error
+            raise OutOfMemoryError(problem, "set data.max_length lower, or choose a smaller model")
         if self.processes.n > 1:  # the others are past this point, or wait for these gradients
             tokens = self.micro_batch_tokens(progress) // 2
-            raise OutOfMemoryError(problem, f"set train.micro_batch_tokens to {tokens}") from error
+            raise OutOfMemoryError(problem, f"set train.micro_batch_tokens to {tokens}")
         progress.n_halvings += 1
-        if self.recorder is not None:
-            self.recorder.forget()
         console.warn(f"{problem}; going on with {self.micro_batch_tokens(progress):,} tokens")
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def equal_share(batch_tokens: int, n_workers: int, device_type: str) -> int:

@@ -20,8 +20,8 @@ class Meter:
 
     def __init__(self, progress: Progress, processes: Processes) -> None:
         self.processes, device = processes, processes.device
-        self.n_skipped = torch.tensor(float(progress.n_skipped), device=device)  # of all updates
-        self.n_skipped_in_a_row = torch.tensor(float(progress.n_skipped_in_a_row), device=device)
+        self.n_skipped = torch.full((), float(progress.n_skipped), device=device)  # of all updates
+        self.n_skipped_in_a_row = torch.full((), float(progress.n_skipped_in_a_row), device=device)
         self.restart()
 
     def restart(self) -> None:
@@ -65,7 +65,6 @@ class Meter:
     def read(self, progress: Progress) -> dict[str, float]:
         """The means since the last reading; begins a new stretch."""
         self.end_lap(progress)
-        on_gpu = self.processes.device.type == "cuda"
         losses = [self.smoothed, self.nll, *([] if self.divergence is None else [self.divergence])]
         losses = self.processes.sum(torch.stack(losses)).tolist()
         counts = torch.tensor([self.n_source, self.n_target, self.n_positions])
@@ -78,7 +77,7 @@ class Meter:
             "tokens_per_s": (n_source + n_target) / self.elapsed_s,
             "real_token_share": (n_source + n_target) / n_positions,
             "n_skipped": progress.n_skipped,
-            "memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_bytes(),
+            "memory_bytes": peak_bytes(self.processes.device),
             "elapsed_s": round(progress.elapsed_s, 3),
         }
         if len(losses) > 2:
@@ -87,7 +86,9 @@ class Meter:
         return record
 
 
-def peak_bytes() -> int:
-    """The most memory this process has held."""
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: of the GPU where there is one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -6,8 +6,9 @@ import torch
 
 from mtrain.config import OptimConfig
 from mtrain.data.batching import Batch
+from mtrain.model.dropout import dropout
 from mtrain.model.loss import Loss, consistency_loss, label_smoothed_loss, r_drop, sim_cut
-from mtrain.model.transformer import Transformer, dropout
+from mtrain.model.transformer import Transformer
 
 USUAL_WEIGHT = {"rdrop": 5.0, "simcut": 3.0}  # of the papers, for translation
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import shutil
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from mtrain import console
 from mtrain.config import Config, dump_config, read_run_config
-from mtrain.data.prepare import Prepared, copy_into_run
-from mtrain.errors import UsageError
-from mtrain.run import RunDir, atomic_write, storage_errors, write_json
+from mtrain.data.prepare import Prepared, copy_into_run, verify
+from mtrain.errors import CheckpointError, UsageError
+from mtrain.run import RunDir
+from mtrain.storage import (
+    atomic_write,
+    lock_file,
+    new_directory,
+    remove_partials,
+    storage_errors,
+    write_json,
+)
 from mtrain.training.state import Progress
 
 # A change of these makes another model, another order or another optimum: refused on resume.
@@ -37,7 +42,15 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
         aside = set_aside(run)
         console.message(f"renamed {run.path} to {aside}")
     if run.config.exists():
+        if not run.step_checkpoints():
+            check_whole(run, None)  # before anything is changed
         check_changes(run, config, prepared)
+    elif run.weights.exists() or run.checkpoints.exists():
+        raise UsageError(
+            f"{run.path} holds a trained model, but its config.yaml is gone",
+            "restore it, or train from the beginning with --fresh, which keeps the old run under "
+            "another name",
+        )
     elif run.path.exists() and not (run.path.is_dir() and not any(run.path.iterdir())):
         raise UsageError(
             f"{run.path} exists and is not a run directory (it holds no config.yaml)",
@@ -45,6 +58,8 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
         )
     else:
         create(run, config, prepared)
+    for directory in (run.path, run.data):
+        remove_partials(directory)
     atomic_write(run.config, dump_config(config))
     with storage_errors(run.path):
         run.checkpoints.mkdir(exist_ok=True)
@@ -53,9 +68,7 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
 
 def note_environment(run: RunDir, environment: dict[str, str]) -> None:
     """Remember what a run is trained with; several entries where it went on elsewhere."""
-    known: list[dict[str, str]] = []
-    if run.environment.exists():
-        known = json.loads(run.environment.read_text(encoding="utf-8"))
+    known = run.read_environments()
     if environment not in known:
         write_json(run.environment, [*known, environment])
 
@@ -71,36 +84,22 @@ def alone_in(run: RunDir, is_first: bool = True) -> Iterator[None]:
         return
     with storage_errors(run.path):
         run.lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(run.lock, "w")  # noqa: SIM115 (held open, and so locked, until the end)
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(run.lock))
-        except (BlockingIOError, FileNotFoundError):
-            is_current = False  # taken, or just given back by another process
-        if not is_current:
+    with lock_file(run.lock) as is_held:
+        if not is_held:
             raise UsageError(
                 f"another process is training in {run.path}",
                 "wait for it to end, or name another directory with --set run=DIR",
             )
-        try:
-            yield
-        finally:
-            run.lock.unlink(missing_ok=True)
+        yield
 
 
 def create(run: RunDir, config: Config, prepared: Prepared) -> None:
     """A new run directory, whole or not at all: without its config it would be taken for none."""
-    partial = RunDir(run.path.with_name(run.path.name + ".tmp"))
-    with storage_errors(run.path):
-        shutil.rmtree(partial.path, ignore_errors=True)
-        try:
-            copy_into_run(prepared, partial)
-            atomic_write(partial.config, dump_config(config))
-            partial.path.rename(run.path)
-        except BaseException:
-            shutil.rmtree(partial.path, ignore_errors=True)
-            raise
+    verify(prepared)
+    remove_partials(run.path.parent, f"{glob.escape(run.path.name)}.*")
+    with new_directory(run.path) as partial:
+        copy_into_run(prepared, RunDir(partial))
+        atomic_write(RunDir(partial).config, dump_config(config))
 
 
 def set_aside(run: RunDir) -> str:
@@ -154,6 +153,29 @@ def differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]
             found |= differences(old.get(name), new.get(name), path)
         return found
     return {} if old == new else {key: (old, new)}
+
+
+def check_whole(run: RunDir, progress: Progress | None) -> None:
+    """A CheckpointError where files are gone without which results would be overwritten.
+
+    progress is that of the newest state, None where there is none. A run that was killed before it
+    saved a state has nothing to lose; one that has a model, a best checkpoint or a validation had
+    a state as well.
+    """
+    best = run.best_checkpoints()
+    if progress is not None:
+        missing = "best checkpoint" if progress.best_score is not None and not best else None
+    else:
+        was_validated = any(record["kind"] == "valid" for record in run.read_metrics())
+        had_one = run.weights.exists() or best or run.good_checkpoints() or was_validated
+        missing = "training state to resume from" if had_one else None
+    if missing:
+        has = "a trained model" if run.weights.exists() else "results"
+        raise CheckpointError(
+            f"{run.path} holds {has}, but its {missing} is gone from {run.checkpoints}",
+            "restore it, or train from the beginning with --fresh, which keeps the old run under "
+            "another name",
+        )
 
 
 def drop_lines_beyond(run: RunDir, progress: Progress | None) -> None:

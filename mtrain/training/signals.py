@@ -1,31 +1,39 @@
-"""SIGINT and SIGTERM ask training to stop; it does so at the next moment at which it can save."""
+"""Signals ask training to stop; it does so at the next moment at which it can save."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
 from mtrain.errors import StoppedBySignal
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GO_ON = "the same command goes on from there"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: a closed terminal
+GO_ON = "the same command resumes from there"
 
 
 class StopRequest:
-    """Remembers the first signal; a second one ends the process as it would without us."""
+    """Remembers the first signal; a second one ends the process, and says what is lost.
 
-    def __init__(self) -> None:
+    unsaved  tells what that is, as the end of a sentence
+    """
+
+    def __init__(self, unsaved: Callable[[], str]) -> None:
+        self.unsaved = unsaved
         self.signal: signal.Signals | None = None
         self.is_immediate = False
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only there they can be caught
-            self.previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
+            self.previous = {
+                number: signal.signal(number, self.receive)
+                for number in SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN  # as nohup wants it
+            }
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -34,8 +42,10 @@ class StopRequest:
         self.previous = {}
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        self.__exit__()
+        is_second, self.signal = self.signal is not None, signal.Signals(number)
+        if is_second:
+            self.__exit__()
+            raise StoppedBySignal(self.signal, f"without saving: {self.unsaved()}", GO_ON)
         if self.is_immediate:
             self.leave("stopped during validation, after saving")
 
@@ -51,6 +61,6 @@ class StopRequest:
             self.is_immediate = False
 
     def leave(self, message: str) -> NoReturn:
-        """Raise what the command line turns into exit code 130 or 143."""
+        """Raise what the command line turns into exit code 129, 130 or 143."""
         assert self.signal is not None
         raise StoppedBySignal(self.signal, message, GO_ON)

@@ -18,16 +18,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, with_config
 from torch import nn
+from typing_extensions import TypedDict
 
-from mtrain import console
+from mtrain import console, runtime
 from mtrain.config import TrainConfig
 from mtrain.errors import CheckpointError
 from mtrain.model.weights import (
@@ -37,10 +38,28 @@ from mtrain.model.weights import (
     set_weights,
     weights_of,
 )
-from mtrain.run import RunDir, storage_errors, write_json
+from mtrain.run import RunDir
+from mtrain.storage import (
+    new_directory,
+    parse_json,
+    partial_path,
+    read_bytes,
+    remove_partials,
+    storage_errors,
+    write_json,
+)
 from mtrain.training.optim import Ema, optimizer_state, set_optimizer_state
 
 FORMAT = 1
+
+
+@with_config({"extra": "allow"})
+class _Seal(TypedDict):
+    format: int
+    sha256: str
+
+
+_STATE: TypeAdapter[dict[str, Any]] = TypeAdapter[Any](_Seal)
 
 
 @dataclass
@@ -57,12 +76,14 @@ class Progress:
     n_target_tokens: int = 0  # trained on so far
     n_halvings: int = 0  # of the micro-batch, out of memory
     is_compiled: bool = False  # the layers: on a GPU their dropout draws other masks then
-    is_recorded: bool = False  # in few shapes, for CUDA graphs: other masks again
     n_skipped: int = 0  # updates with a gradient that was not finite
     n_skipped_in_a_row: int = 0  # up to the last update
     elapsed_s: float = 0.0  # spent training, over all resumes
     validating_s: float = 0.0  # spent on validations
     plan: list[list[int]] = field(default_factory=list)  # see training.budget
+
+
+_PROGRESS: TypeAdapter[Progress] = TypeAdapter(Progress)
 
 
 @dataclass(frozen=True)
@@ -88,37 +109,34 @@ def copy_state(
 
 
 def copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Of now, by name; what is on a GPU is copied there, in the order of its work."""
-    try:
-        return {name: tensor.clone() for name, tensor in tensors.items()}
-    except torch.OutOfMemoryError:  # a GPU that is full: the CPU has room, only later
-        return {name: tensor.cpu() for name, tensor in tensors.items()}
+    """Of now, by name; what is on a GPU is copied there, in the order of its work, if there is room
+    beside what training takes up at times. The CPU has room, but training waits for it.
+    """
+    device = next(iter(tensors.values())).device
+    spare = runtime.spare_bytes(device)
+    if spare is None or sum(tensor.nbytes for tensor in tensors.values()) <= spare:
+        clones = runtime.unless_out_of_memory(lambda: {k: t.clone() for k, t in tensors.items()})
+        if clones is not None:
+            return clones
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def save_state(run: RunDir, state: State, keep: int) -> None:
     """Write `step-N`, then drop all but the newest `keep` states."""
     progress = state.progress
     path = run.checkpoints / f"step-{progress.step}"
-    partial = path.with_name(path.name + ".tmp")
+    with new_directory(path) as partial:
+        facts = {"step": progress.step}
+        save_tensors(partial / "weights.safetensors", state.weights, facts)
+        if state.averages is not None:
+            save_tensors(partial / "ema.safetensors", state.averages, facts)
+        save_tensors(partial / "optimizer.safetensors", state.moments, facts)
+        numbers = asdict(progress)
+        seal = {"format": FORMAT, "sha256": _digest(numbers)}
+        write_json(partial / "state.json", seal | numbers)
     with storage_errors(path):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            facts = {"step": progress.step}
-            save_tensors(partial / "weights.safetensors", state.weights, facts)
-            if state.averages is not None:
-                save_tensors(partial / "ema.safetensors", state.averages, facts)
-            save_tensors(partial / "optimizer.safetensors", state.moments, facts)
-            numbers = asdict(progress)
-            seal = {"format": FORMAT, "sha256": _digest(numbers)}
-            write_json(partial / "state.json", seal | numbers)
-            shutil.rmtree(path, ignore_errors=True)  # one of the same step, damaged or left over
-            os.rename(partial, path)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
         for _, old in run.step_checkpoints()[:-keep]:  # renamed first: half of one has no name
-            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
+            shutil.rmtree(old.rename(partial_path(old)))
 
 
 def load_newest(
@@ -128,8 +146,7 @@ def load_newest(
 
     A damaged state is put aside under another name with a warning, and the one before it is used.
     """
-    for leftover in run.checkpoints.glob("*.tmp"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    remove_partials(run.checkpoints)
     damaged: list[tuple[Path, CheckpointError]] = []
     for _, path in reversed(run.step_checkpoints()):
         try:
@@ -156,15 +173,17 @@ def _load(
     path: Path, model: nn.Module, ema: Ema | None, optimizers: list[torch.optim.Optimizer]
 ) -> Progress:
     try:
-        numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        numbers = parse_json(read_bytes(path / "state.json"), _STATE)
         version, sha256 = numbers.pop("format"), numbers.pop("sha256")
         if version == FORMAT and sha256 != _digest(numbers):
             raise ValueError("its contents do not match its own sha256")
         if version != FORMAT:
             raise ValueError(f"it has format {version}, not {FORMAT}")
-        progress = Progress(**numbers)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / 'state.json'} is damaged ({error})") from error
+        numbers.pop("is_recorded", None)  # of versions that could record CUDA graphs
+        progress = _PROGRESS.validate_json(json.dumps(numbers), strict=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()[:20])
+        raise CheckpointError(f"{path / 'state.json'} is damaged ({reason})") from error
     weights = load_tensors(path / "weights.safetensors")[0]
     averages = load_tensors(path / "ema.safetensors")[0] if ema is not None else {}
     moments = load_tensors(path / "optimizer.safetensors")[0]

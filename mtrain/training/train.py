@@ -12,15 +12,16 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtrain import console, runtime
-from mtrain.config import Config
+from mtrain.config import Config, in_languages
 from mtrain.data.batching import BatchPlan
 from mtrain.data.epochs import Epochs
+from mtrain.data.inputs import train_names
 from mtrain.data.prepare import Prepared, find_prepared, prepare
 from mtrain.errors import DataError, NonFiniteError
 from mtrain.evaluation.metrics import bleu_tokenizer
@@ -28,17 +29,17 @@ from mtrain.model.weights import weights_of
 from mtrain.processes import Processes, is_under_torchrun, join
 from mtrain.run import RunDir
 from mtrain.training.budget import Plan
-from mtrain.training.fit import (
-    compile_again,
-    compile_if_faster,
-    record_if_faster,
-    show,
-    try_out,
-)
+from mtrain.training.fit import compile_again, compile_if_faster, show, try_out
 from mtrain.training.journal import Journal
 from mtrain.training.learner import Learner
 from mtrain.training.meter import Meter
-from mtrain.training.resume import alone_in, drop_lines_beyond, note_environment, open_run
+from mtrain.training.resume import (
+    alone_in,
+    check_whole,
+    drop_lines_beyond,
+    note_environment,
+    open_run,
+)
 from mtrain.training.signals import StopRequest
 from mtrain.training.state import (
     Progress,
@@ -58,7 +59,6 @@ from mtrain.training.writer import Writer
 
 MOST_SKIPPED_IN_A_ROW = 20
 WORTH_COMPILING_S = 600  # of training; compiling takes a minute or two
-WORTH_RECORDING_S = 60  # likewise, but a guess: no GPU has recorded any yet
 
 
 def train(config: Config, config_path: Path, fresh: bool = False) -> None:
@@ -66,7 +66,9 @@ def train(config: Config, config_path: Path, fresh: bool = False) -> None:
 
     Raises StoppedBySignal after saving, where SIGINT or SIGTERM asks for it.
     """
-    bleu_tokenizer(config.target, config.evaluate.tokenize)  # missing? better now than in an hour
+    valid = config.data.valid
+    target = in_languages(config, None if valid is None else valid.languages).target
+    bleu_tokenizer(target, config.evaluate.tokenize)  # missing? better now than in an hour
     prepared = _prepared(config, config_path)
     with join(config.train.device) as processes:
         runtime.set_up(processes.device, config.train.threads, "training")
@@ -93,7 +95,7 @@ def _prepared(config: Config, config_path: Path) -> Prepared:
     if found is None and is_under_torchrun():
         raise DataError(
             f"the data of {config_path} is not prepared, and that is work for one process",
-            f"run `mtrain prepare {config_path}` first",
+            f"run `{console.command('mtrain', 'prepare', config_path)}` first",
         )
     return found or prepare(config, config_path)
 
@@ -102,6 +104,7 @@ def _train(config: Config, prepared: Prepared, processes: Processes) -> None:
     loop = _Loop(config, prepared, processes)
     run = loop.run
     progress = loop.restore()
+    check_whole(run, progress)
     if progress is None:
         console.message(f"training {run.path}: {loop.describe()}")
         progress = Progress()
@@ -117,7 +120,7 @@ def _train(config: Config, prepared: Prepared, processes: Processes) -> None:
         drop_lines_beyond(run, progress)
         run.weights.unlink(missing_ok=True)  # of an earlier end: `best` holds the same
     try:
-        with StopRequest() as stop:
+        with StopRequest(lambda: loop.unsaved(progress)) as stop:
             loop.run_to_the_end(progress, stop)
     finally:
         if processes.is_first:
@@ -136,6 +139,9 @@ class _Loop:
         self.epochs = Epochs(config, prepared.path, self.run.epoch)
         self.store = self.epochs.store
         source_size, target_size = prepared.manifest["vocab_sizes"]
+        self.store.check(
+            (source_size, target_size), config.data.max_length + 1, len(train_names(config))
+        )
         self.learner = Learner(config, self.store, (source_size, target_size), processes)
         self.watch = Watch(target_size, config.train.optim.warmup_steps)
 
@@ -152,12 +158,8 @@ class _Loop:
         self.processes.wait()
         if not self.processes.is_first:
             progress = load_newest(self.run, *state)
-        if progress is not None:
-            train = self.config.train
-            if train.compile != "auto":
-                progress.is_compiled = train.compile
-            if train.cuda_graphs != "auto":
-                progress.is_recorded = train.cuda_graphs
+        if progress is not None and self.config.train.compile != "auto":
+            progress.is_compiled = self.config.train.compile
         return progress
 
     def resume(self, progress: Progress) -> None:
@@ -165,13 +167,12 @@ class _Loop:
         if progress.is_compiled:
             epoch = self.epoch(progress.epoch, progress.epoch < progress.n_both)
             compile_again(self.learner, epoch, progress)
-        if progress.is_recorded:
-            self.learner.record()
 
-    def shall_try(self, wanted: bool | Literal["auto"], worth_s: float, training_s: float) -> bool:
-        """As the config says; `auto` is on a GPU where training takes longer than `worth_s`."""
+    def shall_compile(self, training_s: float) -> bool:
+        """As the config says; `auto` is on a GPU where training takes long enough."""
+        wanted = self.config.train.compile
         if wanted == "auto":
-            wanted = self.learner.device.type == "cuda" and training_s > worth_s
+            wanted = self.learner.device.type == "cuda" and training_s > WORTH_COMPILING_S
         return self.processes.as_first(wanted)
 
     def take_off(self, progress: Progress) -> None:
@@ -185,11 +186,9 @@ class _Loop:
             self.learner.ema = self.learner.make_ema()
         epoch = self.epoch(0, self.config.train.both_directions > 0)
         trial = try_out(self.learner, epoch, progress)
-        train, plan = self.config.train, Plan(self.config.train, progress)
-        if self.shall_try(train.compile, WORTH_COMPILING_S, plan.expected_s(trial.update_s)):
+        plan = Plan(self.config.train, progress)
+        if self.shall_compile(plan.expected_s(trial.update_s)):
             trial = compile_if_faster(self.learner, epoch, progress, trial)
-        if self.shall_try(train.cuda_graphs, WORTH_RECORDING_S, plan.expected_s(trial.update_s)):
-            trial = record_if_faster(self.learner, epoch, progress, trial)
         if self.config.train.budget is not None:
             progress.elapsed_s = self.processes.as_first(time.perf_counter() - began_at)
         plan.begin(trial.update_s)
@@ -305,10 +304,15 @@ class _Loop:
     def stop(self, progress: Progress, meter: Meter, stop: StopRequest) -> None:
         """Save and end, as a signal to this process or another one asked for."""
         stop.signal = stop.signal or signal.SIGTERM
-        console.message(f"{stop.signal.name}: saving after this step")
+        console.message(f"{stop.signal.name}: saving after step {progress.step}")
         self.save(progress, meter)
         self.writer.wait()
         stop.leave(f"saved {self.run.path} at step {progress.step}")
+
+    def unsaved(self, progress: Progress) -> str:
+        """What a process that ends now loses."""
+        saved = max((step for step, _ in self.run.step_checkpoints()), default=0)
+        return f"the {progress.step - saved:,} updates since step {saved:,} are lost"
 
     def save(self, progress: Progress, meter: Meter) -> None:
         """Have the whole state of training written, which goes on meanwhile."""

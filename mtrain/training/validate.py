@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mtrain import runtime
-from mtrain.config import Config
+from mtrain.config import Config, in_languages
 from mtrain.data.batching import Batch, BatchPlan, batch_of
 from mtrain.data.cleaning import normalize
-from mtrain.data.tokenizer import Tokenizer, load_tokenizers
+from mtrain.data.tokenizer import Tokenizer, tokenizers_of
 from mtrain.decoding.translate import Translator
 from mtrain.evaluation.evaluate import evaluate_split, leaks_in, weights_sha256
 from mtrain.evaluation.metrics import score_all
@@ -34,7 +34,7 @@ class Validation:
     ) -> None:
         self.config, self.device, self.precision = config, device, precision
         self.split = run.read_split("valid")
-        source, target = load_tokenizers(run.files)
+        source, target = tokenizers_of(run)
         source = source.tagged(self.split.tag)
         self.model = Transformer(config.model, source.vocab_size, target.vocab_size)
         self.model.eval().to(device)
@@ -45,7 +45,7 @@ class Validation:
         copies = score_all(
             self.split.sources,
             self.split.references,
-            config.target,
+            in_languages(config, self.split.languages).target,
             config.evaluate.tokenize,
             config.evaluate.lowercase,
             intervals=False,

@@ -13,12 +13,13 @@ own, which are added up in a fixed order: the same number of threads gives the s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
 
-from mtrain.model.transformer import Transformer, give_thread_its_own_dropout
+from mtrain.model.dropout import give_thread_its_own_dropout
+from mtrain.model.transformer import Transformer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,6 +59,7 @@ class Workers:
                 self.pool.submit(work, model, share)
                 for model, share in zip(self.models, shares, strict=True)
             ]
+            wait(futures)  # also where one has failed: nobody computes on while that is seen to
             results = dict(pair for future in futures for pair in future.result())
         finally:
             torch.set_num_threads(self.n_threads)

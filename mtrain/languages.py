@@ -1,0 +1,233 @@
+"""What is known of languages and scripts: the one place that everything else asks.
+
+A language goes by a code of ISO 639 with an optional script and territory: `bn`, `ben`, `ben_Beng`
+and `bn-IN` are one language. Codes, names and usual scripts come from CLDR by way of Babel, the
+script of each character from Unicode by way of fontTools; both are imported when first asked.
+A script goes by its ISO 15924 code (`Latn`, `Cyrl`, `Jpan`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+from unicodedata import category
+
+if TYPE_CHECKING:
+    from babel import Locale
+
+WORD = re.compile(r"[^\W\d_]+")
+
+# Codes for the ways to write a language, of which each character has one of these scripts; the
+# first one tells whether words are separated.
+_COMPOSITE = {
+    **dict.fromkeys(("Hans", "Hant", "Hani", "Hanb"), ("Hani", "Bopo")),
+    "Jpan": ("Hira", "Kana", "Hani"),
+    "Hrkt": ("Hira", "Kana"),
+    "Kore": ("Hang", "Hani"),
+    "Jamo": ("Hang",),
+    "Aran": ("Arab",),
+    "Cyrs": ("Cyrl",),
+    "Latf": ("Latn",),
+    "Latg": ("Latn",),
+    **dict.fromkeys(("Syre", "Syrj", "Syrn"), ("Syrc",)),
+    "Geok": ("Geor",),
+}
+_NO_SCRIPT = {"Zyyy", "Zinh", "Zzzz"}  # common to several, inherited from the base, unknown
+
+# Scripts that set no space between words: those of class SA (complex context) and ID (ideographic)
+# of Unicode's line breaking (UAX 14), and those of South-East Asia that were added to it later.
+_WITHOUT_SPACES = (
+    *("Hani", "Hira", "Kana", "Bopo", "Yiii", "Tang", "Nshu"),
+    *("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Tale", "Talu", "Tavt", "Ahom"),
+    *("Java", "Bali"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A language as its code says, in canonical form.
+
+    primary  the shortest code of ISO 639: `bn` for `ben`; lower case
+    script   that the code names, or else the usual one; None where CLDR does not know it
+    names_script  whether the code names one
+    """
+
+    primary: str
+    script: str | None
+    territory: str | None
+    is_unusual: bool  # the script is not the one that the language mostly has
+    names_script: bool
+
+    @property
+    def canonical(self) -> str:
+        """`zh_Hant_HK`; the usual script is left out."""
+        script = self.script if self.is_unusual else None
+        return "_".join(filter(None, (self.primary, script, self.territory)))
+
+    @property
+    def scripts(self) -> tuple[str, ...]:
+        """None or one."""
+        return (self.script,) if self.script else ()
+
+    @property
+    def has_spaces(self) -> bool:
+        """Whether words are separated by spaces; so it is assumed of unknown languages."""
+        return scripts_of(self.script or "")[0] not in _WITHOUT_SPACES
+
+    @property
+    def name(self) -> str:
+        """`German` for `de`, `Chinese (Traditional)` for `zh_Hant`; else the code itself."""
+        from babel import Locale
+
+        locale = self.locale()
+        if locale is not None and locale.english_name:
+            return str(locale.english_name)
+        return str(Locale("en").languages.get(self.primary, self.canonical))
+
+    def locale(self) -> Locale | None:
+        """CLDR's data of the language; of its territory where there is such, as for `pt_BR`."""
+        from babel import Locale, UnknownLocaleError
+
+        for code in (self.canonical, self.canonical.removesuffix(f"_{self.territory}")):
+            try:
+                locale = Locale.parse(code)
+            except (UnknownLocaleError, ValueError):
+                continue
+            if locale.language == self.primary:  # Babel takes unknown text, `und`, for English
+                return locale
+        return None
+
+    def words(self) -> set[str]:
+        """CLDR's words for "and" and "or", the months and the days, in lower case; few or none."""
+        locale = self.locale()
+        if locale is None:
+            return set()
+        texts = [text for pattern in locale.list_patterns.values() for text in pattern.values()]
+        for names in (locale.months, locale.days):
+            texts += [name for width in names.values() for name in width["wide"].values()]
+        return {word for text in texts for word in WORD.findall(text.lower())}
+
+
+@cache
+def language(code: str) -> Language:
+    """What a code stands for: `deu`, `de-AT`, `zho_Hant`, `pt_BR`; any text is some language.
+
+    A subtag that is no script of Unicode is ignored, and of `x-klingon` all is private.
+    """
+    from babel.core import get_global
+
+    aliases, likely = get_global("language_aliases"), get_global("likely_subtags")
+    first, *rest = re.split("[-_]", code) if code[1:2] not in ("-", "_") else (code,)
+    primary, *implied = aliases.get(first.lower(), first.lower()).split("_")  # prs is fa_AF
+    subtags = [*rest, *implied]
+    named = next((tag.title() for tag in subtags if _is_script(tag.title())), None)
+    territory = next(
+        (tag.upper() for tag in subtags if re.fullmatch("[A-Za-z]{2}|[0-9]{3}", tag)), None
+    )
+    known = likely.get(f"{primary}_{territory}") or likely.get(first.lower()) or likely.get(primary)
+    usual = known.split("_")[1] if known and primary != "und" else None
+    if named in scripts_of(usual or ""):  # Hang for Korean, which has Chinese characters as well
+        named = usual
+    is_unusual = named not in (None, usual)
+    return Language(primary, named or usual, territory, is_unusual, named is not None)
+
+
+def primary(code: str) -> str:
+    """`zh` of `zho_Hant`."""
+    return language(code).primary
+
+
+def is_kind_of(code: str, other: str) -> bool:
+    """The same language, or a variety by its name: Egyptian Arabic is a kind of Arabic."""
+    return primary(code) == primary(other) or language(code).name.endswith(language(other).name)
+
+
+# -- scripts ---------------------------------------------------------------------------------
+
+
+def _is_script(code: str) -> bool:
+    if len(code) != 4 or not code.isascii():
+        return False
+    from fontTools.unicodedata import Scripts
+
+    return code in _COMPOSITE or (code in Scripts.NAMES and code not in _NO_SCRIPT)
+
+
+def scripts_of(script: str) -> tuple[str, ...]:
+    """The scripts of the characters in text: `Jpan` has Hira, Kana and Hani; `Latn` itself."""
+    return _COMPOSITE.get(script, (script,))
+
+
+def name_of_script(script: str) -> str:
+    """`Latin` for `Latn`."""
+    from babel import Locale
+
+    return str(Locale("en").scripts.get(script, script))
+
+
+@cache
+def script_of(character: str) -> str | None:
+    """The script of a letter; None of other characters, and of letters that many scripts share."""
+    from fontTools import unicodedata
+
+    if not character.isalpha():
+        return None
+    script = str(unicodedata.script(character))
+    return None if script in _NO_SCRIPT else script
+
+
+def main_script(texts: Iterable[str]) -> str | None:
+    """The script of most letters in some texts; None where there are no letters.
+
+    Kana stand for all of Japanese, Chinese characters alone for `Hans`.
+    """
+    counts = Counter(character for text in texts for character in text if character.isalpha())
+    scripts: Counter[str] = Counter()
+    for character, n in counts.items():
+        if script := script_of(character):
+            scripts[script] += n
+    if not scripts:
+        return None
+    for composite, part in (("Jpan", "Hira"), ("Jpan", "Kana"), ("Kore", "Hang"), ("Hans", "Hani")):
+        family = sum(scripts[script] for script in scripts_of(composite))
+        if scripts[part] * 20 > family > scripts.total() / 2:
+            return composite
+    return scripts.most_common(1)[0][0]
+
+
+def n_letters(text: str) -> int:
+    """The letters of a text in any script, with their marks."""
+    return sum(character.isalpha() or category(character)[0] == "M" for character in text)
+
+
+@cache
+def runs_outside(*scripts: str) -> re.Pattern[str]:
+    """Matches runs of characters that are neither of these scripts nor common to several.
+
+    Besides letters they have the marks, digits and signs of other scripts: see `n_letters`.
+    """
+    inside = {part for script in scripts for part in scripts_of(script)} | _NO_SCRIPT
+    return re.compile(f"[^ªº{_ranges(frozenset(inside))}]+")
+
+
+@cache
+def unspaced() -> re.Pattern[str]:
+    """Matches a character of a script that sets no space between words."""
+    return re.compile(f"[{_ranges(frozenset(_WITHOUT_SPACES))}]")
+
+
+@cache
+def _ranges(scripts: frozenset[str]) -> str:
+    """The inside of a character class: all characters of some scripts."""
+    from fontTools.unicodedata import Scripts
+
+    ends = [*Scripts.RANGES[1:], 0x110000]
+    return "".join(
+        f"\\U{start:08x}-\\U{end - 1:08x}"
+        for start, end, name in zip(Scripts.RANGES, ends, Scripts.VALUES, strict=True)
+        if name in scripts
+    )

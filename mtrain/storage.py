@@ -1,0 +1,211 @@
+"""Files on disk: written whole or not at all, held by one process at a time, read with a check.
+
+Nothing here follows a symbolic link to write: a file is made under a random name beside its place,
+and only if nothing has that name (O_EXCL), then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from mtrain.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+MAX_JSON_BYTES = 1 << 30
+PARTIAL = ".tmp"  # ends the name of what is being written
+
+# What is wrong with a place, rather than with the program.
+REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EIO, errno.EFBIG, errno.ELOOP),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says of a full disk or a closed directory into our words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"no space left on the disk while writing {path}", "free some space; then repeat"
+            ) from error
+        if error.errno in REFUSALS:
+            raise StorageError(
+                f"cannot write {path}: {(error.strerror or 'refused').lower()}",
+                "check the permissions of the directory, or choose another place",
+            ) from error
+        raise
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file or directory is made before it is renamed: beside it, under a random name."""
+    return path.with_name(f"{path.name[:200]}.{secrets.token_hex(4)}{PARTIAL}")
+
+
+def atomic_write(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
+    """Write a file whole or not at all: beside its place, flushed to the disk, then renamed.
+
+    What is large may come in parts.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = partial_path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "xb") as file:
+                file.writelines([data] if isinstance(data, bytes) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory that gets its name when all of it was written, or disappears.
+
+    What is at `path` when the context ends, such as a damaged one, is replaced.
+    """
+    partial = partial_path(path)
+    with storage_errors(path):
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if path.is_dir() and not path.is_symlink():
+                old = path.rename(partial_path(path))
+                partial.rename(path)
+                shutil.rmtree(old)
+            else:
+                partial.rename(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def remove_partials(directory: Path, name: str = "*") -> None:
+    """Remove what a killed process was writing in a directory that nobody else writes in."""
+    for leftover in directory.glob(f"{name}{PARTIAL}"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def check_writable(directory: Path) -> None:
+    """A StorageError where no file can be made in a directory; before long work."""
+    probe = partial_path(directory / "probe")
+    with storage_errors(directory):
+        open(probe, "xb").close()
+        probe.unlink()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Readable JSON, written whole or not at all."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def parse_json(text: bytes | str, shape: TypeAdapter[T]) -> T:
+    """The value of a JSON text; a ValueError, in one line, if it is none or of another shape.
+
+    pydantic's parser bounds the depth of nesting, which `json` does not.
+    """
+    from pydantic import ValidationError
+
+    try:
+        shape.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"`{place}`: {first['msg']}" if place else first["msg"]) from error
+    value: T = json.loads(text)
+    if _SURROGATE.search(text if isinstance(text, str) else text.decode()):
+        json.dumps(value, ensure_ascii=False).encode()  # a UnicodeError for half a character
+    return value
+
+
+def read_bytes(path: Path) -> bytes:
+    """A small regular file; an OSError if it is a pipe or a device, or has more than a gigabyte."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > MAX_JSON_BYTES:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are too many", str(path))
+        return file.read()
+
+
+def read_json(path: Path, shape: TypeAdapter[T], fix: str) -> T:
+    """The value of a JSON file; a DataError, with this fix, where it is damaged."""
+    try:
+        return parse_json(read_bytes(path), shape)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", fix) from error
+    except ValueError as error:
+        raise DataError(f"cannot read {path}: {error}", fix) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Of the bytes as stored."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def lock_file(path: Path, waiting: str | None = None) -> Iterator[bool]:
+    """Hold a lock as long as the context lasts; yields False where another process holds it.
+
+    With a message to say while `waiting`, waits for the other one and yields True. A process that
+    was killed holds no lock. The file is removed at the end.
+    """
+    while True:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = open(os.open(path, flags, 0o666), "r+b")  # noqa: SIM115 (closed below)
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is None:
+                    yield False
+                    return
+                from mtrain import console
+
+                console.message(waiting)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), path):
+                continue  # the other process has removed it at its end
+            try:
+                yield True
+                return
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one that a path names."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

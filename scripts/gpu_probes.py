@@ -1,0 +1,69 @@
+"""What scripts/first_hour_on_gpu.sh asks of a GPU, beside commands and benchmarks.
+
+python scripts/gpu_probes.py machine cuda
+python scripts/gpu_probes.py waits-of-a-search RUN cuda
+python scripts/gpu_probes.py with-8-gib COMMAND ...    an mtrain command with so much memory
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+
+def machine(device: str) -> None:
+    """The driver, torch, and what its kernels are built for."""
+    import torch
+    from machine import machine
+
+    if device == "cuda":
+        subprocess.run(["nvidia-smi"], check=True)
+        print(torch.cuda.get_device_properties(0))
+    print(machine(device, torch.get_num_threads()))
+    print(f"torch {torch.__version__} for {' '.join(torch.cuda.get_arch_list()) or 'the CPU'}")
+
+
+def waits_of_a_search(run: str, device: str) -> None:
+    """The lines at which one batch of a search waits for the GPU, and how often."""
+    import torch
+
+    import mtrain
+    from mtrain.run import RunDir
+
+    translator = mtrain.load(run, device=device)
+    lines = RunDir.open(run).read_split("valid").sources[:64]
+    translator.translate(lines)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        translator.translate(lines)
+    print(f"{len(caught)} waits in a search of {len(lines)} lines")
+    for place, n in Counter(f"{w.filename}:{w.lineno}" for w in caught).most_common(12):
+        print(f"{n:>6} {place}")
+
+
+def with_8_gib(*command: str) -> None:
+    """Does the trial hold what it says: the first step, saves and validations?"""
+    import torch
+
+    from mtrain import cli
+
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (8 << 30) / total))
+    sys.argv = ["mtrain", *command]
+    cli.main()
+
+
+PROBES: dict[str, Callable[..., None]] = {
+    "machine": machine,
+    "waits-of-a-search": waits_of_a_search,
+    "with-8-gib": with_8_gib,
+}
+
+if __name__ == "__main__":
+    PROBES[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,130 @@
+"""The trial before training: the largest micro-batch, the memory held beside it, and the clock."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtrain.config import ModelConfig, OptimConfig
+from mtrain.data.batching import BatchPlan
+from mtrain.model.transformer import Transformer
+from mtrain.training import fit
+from mtrain.training.optim import make_optimizers
+from mtrain.training.state import Progress
+
+CUDA = torch.device("cuda")
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=80),
+    st.integers(60, 600),
+    st.integers(1, 3),
+)
+def test_no_micro_batch_is_larger_than_the_one_that_is_tried(pairs, max_tokens, n_workers):
+    src, tgt = (np.array(lengths) for lengths in zip(*pairs, strict=True))
+    plan = BatchPlan(src, tgt, batch_tokens=300, seed=1, epoch=0)
+    largest = fit.largest_batch(plan, max_tokens, is_padded=True)
+    n_rows, longest = largest.src.shape
+    if n_rows > 1:
+        assert max_tokens - n_rows < largest.src.numel() <= max_tokens
+    for update in range(len(plan)):
+        for part in plan.micro_batches(update, max_tokens, n_workers):
+            width, height = int(src[part].max()), int(tgt[part].max())
+            assert len(part) * (width + height) <= largest.n_positions + 2 * n_rows
+            assert max(width, height) <= 2 * longest
+
+
+class FakeGpu:
+    """Work is launched at once, and done when someone waits; a look at the clock is an event."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        clock = SimpleNamespace(perf_counter=lambda: self.note("clock") or float(len(self.events)))
+        monkeypatch.setattr(fit, "time", clock)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.note("wait"))
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
+        monkeypatch.setattr(fit, "_fits", lambda *_: self.note("largest") is None)
+
+    def note(self, event: str) -> None:
+        self.events.append(event)
+
+    def learner(self, device: torch.device = CUDA) -> Any:
+        return SimpleNamespace(
+            device=device,
+            gradients=lambda plan, number, progress: self.note("update"),
+            micro_batches=lambda plan, number, progress: [None] * 3,
+            workers=SimpleNamespace(drop_gradients=lambda: None),
+            processes=SimpleNamespace(as_first=lambda value: value),
+        )
+
+
+def plan_of(n_updates: int) -> BatchPlan:
+    return BatchPlan(np.full(n_updates, 9), np.full(n_updates, 9), 9, seed=1, epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("n_updates", "n_warm_up", "n_timed"), [(100, 3, 10), (4, 3, 4), (1, 1, 1)]
+)
+def test_a_gpu_is_warm_and_idle_when_the_clock_starts_and_done_when_it_stops(
+    monkeypatch, n_updates, n_warm_up, n_timed
+):
+    gpu = FakeGpu(monkeypatch)
+    trial = fit.try_out(gpu.learner(), plan_of(n_updates), Progress())
+    timed = ["wait", "clock", *["update"] * n_timed, "wait", "clock"]
+    assert gpu.events == ["largest", *["update"] * n_warm_up, *timed]
+    assert trial.update_s == (n_timed + 2) / n_timed
+    assert trial.tokens_per_s == 18 * n_timed / (n_timed + 2)
+    assert (trial.peak_bytes, trial.n_micro_batches) == (7, 3)
+
+
+def test_on_a_cpu_two_updates_are_timed_at_once(monkeypatch):
+    gpu = FakeGpu(monkeypatch)
+    fit.try_out(gpu.learner(torch.device("cpu")), plan_of(100), Progress())
+    assert gpu.events == ["largest", "clock", "update", "update", "clock"]
+
+
+@pytest.mark.parametrize(("optimizer", "n_of_matrices"), [("adamw", 2), ("muon", 1)])
+def test_the_trial_holds_gradients_and_the_moments_that_are_to_come(optimizer, n_of_matrices):
+    config = ModelConfig(d_model=8, d_ff=8, n_heads=2, n_encoder_layers=1, n_decoder_layers=1)
+    model = Transformer(config, 20, 20)
+    optimizers = make_optimizers(model, OptimConfig(optimizer=optimizer), torch.float32)
+    learner: Any = SimpleNamespace(device=CUDA, optimizers=optimizers)
+    n_matrices = sum(
+        p.numel() for p in [*model.encoder.parameters(), *model.decoder.parameters()] if p.dim() > 1
+    )
+    n_all = sum(p.numel() for p in model.parameters())
+    held = sum(tensor.numel() for tensor in fit._held_in_training(learner))
+    assert held == 2 * (n_all - n_matrices) + n_of_matrices * n_matrices
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    for each in optimizers:
+        each.step()
+    assert fit._held_in_training(learner) == []  # the moments are there
+    learner.device = torch.device("cpu")
+    assert fit._held_in_training(learner) == []
+
+
+@pytest.mark.parametrize("what", ["the moments", "the micro-batch", "nothing"])
+def test_what_does_not_fit_beside_all_that_is_held_is_halved(monkeypatch, what):
+    def allocate(name: str) -> list[Any]:
+        if name == what:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return []
+
+    shrunk: list[int] = []
+    learner: Any = SimpleNamespace(
+        device=CUDA,
+        workers=SimpleNamespace(drop_gradients=lambda: None, models=[None]),
+        micro_batch_tokens=lambda progress: 40,
+        forward_backward=lambda batches, n_target_tokens, step: allocate("the micro-batch"),
+        shrink=lambda batches, progress: shrunk.append(len(batches[0].src)),
+    )
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(fit, "_held_in_training", lambda learner: allocate("the moments"))
+    assert fit._fits(learner, plan_of(1), Progress()) == (what == "nothing")
+    assert shrunk == ([] if what == "nothing" else [5])

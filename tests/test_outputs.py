@@ -1,0 +1,285 @@
+"""Outputs: nothing is overwritten by mistake, two writers are told apart, no option is ignored."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from conftest import TrainedRun, invoke, mtrain_command, mtrain_environment, write_lines
+
+from mtrain import console
+from mtrain.cli import app
+from mtrain.commands.output import check_output
+from mtrain.decoding.attention import attention_maps
+from mtrain.decoding.translate import Translator
+from mtrain.delivery.pictures import attention_page
+from mtrain.errors import UsageError
+
+
+@pytest.fixture
+def here(trained_run: TrainedRun, tmp_path: Path) -> Path:
+    """A directory with a copy of the run, its corpora, and a file to translate."""
+    shutil.copytree(trained_run.path, tmp_path / "run")
+    for path in trained_run.directory.glob("*.???"):
+        shutil.copy(path, tmp_path)
+    write_lines(tmp_path / "in.txt", trained_run.test_sources[:5])
+    return tmp_path
+
+
+# -- what is overwritten ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["translate", "run", "in.txt", "-o"], "in.txt"),
+        (["translate", "run", "in.txt", "-o"], "./in.txt"),
+        (["translate", "run", "in.txt", "-o"], "linked"),
+        (["translate", "run", "in.txt", "-o"], "train.src"),
+        (["translate", "run", "in.txt", "-o"], "run/config.yaml"),
+        (["translate", "run", "in.txt", "-o"], "run/data/valid.source"),
+        (["translate", "run", "in.txt", "-o"], "page.html"),
+        (["translate", "run", "--score", "in.txt", "in.txt", "-o"], "in.txt"),
+        (["translate", "run", "in.txt", "--prefix", "valid.src", "-o"], "valid.src"),
+        (["report", "run", "-o"], "valid.src"),
+        (["report", "run", "-o"], "in.txt"),
+        (["report", "run", "--markdown", "-o"], "in.txt"),
+        (["export", "run", "--to", "safetensors", "-o"], "run/model.safetensors"),
+        (["export", "run", "--to", "safetensors", "-o"], "in.txt"),
+    ],
+)
+def test_an_output_is_no_input_and_no_file_of_another_kind(
+    here: Path, arguments: list[str], output: str
+) -> None:
+    (here / "linked").symlink_to("in.txt")
+    (here / "page.html").write_text("<!doctype html>\n<title>a page</title>")
+    before = (here / output).read_bytes()
+    done = invoke(*arguments, output, cwd=here)
+    assert done.returncode == 2, done.stderr
+    assert "--force" in done.stderr
+    assert (here / output).read_bytes() == before
+
+
+def test_the_same_kind_is_overwritten_and_force_overwrites_all(here: Path) -> None:
+    for _ in range(2):
+        assert invoke("translate", "run", "in.txt", "-o", "out.txt", cwd=here).returncode == 0
+        assert invoke("report", "run", "-o", "page.html", cwd=here).returncode == 0
+    expected = (here / "out.txt").read_bytes()
+    forced = invoke("translate", "run", "in.txt", "-o", "page.html", "--force", cwd=here)
+    assert forced.returncode == 0, forced.stderr
+    assert (here / "page.html").read_bytes() == expected
+
+
+def test_a_new_or_empty_file_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for name in ("new", "empty"):
+        check_output(tmp_path / name, "text", [], force=False)
+    check_output(Path("/dev/null"), "text", [Path("/dev/null")], force=False)
+
+
+# -- two at once -----------------------------------------------------------------------------
+
+
+def test_the_second_writer_of_an_output_is_refused(here: Path) -> None:
+    with open(here / ".out.txt.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = invoke("translate", "run", "in.txt", "-o", "out.txt", cwd=here)
+    assert done.returncode == 2
+    assert "another process is writing out.txt" in done.stderr
+    assert not (here / "out.txt").exists()
+    assert invoke("translate", "run", "in.txt", "-o", "out.txt", cwd=here).returncode == 0
+    assert not (here / ".out.txt.lock").exists()
+
+
+# -- standard streams ------------------------------------------------------------------------
+
+
+def run_shell(command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """A shell command in which $MTRAIN stands for the program."""
+    mtrain = " ".join(map(str, mtrain_command()))
+    return subprocess.run(
+        ["bash", "-c", command.replace("$MTRAIN", mtrain)],
+        cwd=cwd,
+        env=mtrain_environment() | env,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_told(here: Path, unbuffered: str) -> None:
+    many = [f"ba de fi {i}" for i in range(300)]
+    write_lines(here / "many.txt", many)
+    command = "ulimit -f 1; $MTRAIN translate run many.txt --beam-size 1 > out.txt"
+    done = run_shell(command, here, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 3, done.stderr
+    assert b"Traceback" not in done.stderr
+    done = run_shell("$MTRAIN translate run in.txt > /dev/full", here, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 3, done.stderr
+
+
+@pytest.mark.slow
+def test_with_standard_error_closed_no_warning_is_in_the_translation(here: Path) -> None:
+    (here / "odd.txt").write_bytes(b"ba \xff de\nfi\n")
+    good = run_shell("$MTRAIN translate run odd.txt -o good.txt", here)
+    assert b"warning" in good.stderr
+    done = run_shell("$MTRAIN translate run odd.txt > out.txt 2>&-", here)
+    assert done.returncode == 0
+    done = run_shell("$MTRAIN translate run odd.txt -o out2.txt 2>&-", here)
+    assert done.returncode == 0
+    expected = (here / "good.txt").read_bytes()
+    assert (here / "out.txt").read_bytes() == expected
+    assert (here / "out2.txt").read_bytes() == expected
+
+
+def test_control_characters_reach_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.warn("a\x1b]0;title\x07b\x9bc\rd\u202ee\ud800")
+    said = capsys.readouterr().err
+    assert said == "warning: a\\x1b]0;title\\x07b\\x9bc\\x0dd\\u202ee\\ud800\n"
+    assert console.printable("ü – שלום\u200f\tx\n") == "ü – שלום\u200f\tx\n"
+
+
+def test_commands_are_quoted_for_a_shell() -> None:
+    assert (
+        console.command("mtrain", "eval", Path("runs/a b; rm x")) == "mtrain eval 'runs/a b; rm x'"
+    )
+
+
+def test_the_attention_page_has_the_policy_of_the_report(trained_run: TrainedRun) -> None:
+    translator = Translator.from_run(trained_run.path, device="cpu")
+    page = attention_page([attention_maps(translator, "ba <script>alert(1)</script>", "ba")])
+    assert page.count("<script>") == 1
+    assert "default-src 'none'" in page
+    assert "script-src 'sha256-" in page
+
+
+# -- options without effect ------------------------------------------------------------------
+
+REFUSED = {
+    "translate": [
+        *(["--samples", "5"], ["--temperature", "0.5"], ["--top-k", "5"], ["--top-p", "0.9"]),
+        *(["--seed", "3"], ["--diversity", "1"], ["--quantization", "int8"]),
+        *(["--method", "sample", "--samples", "5"], ["--method", "sample", "--beam-size", "3"]),
+        *(["--method", "mbr", "--exact-stop"], ["--method", "diverse", "--top-k", "3"]),
+        *(["--engine", "ctranslate2", "--precision", "fp32"], ["--force"]),
+        *(["--attention-layer", "1"], ["--attention-head", "1"], ["--attention-kind", "cross"]),
+        *(["--attention", "a.svg", "--attention-layer", "9"],),
+        *(["--attention", "a.svg", "--attention-head", "9"],),
+        *(["--score", "a", "b", "--n-best", "3"], ["--score", "a", "b", "--method", "mbr"]),
+        *(["--score", "a", "b", "--engine", "ctranslate2"], ["--score", "a", "b", "--seed", "1"]),
+        *(["--score", "a", "b", "--beam-size", "3"], ["--score", "a", "b", "--attention", "a.svg"]),
+    ],
+    "eval": [
+        *(["--hypothesis", "a", "--reference", "b", option, value] for option, value in (
+            ("--checkpoint", "last"), ("--beam-size", "2"), ("--tag", "x"),
+            ("--length-penalty", "1"), ("--device", "cpu"),
+        )),
+        *(["--adopt"], ["--sweep", "--beam-size", "3"], ["--sweep", "--split", "valid"]),
+    ],
+    "report": [["--force"], ["--markdown", "--watch"]],
+    "export": [
+        ["--to", "safetensors", "-o", "x.safetensors", "--quantization", "int8"],
+        ["--to", "ctranslate2", "-o", "x", "--force"],
+    ],
+    "train": [["--plan", "--fresh"]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [(command, options) for command, many in REFUSED.items() for options in many],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_options_that_would_do_nothing_are_refused(
+    here: Path, command: str, options: list[str]
+) -> None:
+    first = "reverse.yaml" if command == "train" else "run"
+    shutil.copy(here / "run" / "config.yaml", here / "reverse.yaml")
+    done = invoke(command, first, *options, cwd=here)
+    assert done.returncode == 2, done.stderr
+    assert "\n  fix: " in done.stderr
+    assert done.stdout == ""
+
+
+def test_every_option_is_known_to_have_an_effect_or_a_condition() -> None:
+    """A new option must be thought about: in `REFUSED`, or here."""
+    always = {
+        "prepare": {"overrides", "force", "processes"},
+        "train": {"overrides", "plan"},
+        "translate": {
+            *("source", "output", "checkpoint", "length_penalty", "length_penalty_form", "n_best"),
+            *("format", "device", "method", "prefix", "tab_prefix", "companions", "score"),
+            *("precision", "tag", "engine", "alignment", "attention", "beam_size"),
+        },
+        "eval": {
+            *("split", "source", "reference", "sacrebleu", "hypothesis", "against", "comet"),
+            *("sweep", "as_json"),
+        },
+        "report": {"output", "markdown", "watch"},
+        "export": {"to", "output", "checkpoint"},
+        "new": {"name"},
+    }
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        options = {p.name: p for p in command.params if p.param_type_name == "option"}
+        options.pop("help", None)
+        refused = {word for options in REFUSED.get(name, []) for word in options}
+        for key, option in options.items():
+            has_condition = not refused.isdisjoint(option.opts)
+            assert has_condition or key in always[name], (name, key)
+
+
+# -- a run that cannot be written ------------------------------------------------------------
+
+
+@pytest.fixture
+def read_only(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tests may run as root, whom no permission stops: opening for writing is what fails."""
+    real = os.open
+
+    def refuse(path: object, flags: int, *arguments: object, **keywords: object) -> int:
+        if str(path).startswith(str(here / "run")) and flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(30, "Read-only file system", str(path))
+        return real(path, flags, *arguments, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
+    return here / "run"
+
+
+def test_eval_shows_the_scores_of_a_read_only_run(
+    read_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mtrain.evaluation.evaluate import evaluate_run
+
+    [result] = evaluate_run(read_only, ["valid"]).values()
+    assert result.kept_as is None
+    assert result.scores["bleu"].score > 0
+    assert "the scores of valid are not kept in the run: cannot write" in capsys.readouterr().err
+
+
+def test_a_sweep_of_a_read_only_run_does_not_begin(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtrain.errors import StorageError
+    from mtrain.evaluation import sweep
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("something was decoded")
+
+    def refuse(directory: Path) -> None:
+        raise StorageError("read-only")
+
+    monkeypatch.setattr(sweep, "_measure", fail)
+    monkeypatch.setattr(sweep, "check_writable", refuse)
+    with pytest.raises(StorageError):
+        sweep.sweep(here / "run")
+    with pytest.raises(UsageError):
+        check_output(here / "run" / "config.yaml", "text", [], force=False)
