@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from mtrain import __version__, console
 from mtrain.commands import evaluate, export, new, prepare, report, train, translate
-from mtrain.commands.outcomes import outcomes
+from mtrain.commands.exit_codes import outcomes
 
 
 class Commands(TyperGroup):

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtrain.errors import CheckpointError, DataError, StorageError, UsageError
-from mtrain.portable import unpack
+from mtrain.single_file import unpack
 from mtrain.storage import (
     atomic_write,
     lock_file,

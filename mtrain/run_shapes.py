@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from mtrain.entries import SHA256, SLUG
+from mtrain.config.entries import SHA256, SLUG
 
 Name = Annotated[str, Field(pattern=SLUG, max_length=200)]  # of a split: part of a file name
 Stem = Annotated[str, Field(pattern=r"^[^/\\\x00]+$", max_length=250)]  # a file name
@@ -264,7 +264,7 @@ class Facts(TypedDict, total=False):
 
 @_open
 class Note(TypedDict):
-    """The metadata `mtrain` of a safetensors file; see portable."""
+    """The metadata `mtrain` of a safetensors file; see single_file."""
 
     format: int
     sha256: str

@@ -207,10 +207,10 @@ class Training:
     """mtrain's learner, update after update."""
 
     def __init__(self, setting: Setting, precision: str) -> None:
-        from mtrain import runtime
-        from mtrain.config import Config
+        from mtrain.config.root import Config
         from mtrain.data.store import TokenStore
-        from mtrain.processes import Processes
+        from mtrain.machine import runtime
+        from mtrain.machine.distributed import Processes
         from mtrain.training.learner import Learner
         from mtrain.training.meter import Meter
         from mtrain.training.state import Progress
@@ -369,7 +369,7 @@ def marian(setting: Setting, is_bf16: bool = False, is_compiled: bool = False) -
     from torch.nn.functional import cross_entropy
     from transformers import MarianConfig, MarianMTModel
 
-    from mtrain.config import PRESETS
+    from mtrain.config.sections import PRESETS
     from mtrain.data.batching import collate
     from mtrain.data.store import TokenStore
     from mtrain.data.tokenizer import BOS, EOS, PAD

@@ -244,8 +244,8 @@ def load(setting: Setting, precision: str) -> Any:
 
     import torch
 
-    from mtrain import runtime
-    from mtrain.config import Config
+    from mtrain.config.root import Config
+    from mtrain.machine import runtime
     from mtrain.model.transformer import Transformer
 
     device = runtime.choose_device(setting.device)

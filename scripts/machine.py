@@ -8,7 +8,7 @@ from pathlib import Path
 
 def machine(device: str, threads: int) -> str:
     """mtrain and its commit, torch, the processor or GPU, and threads."""
-    from mtrain import runtime
+    from mtrain.machine import runtime
 
     facts = runtime.environment(runtime.choose_device(device))
     names = [name for name in ("CUDA", "cuDNN", "driver") if name in facts]

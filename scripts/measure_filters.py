@@ -28,10 +28,10 @@ from pathlib import Path
 
 import yaml
 
-from mtrain.clean_config import CleanConfig
+from mtrain.config.clean import CleanConfig
 from mtrain.data.cleaning import normalize
 from mtrain.data.filters import PairFilter
-from mtrain.data.norms import Norms
+from mtrain.data.statistics import Norms
 
 LABELS = ("A", "L", "T", "E", "MT", "F", "V")
 BAD, BROKEN = {"A", "L", "T", "E", "MT"}, {"A", "L", "T"}

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtrain.clean_config import CleanConfig
+from mtrain.config.clean import CleanConfig
 from mtrain.data.cleaning import normalize
 from mtrain.data.filters import PairFilter
-from mtrain.data.norms import Norms
+from mtrain.data.statistics import Norms
 from mtrain.data.suspicions import check_sides, suspicions
 from mtrain.errors import DataError
 from mtrain.languages import language

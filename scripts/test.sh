@@ -13,5 +13,5 @@ export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # plugins of the machine's own Python ha
 "$python" -m ruff format --check .
 "$python" -m ruff check .
 "$python" -m mypy
-"$python" -m pytest -q -m "slow and not gpu and not network"
-"$python" -m pytest -q -p xdist -n 2 --dist loadfile # a file is one process's: fixtures are shared
+"$python" -m pytest -q -rs -p xdist -n 2 --dist load -m "slow and not gpu and not network"
+"$python" -m pytest -q -rs -p xdist -n 2 --dist loadfile # one process per file: it shares fixtures

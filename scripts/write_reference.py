@@ -40,8 +40,9 @@ def commands_reference() -> str:
 
 def config_reference() -> str:
     """A table of keys for each part of the config, from its JSON schema."""
-    from mtrain.config import Config, json_schema
-    from mtrain.entries import ENTRIES, PATHS, MonoEntry, NamedEntry
+    from mtrain.config.entries import ENTRIES, PATHS, MonoEntry, NamedEntry
+    from mtrain.config.load import json_schema
+    from mtrain.config.root import Config
 
     schema = json_schema()
     parts = []

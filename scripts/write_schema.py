@@ -17,7 +17,7 @@ SCHEMA = REPOSITORY / "configs" / "schema.json"
 def main(arguments: list[str]) -> int:
     """0 when the file is (now) up to date."""
     sys.path.insert(0, str(REPOSITORY))
-    from mtrain.config import json_schema
+    from mtrain.config.load import json_schema
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     if arguments == ["--check"]:

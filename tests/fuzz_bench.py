@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from typer.testing import CliRunner
 
 from mtrain.cli import app
-from mtrain.config import Config, load_config
+from mtrain.config.load import load_config
+from mtrain.config.root import Config
 from mtrain.errors import MtrainError
 
 if TYPE_CHECKING:

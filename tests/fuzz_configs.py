@@ -16,11 +16,7 @@ from mutations import (
     yaml_bytes,
 )
 
-from mtrain.config import (
-    dump_config,
-    json_schema,
-    load_config,
-)
+from mtrain.config.load import dump_config, json_schema, load_config
 
 # -- configs ---------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from mutations import (
 from pyarrow import parquet
 from pydantic import ValidationError
 
-from mtrain.config import (
+from mtrain.config.entries import (
     Entry,
     FilesEntry,
     HubEntry,
@@ -40,12 +40,12 @@ from mtrain.config import (
     OpusEntry,
     ParquetEntry,
     SacrebleuEntry,
-    TokenizerConfig,
     TsvEntry,
 )
+from mtrain.config.sections import TokenizerConfig
 from mtrain.data.downloads import Lock
+from mtrain.data.lines import Unreadable
 from mtrain.data.sources import read_chunks
-from mtrain.data.text_files import Unreadable
 
 # -- readers ---------------------------------------------------------------------------------
 

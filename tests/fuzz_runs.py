@@ -20,9 +20,7 @@ from mutations import (
     maybe_damaged,
 )
 
-from mtrain.config import (
-    read_run_config,
-)
+from mtrain.config.load import read_run_config
 from mtrain.run import RunDir
 from mtrain.storage import write_json
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrain.config import TrainConfig
+from mtrain.config.sections import TrainConfig
 from mtrain.training.budget import Plan
 from mtrain.training.state import Progress
 

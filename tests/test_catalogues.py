@@ -14,7 +14,7 @@ from sacrebleu.dataset import DATASETS
 from test_stored_files import make_zip
 from web_server import Server, running_server
 
-from mtrain.config import OpusEntry, SacrebleuEntry
+from mtrain.config.entries import OpusEntry, SacrebleuEntry
 from mtrain.data import catalogues
 from mtrain.data.downloads import Lock
 from mtrain.data.sources import Pair, inputs_of, read_entry

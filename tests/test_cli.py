@@ -100,7 +100,7 @@ def test_a_gpus_memory_grows_in_place_unless_the_user_says_otherwise(
 
 
 def test_new_copies_a_config_that_loads_and_keeps_what_is_there(tmp_path: Path) -> None:
-    from mtrain.config import load_config
+    from mtrain.config.load import load_config
 
     done = invoke("new", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from mtrain import runtime
-from mtrain.config import ModelConfig
+from mtrain.config.sections import ModelConfig
 from mtrain.errors import DeviceError
+from mtrain.machine import runtime
 from mtrain.model.transformer import Transformer
-from mtrain.training import fit
-from mtrain.training.fit import Trial, compile_if_faster
+from mtrain.training import trial
 from mtrain.training.state import Progress
 from mtrain.training.train import WORTH_COMPILING_S, _Loop
+from mtrain.training.trial import Trial, compile_if_faster
 
 TRIAL = Trial(update_s=1.0, tokens_per_s=100.0, peak_bytes=1, n_micro_batches=1.0)
 
@@ -107,8 +107,8 @@ class FakeLearner:
 
 
 def choose(learner: FakeLearner, monkeypatch: pytest.MonkeyPatch) -> tuple[Progress, Trial]:
-    monkeypatch.setattr(fit, "try_out", FakeLearner.trial)
-    monkeypatch.setattr(fit, "_fits", FakeLearner.fits)
+    monkeypatch.setattr(trial, "try_out", FakeLearner.trial)
+    monkeypatch.setattr(trial, "_fits", FakeLearner.fits)
     progress = Progress()
     chosen = compile_if_faster(learner, None, progress, TRIAL)  # type: ignore[arg-type]
     return progress, chosen

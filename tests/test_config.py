@@ -13,27 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_schema import is_valid
 
-from mtrain.config import (
+from mtrain.config.entries import (
+    ENTRIES,
     CldrEntry,
-    Config,
     FilesEntry,
     HubEntry,
     JsonlEntry,
-    ModelConfig,
     MonoEntry,
     OpusEntry,
     ParquetEntry,
     SacrebleuEntry,
     TsvEntry,
-    dump_config,
-    json_schema,
-    load_config,
-    read_run_config,
 )
-from mtrain.entries import ENTRIES
+from mtrain.config.load import dump_config, json_schema, load_config, read_run_config
+from mtrain.config.root import Config
+from mtrain.config.sections import ModelConfig
+from mtrain.config.yaml_reader import apply_override, read_file
 from mtrain.errors import ConfigError, UsageError
 from mtrain.run import RunDir
-from mtrain.yaml_reader import apply_override, read_file
 
 MINIMAL = """\
 name: toy

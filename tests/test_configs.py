@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from json_schema import is_valid
 
-from mtrain.config import CldrEntry, Config, FilesEntry, dump_config, json_schema, load_config
-from mtrain.yaml_reader import read_file
+from mtrain.config.entries import CldrEntry, FilesEntry
+from mtrain.config.load import dump_config, json_schema, load_config
+from mtrain.config.root import Config
+from mtrain.config.yaml_reader import read_file
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrain.config import ModelConfig
+from mtrain.config.sections import ModelConfig
 from mtrain.data.tokenizer import BOS, EOS
 from mtrain.errors import UsageError
 from mtrain.model.convert import save_ctranslate2

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mtrain.clean_config import CleanConfig, as_filters
-from mtrain.config import CldrEntry, DataConfig, FilesEntry
+from mtrain.config.clean import CleanConfig, as_filters
+from mtrain.config.entries import CldrEntry, FilesEntry
+from mtrain.config.sections import DataConfig
 from mtrain.data.corpus import (
     BESIDE_HELD_OUT,
     HELD_OUT,

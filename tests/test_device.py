@@ -22,18 +22,19 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtrain.config import Config, ModelConfig
+from mtrain.config.root import Config
+from mtrain.config.sections import ModelConfig
 from mtrain.data.batching import BatchPlan
 from mtrain.data.tokenizer import EOS
 from mtrain.decoding.sampling import Diverse, Sampler
-from mtrain.decoding.scorers import EnsembleScorer, TransformerScorer
-from mtrain.decoding.scoring import token_log_probs
 from mtrain.decoding.search import LengthPenalty, Sources, beam_search, likeliest, walk
+from mtrain.decoding.steps import EnsembleScorer, TransformerScorer
+from mtrain.decoding.teacher_forcing import token_log_probs
+from mtrain.machine.distributed import Processes
 from mtrain.model import loss as loss_module
 from mtrain.model import transformer
 from mtrain.model.loss import Loss
 from mtrain.model.transformer import Transformer
-from mtrain.processes import Processes
 from mtrain.training import learner as learner_module
 from mtrain.training.learner import Learner
 from mtrain.training.meter import Meter

@@ -7,13 +7,13 @@ import pytest
 import test_prepare
 from test_prepare import CONFIG, PAIRS, TEST, files, hashes, make_config
 
-from mtrain import pool
-from mtrain.config import Config
-from mtrain.data import corpus, epochs, inputs
+from mtrain.config.root import Config
+from mtrain.data import corpus, epochs, identity
 from mtrain.data.epochs import Epochs
 from mtrain.data.prepare import Prepared, copy_into_run, find_prepared, prepare
 from mtrain.data.store import TokenStore
 from mtrain.data.tokenizer import load_tokenizers
+from mtrain.machine import process_pool
 from mtrain.run import RunDir
 
 _directory = test_prepare._directory  # each test in one of its own
@@ -82,12 +82,12 @@ def test_in_two_epochs_of_both_directions_every_pair_comes_once_each_way(samplin
 
 def test_several_processes_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(tokenizer={"sampling": 0.3, "type": "bpe"})
-    for module in (corpus, inputs, epochs):
+    for module in (corpus, identity, epochs):
         monkeypatch.setattr(module, "CHUNK_PAIRS", 20)
     prepared = prepare(config, CONFIG, n_processes=1)
     one = drawn(config, prepared, 3)
-    monkeypatch.setattr(pool, "N_HERE", 1)
-    monkeypatch.setattr(pool, "n_cores", lambda: 2)
+    monkeypatch.setattr(process_pool, "N_HERE", 1)
+    monkeypatch.setattr(process_pool, "n_cores", lambda: 2)
     assert drawn(config, prepared, 3) == one
 
 

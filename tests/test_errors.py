@@ -21,7 +21,7 @@ from conftest import (
 )
 
 from mtrain import errors
-from mtrain.config import TokenizerConfig
+from mtrain.config.sections import TokenizerConfig
 from mtrain.data.tokenizer import train_tokenizers
 from mtrain.errors import MtrainError
 from mtrain.storage import sha256_of, write_json

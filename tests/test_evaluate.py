@@ -19,11 +19,12 @@ import torch
 import yaml
 from sacrebleu.significance import PairedTest
 
-from mtrain.config import Config, dump_config, read_run_config
+from mtrain.config.entries import SacrebleuEntry
+from mtrain.config.load import dump_config, read_run_config
+from mtrain.config.root import Config
 from mtrain.data.cleaning import hash_text
 from mtrain.data.sources import Pair
 from mtrain.decoding.translate import Translation
-from mtrain.entries import SacrebleuEntry
 from mtrain.errors import DataError, MtrainError, UsageError
 from mtrain.evaluation import analysis, evaluate, metrics
 from mtrain.evaluation.analysis import Analysis

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mtrain.clean_config import CleanConfig, as_filters
+from mtrain.config.clean import CleanConfig, as_filters
 from mtrain.data.cleaning import count_words, normalize
 from mtrain.data.filters import REASONS, PairFilter, numbers_differ
 from mtrain.data.identifier import Identifier
-from mtrain.data.norms import LengthRatio, Norms
+from mtrain.data.statistics import LengthRatio, Norms
 from mtrain.errors import UsageError
 
 GOOD = ("We met her in the old town.", "Wir haben sie in der Altstadt getroffen.")

@@ -14,7 +14,8 @@ from hub_server import Hub, Repository, card, environment, running_hub, translat
 from sacrebleu.dataset import DATASETS
 from test_catalogues import archive_of_newstest
 
-from mtrain.config import HubEntry, load_config
+from mtrain.config.entries import HubEntry
+from mtrain.config.load import load_config
 from mtrain.data.downloads import Lock
 from mtrain.data.prepare import prepare
 from mtrain.data.sources import inputs_of, read_entry

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrain.clean_config import CleanConfig
+from mtrain.config.clean import CleanConfig
 from mtrain.data.cldr import cldr_pairs
 from mtrain.data.filters import PairFilter
 from mtrain.data.identifier import Identifier
-from mtrain.data.norms import Norms
+from mtrain.data.statistics import Norms
 from mtrain.decoding.alignment import Side
 from mtrain.evaluation import number_words
 from mtrain.evaluation.metrics import Score, bleu_tokenizer, score_all

@@ -18,7 +18,7 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers import tokenizer_spm
 
-from mtrain.config import BleuTokenizer
+from mtrain.config.sections import BleuTokenizer
 from mtrain.errors import DataError, UsageError
 from mtrain.evaluation import metrics
 from mtrain.evaluation.metrics import bleu_tokenizer, notices, score_all, statistics

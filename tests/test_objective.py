@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtrain.config import ModelConfig, OptimConfig
+from mtrain.config.sections import ModelConfig, OptimConfig
 from mtrain.data.batching import Batch, batch_of
 from mtrain.model.loss import consistency_loss, label_smoothed_loss, r_drop, sim_cut
 from mtrain.model.transformer import Transformer

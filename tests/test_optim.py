@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrain.config import OptimConfig
+from mtrain.config.sections import OptimConfig
 from mtrain.training.optim import (
     Ema,
     Muon,

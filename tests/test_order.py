@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrain.config import CldrEntry, DataConfig
+from mtrain.config.entries import CldrEntry
+from mtrain.config.sections import DataConfig
 from mtrain.data import order
 from mtrain.data.order import EpochOrder, Mixture, Permutation
 

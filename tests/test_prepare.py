@@ -14,24 +14,18 @@ from types import ModuleType
 import pytest
 from conftest import mtrain_command, mtrain_environment
 
-from mtrain import pool
-from mtrain.config import (
-    CldrEntry,
-    Config,
-    DataConfig,
-    Entry,
-    FilesEntry,
-    JsonlEntry,
-    TokenizerConfig,
-    dump_config,
-)
-from mtrain.data import corpus, inputs, store
+from mtrain.config.entries import CldrEntry, Entry, FilesEntry, JsonlEntry
+from mtrain.config.load import dump_config
+from mtrain.config.root import Config
+from mtrain.config.sections import DataConfig, TokenizerConfig
+from mtrain.data import corpus, identity, store
 from mtrain.data import prepare as prepare_module
 from mtrain.data.cleaning import hash_text, normalize
 from mtrain.data.prepare import Prepared, copy_into_run, find_prepared, prepare
 from mtrain.data.store import SIDES, TokenStore, read_target_hashes
 from mtrain.data.tokenizer import load_tokenizers
 from mtrain.errors import DataError, StorageError
+from mtrain.machine import process_pool
 from mtrain.run import RunDir
 from mtrain.storage import sha256_of
 
@@ -571,8 +565,8 @@ def test_what_killed_runs_of_other_data_left_is_removed() -> None:
 
 
 def test_two_processes_make_the_same_data_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "N_HERE", 1)
-    for module in (corpus, inputs):
+    monkeypatch.setattr(process_pool, "N_HERE", 1)
+    for module in (corpus, identity):
         monkeypatch.setattr(module, "CHUNK_PAIRS", 30)
     config = make_config([*PAIRS, *PAIRS[:7], ("", "x")], clean={})
     one = hashes(prepare(config, CONFIG, n_processes=1).path)

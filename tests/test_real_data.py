@@ -24,7 +24,7 @@ from pyarrow import parquet
 from test_stored_files import make_tar, make_zip, zstd
 from web_server import Server, running_server
 
-from mtrain.config import (
+from mtrain.config.entries import (
     Entry,
     FilesEntry,
     HubEntry,

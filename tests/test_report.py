@@ -22,7 +22,8 @@ from conftest import TrainedRun, invoke
 from sacrebleu.metrics.chrf import CHRF
 from safetensors.numpy import save_file
 
-from mtrain.config import Config, dump_config, read_run_config
+from mtrain.config.load import dump_config, read_run_config
+from mtrain.config.root import Config
 from mtrain.decoding.attention import AttentionMaps
 from mtrain.delivery import findings, report
 from mtrain.delivery.chapters import file_size, rounded_count

@@ -14,10 +14,9 @@ import pytest
 import torch
 from conftest import mtrain_environment
 
-from mtrain import runtime
 from mtrain.errors import DeviceError
-from mtrain.run import RunDir
-from mtrain.runtime import (
+from mtrain.machine import runtime
+from mtrain.machine.runtime import (
     autocast,
     choose_device,
     choose_precision,
@@ -25,6 +24,7 @@ from mtrain.runtime import (
     set_up,
     side_by_side,
 )
+from mtrain.run import RunDir
 from mtrain.training.resume import note_environment
 
 CPU = torch.device("cpu")
@@ -272,7 +272,7 @@ def test_large_buffers_of_a_thread_are_used_again():
     """Pages that are touched for the first time are counted, in a process of its own."""
     script = """
 import resource, threading, torch
-from mtrain import runtime
+from mtrain.machine import runtime
 runtime.set_up(torch.device("cpu"), 1, "decoding")
 def use(numbers):
     for n_mib in range(100, 70, -3):  # ever smaller: the place of another has room for it

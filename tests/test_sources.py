@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtrain.config import FilesEntry, JsonlEntry, MonoEntry, TsvEntry
-from mtrain.data import text_files
+from mtrain.config.entries import FilesEntry, JsonlEntry, MonoEntry, TsvEntry
+from mtrain.data import lines
 from mtrain.data.downloads import Lock
+from mtrain.data.lines import Unreadable
 from mtrain.data.sources import Pair, read_chunks, read_entry, read_mono
-from mtrain.data.text_files import Unreadable
 from mtrain.errors import DataError
 
 
@@ -242,7 +242,7 @@ class TestChunks:
     def test_chunks_hold_n_pairs_but_for_the_last(
         self, lock: Lock, block_bytes: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(text_files, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(lines, "BLOCK_BYTES", block_bytes)
         sources = [f"zeile {i} " + "ü" * (i % 50) for i in range(100)]
         targets = [f"{i}" for i in range(100)]
         write(en="\r\n".join(sources) + "\r", de=gzip.compress("\n".join(targets).encode()))

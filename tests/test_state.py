@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtrain.config import ModelConfig, OptimConfig, TrainConfig
+from mtrain.config.sections import ModelConfig, OptimConfig, TrainConfig
 from mtrain.errors import CheckpointError
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_tensors, weights_of
@@ -60,9 +60,9 @@ class Trained:
 def test_copies_are_made_where_there_is_room(monkeypatch, spare, is_full, is_cloned):
     """On a CPU `.cpu()` gives the tensor itself, which shows that it was asked for."""
     tensors = {"a": torch.ones(2)}
-    monkeypatch.setattr("mtrain.runtime.spare_bytes", lambda device: spare)
+    monkeypatch.setattr("mtrain.machine.runtime.spare_bytes", lambda device: spare)
     if is_full:
-        monkeypatch.setattr("mtrain.runtime.unless_out_of_memory", lambda function: None)
+        monkeypatch.setattr("mtrain.machine.runtime.unless_out_of_memory", lambda function: None)
     [copy] = copies(tensors).values()
     assert torch.equal(copy, tensors["a"])
     assert (copy.data_ptr() != tensors["a"].data_ptr()) == is_cloned

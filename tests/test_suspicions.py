@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from mtrain.data.identifier import Identifier
-from mtrain.data.norms import Norms
+from mtrain.data.statistics import Norms
 from mtrain.data.suspicions import check_sides, suspicions
 from mtrain.errors import DataError
 

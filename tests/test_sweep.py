@@ -12,7 +12,7 @@ from conftest import TrainedRun, invoke
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrain.config import read_run_config
+from mtrain.config.load import read_run_config
 from mtrain.delivery.pictures import save_speeds
 from mtrain.evaluation import sweep as stage
 from mtrain.evaluation.sweep import TOLERANCE, Point, recommend

@@ -10,11 +10,11 @@ import pytest
 from pyarrow import parquet
 from test_stored_files import make_tar, zstd
 
-from mtrain.config import ParquetEntry
+from mtrain.config.entries import ParquetEntry
 from mtrain.data import tables
 from mtrain.data.downloads import Lock
+from mtrain.data.lines import Unreadable
 from mtrain.data.sources import Pair, read_entry
-from mtrain.data.text_files import Unreadable
 from mtrain.errors import DataError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import mtrain
-from mtrain.config import load_config
-from mtrain.data.inputs import split_languages, split_tags
+from mtrain.config.load import load_config
+from mtrain.data.identity import split_languages, split_tags
 from mtrain.errors import ConfigError, UsageError
 from mtrain.evaluation.evaluate import GivenFiles, evaluate_hypotheses, evaluate_run
 from mtrain.run import RunDir

@@ -13,7 +13,7 @@ from conftest import mtrain_environment
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mtrain.config import TokenizerConfig
+from mtrain.config.sections import TokenizerConfig
 from mtrain.data.cleaning import normalize
 from mtrain.data.sentencepiece_model import adopt
 from mtrain.data.tokenizer import (

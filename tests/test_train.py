@@ -27,8 +27,7 @@ import pytest
 import torch
 from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 
-from mtrain import runtime
-from mtrain.config import load_config, read_run_config
+from mtrain.config.load import load_config, read_run_config
 from mtrain.data.batching import Batch, BatchPlan
 from mtrain.data.epochs import Epochs
 from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
@@ -41,10 +40,11 @@ from mtrain.errors import (
     StorageError,
     UsageError,
 )
+from mtrain.machine import runtime
 from mtrain.model.loss import Loss
 from mtrain.model.weights import average, digest, load_model, load_tensors, weights_of
 from mtrain.run import RunDir
-from mtrain.training import fit, learner, meter, optim, state
+from mtrain.training import learner, meter, optim, state, trial
 from mtrain.training import train as training
 from mtrain.training.learner import Learner
 from mtrain.training.resume import alone_in
@@ -1041,7 +1041,7 @@ class Clock:
 def test_a_budget_ends_the_run_in_time_and_survives_a_stop(workspace, tmp_path, monkeypatch):
     """A clock of our own: steps of 20 ms, validations of next to nothing."""
     clock = Clock()
-    for module in (training, meter, fit):
+    for module in (training, meter, trial):
         monkeypatch.setattr(module, "time", clock)
 
     def wait(step: int) -> None:
@@ -1068,7 +1068,7 @@ def test_a_budget_ends_the_run_in_time_and_survives_a_stop(workspace, tmp_path, 
 def test_a_budget_includes_the_trial(workspace, tmp_path, monkeypatch):
     """Of a second, a trial takes 0.6; steps of 20 ms are left 0.4."""
     clock = Clock()
-    for module in (training, meter, fit):
+    for module in (training, meter, trial):
         monkeypatch.setattr(module, "time", clock)
 
     def slow(*arguments: Any) -> Any:

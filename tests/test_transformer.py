@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtrain.config import ModelConfig
+from mtrain.config.sections import ModelConfig
 from mtrain.model import transformer
 from mtrain.model.cache import Cache
 from mtrain.model.dropout import dropout

@@ -18,17 +18,19 @@ import torch
 from torch import Tensor, nn
 
 import mtrain
-from mtrain import runtime
-from mtrain.config import Config, TokenizerConfig, dump_config
+from mtrain.config.load import dump_config
+from mtrain.config.root import Config
+from mtrain.config.sections import TokenizerConfig
 from mtrain.data.tokenizer import BOS, EOS, PAD, Tokenizer, load_tokenizers, train_tokenizers
-from mtrain.decoding import scoring
 from mtrain.decoding import stream as stream_stage
+from mtrain.decoding import teacher_forcing
 from mtrain.decoding import translate as stage
 from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources
 from mtrain.decoding.sentences import split_text
 from mtrain.decoding.stream import Beside, translate_file, translate_stream, waiting_lines
 from mtrain.decoding.translate import Options, Translation, Translator
 from mtrain.errors import DataError, ModelError, StorageError, UsageError
+from mtrain.machine import runtime
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import save_tensors, weights_of
 from mtrain.run import RunDir
@@ -207,7 +209,7 @@ def run_out_above(monkeypatch: pytest.MonkeyPatch, most: int, kind: Any) -> list
 def test_a_batch_for_which_memory_runs_out_is_halved(make, monkeypatch, kind):
     translator, lines = make(), [*TEXT[:7], "", "dog"]
     expected = translator.translate_detailed(lines)
-    monkeypatch.setattr("mtrain.runtime.n_workers", lambda device: 1)
+    monkeypatch.setattr("mtrain.machine.runtime.n_workers", lambda device: 1)
     sizes = run_out_above(monkeypatch, 2, kind)
     assert translator.translate_detailed(lines) == expected
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
@@ -220,7 +222,7 @@ def test_a_batch_for_which_memory_runs_out_is_halved(make, monkeypatch, kind):
 def test_on_a_gpu_batches_fit_into_what_is_free(make, monkeypatch, free_mib):
     translator, lengths = make(batch_tokens=10_000), [30] * 20 + [3] * 20
     by_budget = list(translator._batches(lengths, 2))
-    monkeypatch.setattr("mtrain.runtime.free_bytes", lambda device: free_mib << 20)
+    monkeypatch.setattr("mtrain.machine.runtime.free_bytes", lambda device: free_mib << 20)
     batches = list(translator._batches(lengths, 2))
     assert sorted(i for batch in batches for i in batch) == list(range(40))
     assert (batches == by_budget) == (free_mib == 10_000)
@@ -455,7 +457,7 @@ def test_given_translations_are_scored_by_teacher_forcing(network):
 def test_given_translations_are_scored_in_pieces_of_a_size(network, monkeypatch):
     """All logits of a batch at once would not fit into a GPU."""
     expected = [pair.token_log_probs for pair in network.score(LINES, LINES)]
-    monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * network.tgt_tokenizer.vocab_size * 3)
+    monkeypatch.setattr(teacher_forcing, "LOGITS_BYTES", 4 * network.tgt_tokenizer.vocab_size * 3)
     sizes, project = [], Transformer.project
 
     def note(model: Transformer, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from mtrain.config import ModelConfig
+from mtrain.config.sections import ModelConfig
 from mtrain.errors import CheckpointError
 from mtrain.model import weights
 from mtrain.model.transformer import Transformer

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrain.config import ModelConfig
+from mtrain.config.sections import ModelConfig
 from mtrain.model.dropout import dropout, seed_dropout
 from mtrain.model.transformer import Transformer
 from mtrain.training.workers import Workers, share_out

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtrain import console
-from mtrain.choices import DeviceOrAuto
 from mtrain.commands.options import (
     BeamSize,
     Checkpoint,
@@ -22,6 +21,7 @@ from mtrain.commands.options import (
     refuse_without_effect,
 )
 from mtrain.commands.output import print_columns, print_line
+from mtrain.config.literals import DeviceOrAuto
 from mtrain.errors import UsageError
 from mtrain.run import RunDir
 

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from mtrain import console
-from mtrain.choices import Quantization
 from mtrain.commands.options import (
     Checkpoint,
     Force,
@@ -17,6 +16,7 @@ from mtrain.commands.options import (
     refuse_without_effect,
 )
 from mtrain.commands.output import check_output, files_of_run, print_columns, print_line
+from mtrain.config.literals import Quantization
 
 EXAMPLES = (
     "mtrain export runs/my-model --to ctranslate2 -o ct2",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtrain.choices import DeviceOrAuto, Quantization
+from mtrain.config.literals import DeviceOrAuto, Quantization
 from mtrain.errors import UsageError
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]

@@ -73,7 +73,7 @@ def _kind_of(path: Path) -> str:
 
 def files_of_run(run: Path) -> list[Path]:
     """The files in a run, or the exported file; and the local files that its config names."""
-    from mtrain.config import read_run_config
+    from mtrain.config.load import read_run_config
     from mtrain.data.sources import local_files
 
     opened = RunDir.open(run)

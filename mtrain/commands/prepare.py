@@ -32,7 +32,7 @@ def prepare(
 
     What was stopped goes on after the last whole step.
     """
-    from mtrain.config import load_config
+    from mtrain.config.load import load_config
     from mtrain.data.prepare import prepare as prepare_data
 
     prepare_data(load_config(config, overrides or ()), config, force=force, n_processes=processes)

@@ -33,7 +33,7 @@ def train(
 
     Several processes: torchrun --nproc-per-node 2 -m mtrain train CONFIG.
     """
-    from mtrain.config import load_config
+    from mtrain.config.load import load_config
 
     refuse_without_effect(context, {"fresh": (not plan, "training, not for --plan")})
     loaded = load_config(config, overrides or ())

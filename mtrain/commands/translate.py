@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
-from mtrain import choices, console
+from mtrain import console
 from mtrain.commands.options import (
     BeamSize,
     Checkpoint,
@@ -25,6 +25,7 @@ from mtrain.commands.options import (
     refuse_without_effect,
 )
 from mtrain.commands.output import check_output, files_of_run, stdout
+from mtrain.config import literals
 from mtrain.errors import DataError, UsageError
 from mtrain.run import RunDir
 
@@ -59,7 +60,7 @@ Output = Annotated[
 ]
 NBest = Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Translations of each line.")]
 Format = Annotated[
-    choices.Format, typer.Option(metavar="text|jsonl", help="jsonl: with scores and warnings.")
+    literals.Format, typer.Option(metavar="text|jsonl", help="jsonl: with scores and warnings.")
 ]
 Prefix = Annotated[
     Path | None,
@@ -93,18 +94,18 @@ Companions = Annotated[
     ),
 ]
 OnEngine = Annotated[
-    choices.Engine,
+    literals.Engine,
     typer.Option(
         metavar="mtrain|ctranslate2",
         help="What searches; ctranslate2 is an extra: pip install 'mtrain[ctranslate2]'.",
     ),
 ]
 Precision = Annotated[
-    choices.PrecisionOrAuto | None,
+    literals.PrecisionOrAuto | None,
     typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the hardware has it."),
 ]
 PenaltyForm = Annotated[
-    choices.PenaltyForm | None,
+    literals.PenaltyForm | None,
     typer.Option(
         "--penalty-form",
         metavar="power|gnmt",
@@ -115,7 +116,7 @@ ExactStop = Annotated[
     bool, typer.Option("--exact-stop", help="Search until nothing could win; slower.")
 ]
 Method = Annotated[
-    choices.Method,
+    literals.Method,
     typer.Option(
         metavar="NAME",
         help="beam; diverse: beam search whose hypotheses avoid each other's words; sample: "
@@ -144,7 +145,7 @@ Seed = Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random
 
 # -- what is drawn ---------------------------------------------------------------------------
 
-AllOrOneKind = Literal["all", choices.AttentionKind]
+AllOrOneKind = Literal["all", literals.AttentionKind]
 PictureFile = Annotated[
     Path | None,
     typer.Option(
@@ -259,8 +260,8 @@ def translate(
 
 
 def _needs(
-    method: choices.Method,
-    engine: choices.Engine,
+    method: literals.Method,
+    engine: literals.Engine,
     score: tuple[Path, Path] | None,
     attention: Path | None,
     output: Path | None,
@@ -320,7 +321,7 @@ def _picture(
     """What --attention asks for; None without it. A UsageError where the model has none such."""
     if path is None:
         return None
-    from mtrain.config import read_run_config
+    from mtrain.config.load import read_run_config
     from mtrain.delivery.pictures import AttentionPicture, Selection, read_heads, read_kinds
 
     selection = Selection(read_kinds(kind), layer, read_heads(heads))
@@ -348,7 +349,7 @@ def _open_input(path: Path | None) -> AbstractContextManager[BinaryIO]:
 
 def _few_lines(given: BinaryIO) -> io.BytesIO:
     """All lines of an input that is to be drawn; a UsageError where they are too many."""
-    from mtrain.data.text_files import limited_lines
+    from mtrain.data.lines import limited_lines
 
     lines = list(islice(limited_lines(given), MOST_DRAWN + 1))
     if len(lines) > MOST_DRAWN:

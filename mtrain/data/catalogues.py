@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+from mtrain.config.entries import OpusEntry, SacrebleuEntry
 from mtrain.data.downloads import Lock, cache_dir, fetch
-from mtrain.data.stored_files import StoredFile, member_names
-from mtrain.entries import OpusEntry, SacrebleuEntry
+from mtrain.data.files import StoredFile, member_names
 from mtrain.errors import DataError, DownloadError
 from mtrain.storage import sha256_of, storage_errors
 

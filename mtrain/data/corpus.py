@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrain import console
-from mtrain.config import DataConfig
+from mtrain.config.sections import DataConfig
 from mtrain.data.cleaning import (
     EvaluationText,
     Hashes,
@@ -43,7 +43,7 @@ from mtrain.data.filters import REASONS, PairFilter
 from mtrain.data.overlap import NearMatches
 from mtrain.data.tokenizer import MAX_PIECE_CHARACTERS
 from mtrain.errors import DataError
-from mtrain.pool import map_in_order
+from mtrain.machine.process_pool import map_in_order
 from mtrain.storage import storage_errors, write_json
 
 TextPair = tuple[str, str]  # source, target

@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from mtrain import console
-from mtrain.entries import check_url
+from mtrain.config.entries import check_url
 from mtrain.errors import DataError, DownloadError, StorageError, UsageError
 from mtrain.run_shapes import LOCK
 from mtrain.storage import atomic_write, read_json, sha256_of, storage_errors

@@ -24,7 +24,7 @@ from mtrain.data.corpus import OVER_LONG, Corpus, TextPair, read_lines
 from mtrain.data.data_report import DataReport
 from mtrain.data.store import Sentences, StoreCounts, StoreWriter, id_dtype
 from mtrain.data.tokenizer import Tokenizer
-from mtrain.pool import map_in_order
+from mtrain.machine.process_pool import map_in_order
 
 _WORD = re.compile(r"\w+")
 

@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrain import console
-from mtrain.config import Config
+from mtrain.config.root import Config
 from mtrain.data.batching import BatchPlan
 from mtrain.data.corpus import CHUNK_PAIRS
 from mtrain.data.encoding import SubwordSampler, TextChunk
-from mtrain.data.inputs import train_tags
+from mtrain.data.identity import train_tags
 from mtrain.data.order import Mixture
 from mtrain.data.store import StoreWriter, TokenStore, TurnedStore
 from mtrain.data.tokenizer import load_tokenizers
-from mtrain.pool import map_in_order
+from mtrain.machine.process_pool import map_in_order
 from mtrain.storage import storage_errors
 
 

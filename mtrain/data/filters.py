@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import accumulate, pairwise
 
-from mtrain.clean_config import CleanConfig
+from mtrain.config.clean import CleanConfig
 from mtrain.data.cleaning import count_words
 from mtrain.data.identifier import Identifier
-from mtrain.data.norms import Norms
+from mtrain.data.statistics import Norms
 from mtrain.languages import WORD, language, n_letters, runs_outside, unspaced
 
 # Each filter in words, as tables and reports name it.

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mtrain import console
+from mtrain.config.entries import HubEntry
 from mtrain.data.downloads import Lock, cache_dir, find_in_mirror
-from mtrain.data.stored_files import StoredFile
+from mtrain.data.files import StoredFile
+from mtrain.data.lines import Unreadable
 from mtrain.data.tables import ROWS_PER_BATCH, Texts, find_columns, read_parquet, texts_of
-from mtrain.data.text_files import Unreadable
-from mtrain.entries import HubEntry
 from mtrain.errors import DataError, DownloadError, MtrainError
 from mtrain.storage import sha256_of
 

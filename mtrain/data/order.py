@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrain.config import DataConfig
+from mtrain.config.sections import DataConfig
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 Seed = tuple[int, ...]

@@ -1,6 +1,6 @@
 """Corpora in; tokenizer, token store, test sets and a manifest out; nothing when nothing changed.
 
-    data/<name>/<hash>/            hash of what determines the content: see data.inputs
+    data/<name>/<hash>/            hash of what determines the content: see data.identity
       manifest.json                counts, hashes of all files, what was dropped and why
       report.json                  the same at length, with examples: see data.data_report
       word_counts.json             how often each word of valid and test occurs in training
@@ -28,13 +28,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from mtrain import console
-from mtrain.config import Config
+from mtrain.config.root import Config
 from mtrain.data.corpus import UNREADABLE, Cleaner, Corpus, TextPair
 from mtrain.data.data_report import find_repeated, table_of_entries
 from mtrain.data.downloads import Lock
 from mtrain.data.encoding import Encoder, PairStatistics, encode_corpus
 from mtrain.data.filters import PairFilter
-from mtrain.data.inputs import (
+from mtrain.data.identity import (
     FORMAT,
     Inputs,
     describe_sources,
@@ -46,8 +46,8 @@ from mtrain.data.inputs import (
     train_names,
     train_tags,
 )
-from mtrain.data.norms import Norms
 from mtrain.data.sources import languages_of
+from mtrain.data.statistics import Norms
 from mtrain.data.store import SIDES, StoreCounts, TokenStore, read_target_hashes
 from mtrain.data.suspicions import check_sides, suspicions
 from mtrain.data.tokenizer import Tokenizer, load_tokenizers, model_files, train_tokenizers

@@ -15,25 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mtrain.config import Config
-from mtrain.data.catalogues import (
-    FilePair,
-    fetch_opus,
-    fetch_sacrebleu,
-    locate_opus,
-    locate_sacrebleu,
-    opus_label,
-    opus_url,
-    sacrebleu_label,
-    sacrebleu_urls,
-)
-from mtrain.data.downloads import Lock, fetch
-from mtrain.data.hub import hub_label, known_split, read_hub, resolve
-from mtrain.data.misalignment import Lengths, lines_that_fit
-from mtrain.data.stored_files import StoredFile, split_member
-from mtrain.data.tables import Texts, read_parquet
-from mtrain.data.text_files import Unreadable, decode, note_or_raise, read_blocks
-from mtrain.entries import (
+from mtrain.config.entries import (
     CodedEntry,
     Entry,
     FilesEntry,
@@ -46,6 +28,24 @@ from mtrain.entries import (
     TsvEntry,
     is_url,
 )
+from mtrain.config.root import Config
+from mtrain.data.catalogues import (
+    FilePair,
+    fetch_opus,
+    fetch_sacrebleu,
+    locate_opus,
+    locate_sacrebleu,
+    opus_label,
+    opus_url,
+    sacrebleu_label,
+    sacrebleu_urls,
+)
+from mtrain.data.downloads import Lock, fetch
+from mtrain.data.files import StoredFile, split_member
+from mtrain.data.hub import hub_label, known_split, read_hub, resolve
+from mtrain.data.lines import Unreadable, decode, note_or_raise, read_blocks
+from mtrain.data.misalignment import Lengths, lines_that_fit
+from mtrain.data.tables import Texts, read_parquet
 from mtrain.errors import DataError
 
 Chunk = tuple[list[str], list[str]]  # sources and their targets, as many of each

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from mtrain.data.identifier import Identifier
-from mtrain.data.norms import Norms
+from mtrain.data.statistics import Norms
 from mtrain.data.store import SIDES
 from mtrain.errors import DataError
 from mtrain.languages import (

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from mtrain.data.stored_files import StoredFile
-from mtrain.data.text_files import Unreadable, decode
-from mtrain.entries import HubEntry, ParquetEntry
+from mtrain.config.entries import HubEntry, ParquetEntry
+from mtrain.data.files import StoredFile
+from mtrain.data.lines import Unreadable, decode
 from mtrain.errors import DataError
 
 Texts = list[str | None]  # None: no text, and noted so

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mtrain import console
-from mtrain.config import TokenizerConfig, TokenizerModels
+from mtrain.config.sections import TokenizerConfig, TokenizerModels
 from mtrain.data.sentencepiece_model import adopt, is_bpe, user_defined
 from mtrain.data.subwords import BpeCutter, DrawCut, UnigramCutter
 from mtrain.errors import DataError, UsageError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtrain.runtime import seed_of
+from mtrain.machine.runtime import seed_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 N sentences at the start, B of them still open, K hypotheses a sentence (the beam), R = B * K rows,
 S source length, T target length, V vocabulary; row r belongs to open sentence r // K.
 
-The model is seen through a small protocol, `scorers.Scorer`. A hypothesis y of length |y| (its
+The model is seen through a small protocol, `steps.Scorer`. A hypothesis y of length |y| (its
 generated tokens, the closing EOS included) has the score
 
     score(y) = log P(y | x) / |y|^p                p: the length penalty; 0 compares plain
@@ -30,9 +30,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from mtrain.choices import PenaltyForm
+from mtrain.config.literals import PenaltyForm
 from mtrain.data.tokenizer import BOS, EOS, PAD
-from mtrain.decoding.scorers import Scorer
+from mtrain.decoding.steps import Scorer
 
 MINUS_INFINITY = float("-inf")
 BLOCKS = 100  # the vocabulary in so many parts, of which only the most promising are searched

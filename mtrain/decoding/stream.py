@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
-from mtrain import console, runtime
-from mtrain.data.text_files import (
+from mtrain import console
+from mtrain.data.lines import (
     BYTE_ORDER_MARK,
     MAX_LINE_BYTES,
     OVERLONG,
@@ -27,6 +27,7 @@ from mtrain.data.text_files import (
 from mtrain.decoding.alignment import Alignment, AlignmentHead, align
 from mtrain.decoding.translate import Options, Progress, ScoredPair, Translation, Translator
 from mtrain.errors import DataError, StorageError, UsageError
+from mtrain.machine import runtime
 from mtrain.model.weights import digest, weights_of
 from mtrain.storage import lock_file, storage_errors, write_json
 

@@ -16,19 +16,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtrain import runtime
-from mtrain.choices import Format, Method, PenaltyForm, PrecisionOrAuto
-from mtrain.config import Config, read_run_config
+from mtrain.config.literals import Format, Method, PenaltyForm, PrecisionOrAuto
+from mtrain.config.load import read_run_config
+from mtrain.config.root import Config
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import EOS, PAD, Tokenizer, tokenizers_of
 from mtrain.decoding.engine import CTranslate2
 from mtrain.decoding.rerank import expected_chrf
 from mtrain.decoding.sampling import Diverse, Sampler
-from mtrain.decoding.scorers import EnsembleScorer, Scorer, TransformerScorer
-from mtrain.decoding.scoring import token_log_probs
 from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources, beam_search, walk
 from mtrain.decoding.sentences import split_text
+from mtrain.decoding.steps import EnsembleScorer, Scorer, TransformerScorer
+from mtrain.decoding.teacher_forcing import token_log_probs
 from mtrain.errors import CheckpointError, DataError, ModelError, UsageError
+from mtrain.machine import runtime
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_model
 from mtrain.run import RunDir

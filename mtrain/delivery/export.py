@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from mtrain import __version__, console
-from mtrain.config import in_languages
+from mtrain.config.root import in_languages
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import model_files
 from mtrain.decoding.alignment import head_of_run
@@ -27,8 +27,8 @@ from mtrain.errors import ModelError, StorageError, UsageError
 from mtrain.evaluation.metrics import score_all
 from mtrain.model.convert import import_ctranslate2, save_ctranslate2
 from mtrain.model.weights import digest, save_tensors, weights_of
-from mtrain.portable import FILE, MANIFEST
 from mtrain.run import RunDir, Split
+from mtrain.single_file import FILE, MANIFEST
 from mtrain.storage import new_directory, partial_path, storage_errors, write_json
 
 N_SENTENCES = 200  # of valid, translated by both engines

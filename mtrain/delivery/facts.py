@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mtrain import console
-from mtrain.config import Config, read_run_config
+from mtrain.config.load import read_run_config
+from mtrain.config.root import Config
 from mtrain.errors import CheckpointError, DataError, UsageError
 from mtrain.evaluation.analysis import Analysis
-from mtrain.portable import FILE, open_tensors, read_note
 from mtrain.run import RunDir
+from mtrain.single_file import FILE, open_tensors, read_note
 from mtrain.storage import sha256_of
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from mtrain import console
-from mtrain.choices import AttentionKind
-from mtrain.config import ModelConfig
+from mtrain.config.literals import AttentionKind
+from mtrain.config.sections import ModelConfig
 from mtrain.decoding.alignment import SPACE
 from mtrain.decoding.attention import AttentionMaps, Weights
 from mtrain.delivery.policy import with_policy

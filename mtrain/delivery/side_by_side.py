@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mtrain.config import in_languages
+from mtrain.config.root import in_languages
 from mtrain.delivery.facts import RunFacts, Translated
 from mtrain.evaluation.metrics import statistics
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from mtrain.config import Config, read_run_config
+from mtrain.config.load import read_run_config
+from mtrain.config.root import Config
 from mtrain.data.cleaning import hash_text, normalize
-from mtrain.data.inputs import train_names
+from mtrain.data.identity import train_names
 from mtrain.data.store import TokenStore, read_target_hashes
 from mtrain.data.tokenizer import tokenizers_of
 from mtrain.evaluation.breakdown import Breakdown, break_down

@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtrain import console
-from mtrain.config import Config, DecodeConfig, in_languages, read_run_config
+from mtrain.config.entries import SacrebleuEntry
+from mtrain.config.load import read_run_config
+from mtrain.config.root import Config, in_languages
+from mtrain.config.sections import DecodeConfig
 from mtrain.data.catalogues import other_references
 from mtrain.data.cleaning import MIN_WORDS_ALONE, count_words
 from mtrain.data.downloads import Lock
+from mtrain.data.files import StoredFile
+from mtrain.data.lines import read_lines as read_stored_lines
 from mtrain.data.sources import read_entry
-from mtrain.data.stored_files import StoredFile
-from mtrain.data.text_files import read_lines as read_stored_lines
-from mtrain.entries import SacrebleuEntry
 from mtrain.errors import DataError, StorageError, UsageError
 from mtrain.evaluation.analysis import Analysis, TrainingText, analyse
 from mtrain.evaluation.comet import check_installed, comet_score

@@ -8,7 +8,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from mtrain import console
-from mtrain.config import Config, read_run_config
+from mtrain.config.load import read_run_config
+from mtrain.config.root import Config
 from mtrain.evaluation.diagnostics import Diagnostic
 from mtrain.evaluation.evaluate import Evaluation, scores_and_facts
 from mtrain.evaluation.metrics import LABELS, Score

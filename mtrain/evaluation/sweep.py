@@ -18,12 +18,14 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from mtrain import console, runtime
-from mtrain.choices import Engine
-from mtrain.config import dump_config, in_languages, read_run_config
+from mtrain import console
+from mtrain.config.literals import Engine
+from mtrain.config.load import dump_config, read_run_config
+from mtrain.config.root import in_languages
 from mtrain.decoding.translate import Options, Translator
 from mtrain.errors import UsageError
 from mtrain.evaluation.metrics import score_all
+from mtrain.machine import runtime
 from mtrain.run import RunDir, Split
 from mtrain.storage import atomic_write, check_writable, write_json
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtrain.config import ModelConfig
-from mtrain.model import products
+from mtrain.config.sections import ModelConfig
+from mtrain.model import bf16_linear
 from mtrain.model.cache import Cache
 from mtrain.model.dropout import dropout
 
@@ -36,8 +36,8 @@ class Linear(nn.Linear):
 
     @staticmethod
     def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if products.is_wanted(x):
-            return products.linear(x, weight, bias)
+        if bf16_linear.is_wanted(x):
+            return bf16_linear.linear(x, weight, bias)
         return F.linear(x.bfloat16() if weight.dtype == torch.bfloat16 else x, weight, bias)
 
 

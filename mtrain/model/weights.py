@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrain.config import read_run_config
+from mtrain.config.load import read_run_config
 from mtrain.errors import CheckpointError
 from mtrain.model.transformer import Transformer
-from mtrain.portable import FILE, FIX, FORMAT, open_tensors, read_note
 from mtrain.run import RunDir
+from mtrain.single_file import FILE, FIX, FORMAT, open_tensors, read_note
 from mtrain.storage import atomic_write
 
 # Types that our files hold, by their safetensors names.

@@ -8,7 +8,7 @@ and a resumed run keeps its plan.
 
 from __future__ import annotations
 
-from mtrain.config import TrainConfig
+from mtrain.config.sections import TrainConfig
 from mtrain.training.optim import learning_rate
 from mtrain.training.state import Progress
 

@@ -14,16 +14,17 @@ from functools import partial
 import torch
 from torch import nn
 
-from mtrain import console, runtime
-from mtrain.config import Config
+from mtrain import console
+from mtrain.config.root import Config
 from mtrain.data.batching import Batch, BatchPlan, Indices, collate
 from mtrain.data.store import TokenStore
 from mtrain.errors import OutOfMemoryError
+from mtrain.machine import runtime
+from mtrain.machine.distributed import Processes
 from mtrain.model.dropout import seed_dropout
 from mtrain.model.loss import Loss
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import weights_of
-from mtrain.processes import Processes
 from mtrain.training.meter import Meter
 from mtrain.training.objective import add_gradients, loss_of, n_passes
 from mtrain.training.optim import Ema, make_optimizers

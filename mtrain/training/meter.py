@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mtrain.data.batching import Batch
+from mtrain.machine.distributed import Processes
 from mtrain.model.loss import Loss
-from mtrain.processes import Processes
 from mtrain.training.state import Progress
 
 

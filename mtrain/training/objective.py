@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mtrain.config import OptimConfig
+from mtrain.config.sections import OptimConfig
 from mtrain.data.batching import Batch
 from mtrain.model.dropout import dropout
 from mtrain.model.loss import Loss, consistency_loss, label_smoothed_loss, r_drop, sim_cut

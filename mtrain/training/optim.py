@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrain.config import OptimConfig
+from mtrain.config.sections import OptimConfig
 
 # Newton-Schulz iteration x <- a x + (b A + c A^2) x with A = x x^T: these coefficients (Jordan et
 # al., 2024) bring every singular value near 1 in five rounds.

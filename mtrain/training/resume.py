@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from mtrain import console
-from mtrain.config import Config, dump_config, read_run_config
+from mtrain.config.load import dump_config, read_run_config
+from mtrain.config.root import Config
 from mtrain.data.prepare import Prepared, copy_into_run, verify
 from mtrain.errors import CheckpointError, UsageError
 from mtrain.run import RunDir

@@ -28,9 +28,10 @@ from pydantic import TypeAdapter, with_config
 from torch import nn
 from typing_extensions import TypedDict
 
-from mtrain import console, runtime
-from mtrain.config import TrainConfig
+from mtrain import console
+from mtrain.config.sections import TrainConfig
 from mtrain.errors import CheckpointError
+from mtrain.machine import runtime
 from mtrain.model.weights import (
     load_tensors,
     read_facts,

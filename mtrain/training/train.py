@@ -17,19 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrain import console, runtime
-from mtrain.config import Config, in_languages
+from mtrain import console
+from mtrain.config.root import Config, in_languages
 from mtrain.data.batching import BatchPlan
 from mtrain.data.epochs import Epochs
-from mtrain.data.inputs import train_names
+from mtrain.data.identity import train_names
 from mtrain.data.prepare import Prepared, find_prepared, prepare
 from mtrain.errors import DataError, NonFiniteError
 from mtrain.evaluation.metrics import bleu_tokenizer
+from mtrain.machine import runtime
+from mtrain.machine.distributed import Processes, is_under_torchrun, join
 from mtrain.model.weights import weights_of
-from mtrain.processes import Processes, is_under_torchrun, join
 from mtrain.run import RunDir
 from mtrain.training.budget import Plan
-from mtrain.training.fit import compile_again, compile_if_faster, show, try_out
+from mtrain.training.final_choice import install_winner
+from mtrain.training.init_from import start_from
 from mtrain.training.journal import Journal
 from mtrain.training.learner import Learner
 from mtrain.training.meter import Meter
@@ -51,10 +53,9 @@ from mtrain.training.state import (
     save_state,
     score_of,
 )
-from mtrain.training.transfer import start_from
+from mtrain.training.trial import compile_again, compile_if_faster, show, try_out
 from mtrain.training.validate import Validation, validate
-from mtrain.training.watch import Watch
-from mtrain.training.winner import install_winner
+from mtrain.training.warnings import Watch
 from mtrain.training.writer import Writer
 
 MOST_SKIPPED_IN_A_ROW = 20

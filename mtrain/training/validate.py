@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrain import runtime
-from mtrain.config import Config, in_languages
+from mtrain.config.root import Config, in_languages
 from mtrain.data.batching import Batch, BatchPlan, batch_of
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import Tokenizer, tokenizers_of
 from mtrain.decoding.translate import Translator
 from mtrain.evaluation.evaluate import evaluate_split, leaks_in, weights_sha256
 from mtrain.evaluation.metrics import score_all
+from mtrain.machine import runtime
 from mtrain.model.loss import label_smoothed_loss
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import set_weights

@@ -6,9 +6,9 @@ from contextlib import closing
 
 import pytest
 
-from mtrain import pool
 from mtrain.errors import DataError
-from mtrain.pool import map_in_order
+from mtrain.machine import process_pool
+from mtrain.machine.process_pool import map_in_order
 
 
 def square(n: int) -> int:
@@ -24,8 +24,9 @@ def die_at_50(n: int) -> bytes:
 
 
 def test_few_items_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_Worker", None)
-    assert list(map_in_order(square, range(pool.N_HERE), 2)) == [n * n for n in range(pool.N_HERE)]
+    monkeypatch.setattr(process_pool, "_Worker", None)
+    few = range(process_pool.N_HERE)
+    assert list(map_in_order(square, few, 2)) == [n * n for n in few]
     assert list(map_in_order(square, range(20), 1)) == [n * n for n in range(20)]
 
 

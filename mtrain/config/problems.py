@@ -15,8 +15,17 @@ from typing import Any, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mtrain.entries import DURATION, ENTRIES, HUB, OPUS, SHA256, SLUG, WITHOUT_SPACES, Section
-from mtrain.yaml_reader import Node, Problem, shortened
+from mtrain.config.entries import (
+    DURATION,
+    ENTRIES,
+    HUB,
+    OPUS,
+    SHA256,
+    SLUG,
+    WITHOUT_SPACES,
+    Section,
+)
+from mtrain.config.yaml_reader import Node, Problem, shortened
 
 # What other YAML readers take for true or false, and people for a language (Norwegian: no).
 _BARE_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mtrain.training.watch import Watch
+from mtrain.training.warnings import Watch
 
 
 def train_record(step: int, nll: float) -> dict[str, Any]:

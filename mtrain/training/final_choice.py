@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mtrain import console
-from mtrain.config import TrainConfig
+from mtrain.config.sections import TrainConfig
 from mtrain.model.weights import average, load_tensors, save_tensors
 from mtrain.run import RunDir
 from mtrain.training.state import Progress, score_of

@@ -12,9 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mtrain.choices import DeviceOrAuto, PenaltyForm, PrecisionOrAuto
-from mtrain.clean_config import CleanConfig, as_filters
-from mtrain.entries import (
+from mtrain.config.clean import CleanConfig, as_filters
+from mtrain.config.entries import (
     DURATION,
     WITHOUT_SPACES,
     Entry,
@@ -27,6 +26,7 @@ from mtrain.entries import (
     as_test_sets,
     complaint,
 )
+from mtrain.config.literals import DeviceOrAuto, PenaltyForm, PrecisionOrAuto
 
 # -- data ------------------------------------------------------------------------------------
 

@@ -146,7 +146,7 @@ def leave_compiled() -> None:
 # How many of its kernels oneDNN keeps, 1,024 by itself. In bf16 it makes one for every shape of a
 # matrix product, in half a millisecond and of up to a quarter of a MiB.
 KERNELS: dict[Purpose, int] = {
-    "training": 1024,  # shapes come again and again, see model.products
+    "training": 1024,  # shapes come again and again, see model.bf16_linear
     "decoding": 128,  # a search asks for a few step after step, and then hardly ever again
 }
 

@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrain.errors import DeviceError
+from mtrain.machine.distributed import join
 from mtrain.model.weights import load_tensors
-from mtrain.processes import join
 from mtrain.run import RunDir
 from mtrain.training.learner import at_least
 
@@ -201,7 +201,7 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch, local_rank):
     answers = {"is_available": True, "device_count": 1, "get_arch_list": []}
     for name, answer in {**answers, "get_device_capability": (9, 0)}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr("mtrain.processes.console.silence", lambda: None)
+    monkeypatch.setattr("mtrain.machine.distributed.console.silence", lambda: None)
     expected = f"`cuda:{local_rank}`.* this machine has 1 GPU"
     with pytest.raises(DeviceError, match=expected) as raised, join("auto"):
         pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from mtrain.data.stored_files import StoredFile
+from mtrain.data.files import StoredFile
 from mtrain.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtrain import console
-from mtrain.runtime import choose_device
+from mtrain.machine.runtime import choose_device
 
 Value = TypeVar("Value")
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from mtrain.config import FilesEntry, TsvEntry
-from mtrain.data import text_files
+from mtrain.config.entries import FilesEntry, TsvEntry
+from mtrain.data import lines
 from mtrain.data.downloads import Lock
+from mtrain.data.files import StoredFile, split_member
+from mtrain.data.lines import Unreadable, read_lines
 from mtrain.data.sources import Pair, read_entry
-from mtrain.data.stored_files import StoredFile, split_member
-from mtrain.data.text_files import Unreadable, read_lines
 from mtrain.errors import DataError
 
 TEXT = "".join(f"{word} ü\n" for word in random.Random(1).choices(["a", "bb", "ccc"], k=999))
@@ -262,8 +262,8 @@ class TestLongLines:
 
     @pytest.fixture(autouse=True)
     def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 1000)
-        monkeypatch.setattr(text_files, "BLOCK_BYTES", 512)
+        monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1000)
+        monkeypatch.setattr(lines, "BLOCK_BYTES", 512)
 
     @pytest.mark.parametrize("n_bytes", [1001, 5000, 100_000])
     def test_a_pair_of_it_is_unreadable(self, n_bytes: int, lock: Lock) -> None:
@@ -293,4 +293,4 @@ class TestLongLines:
 
     def test_lines_of_a_stream(self) -> None:
         stream = io.BytesIO(b"a\n" + b"x" * 5000 + b"\nb\n" + b"y" * 3000)
-        assert list(text_files.limited_lines(stream)) == [b"a\n", b"\0", b"b\n", b"\0"]
+        assert list(lines.limited_lines(stream)) == [b"a\n", b"\0", b"b\n", b"\0"]

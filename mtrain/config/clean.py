@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mtrain.entries import Section
+from mtrain.config.entries import Section
 
 # Zero, which Python takes for false, is a number like any other.
 Off = Annotated[Literal[False], BeforeValidator(lambda value: False if value is False else None)]

@@ -1,48 +1,27 @@
-"""The config: YAML plus `--set` overrides, turned into a frozen, typed tree.
+"""The root of the config, and the rules for keys of different sections.
 
-Its sections are declared in `config_sections`, its entries in `entries`; here are what must fit
-together across them, and how a config is read and written.
+The sections are declared in `sections`, the data entries in `entries`; `load` reads and writes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from mtrain.clean_config import CleanConfig as CleanConfig
-from mtrain.config_problems import REMOVED, Conflict, explain
-from mtrain.config_sections import PRESETS as PRESETS
-from mtrain.config_sections import BleuTokenizer as BleuTokenizer
-from mtrain.config_sections import DataConfig as DataConfig
-from mtrain.config_sections import DecodeConfig as DecodeConfig
-from mtrain.config_sections import EvaluateConfig as EvaluateConfig
-from mtrain.config_sections import ModelConfig as ModelConfig
-from mtrain.config_sections import OptimConfig as OptimConfig
-from mtrain.config_sections import TokenizerConfig as TokenizerConfig
-from mtrain.config_sections import TokenizerModels as TokenizerModels
-from mtrain.config_sections import TrainConfig as TrainConfig
-from mtrain.config_sections import given
-from mtrain.entries import SLUG, Location
-from mtrain.entries import CldrEntry as CldrEntry
-from mtrain.entries import Entry as Entry
-from mtrain.entries import FilesEntry as FilesEntry
-from mtrain.entries import HubEntry as HubEntry
-from mtrain.entries import JsonlEntry as JsonlEntry
-from mtrain.entries import MonoEntry as MonoEntry
-from mtrain.entries import OpusEntry as OpusEntry
-from mtrain.entries import ParquetEntry as ParquetEntry
-from mtrain.entries import SacrebleuEntry as SacrebleuEntry
-from mtrain.entries import Section as Section
-from mtrain.entries import TsvEntry as TsvEntry
-from mtrain.errors import ConfigError, UsageError
-from mtrain.run import RunDir
-from mtrain.storage import read_bytes
-from mtrain.yaml_reader import Problem, apply_override, read_file, write_yaml
+from mtrain.config.entries import SLUG, Location, Section
+from mtrain.config.problems import Conflict
+from mtrain.config.sections import (
+    DataConfig,
+    DecodeConfig,
+    EvaluateConfig,
+    ModelConfig,
+    TokenizerConfig,
+    TrainConfig,
+    given,
+)
 
 
 class Config(Section):
@@ -267,110 +246,9 @@ def _tag_conflicts(data: DataConfig) -> list[Conflict]:
     ]
 
 
-# -- loading and writing ---------------------------------------------------------------------
-
-
-def load_config(path: Path, overrides: Sequence[str] = (), ignored: Collection[str] = ()) -> Config:
-    """Read and check a config; `overrides` are the KEY=VALUE of `--set`, the last one wins.
-
-    `ignored` are dotted keys that are left out where the file has them.
-    Raises a ConfigError that holds all the problems there are, in the order of their places.
-    """
-    try:
-        tree, problems = read_file(_read_text(path), str(path))
-    except UsageError as problem:
-        raise ConfigError([problem]) from problem
-    if tree.value is None and not overrides:
-        raise ConfigError(
-            [Problem(tree.place, "this config is empty", "begin with a copy of another one")]
-        )
-    for key in ignored:
-        tree.drop(key)
-    for number, override in enumerate(overrides):
-        problems += apply_override(tree, override, number)
-    problems += explain(tree, Config)
-    if problems:
-        problems.sort(key=lambda problem: problem.place.order)
-        raise ConfigError([*problems])
-    return Config.model_validate(tree.plain())
-
-
-def read_run_config(run: RunDir) -> Config:
-    """The resolved config that a run keeps, also one of an earlier version."""
-    fix = "restore the file, or train again with --fresh"
-    try:
-        read_bytes(run.config)  # a user's config may be a pipe, that of a run may not
-        return load_config(run.config, ignored=REMOVED)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"cannot read {run.config}: {reason}", fix) from error
-    except ConfigError as error:
-        raise UsageError(
-            f"the config of this run is damaged or of another version of mtrain: {error.message}",
-            fix,
-        ) from error
-
-
 def in_languages(config: Config, languages: tuple[str, str] | None) -> Config:
     """The same settings for text in other languages than the config's own."""
     if languages is None:
         return config
     source, target = languages
     return config.model_copy(update={"source": source, "target": target})
-
-
-def dump_config(config: Config) -> str:
-    """The whole config as YAML, defaults included; it loads back to an equal config."""
-    return write_yaml(_lists(config.model_dump()))
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema by which editors complete and check a config."""
-    schema = Config.model_json_schema()
-    del schema["$defs"]["ModelConfig"]["required"]  # the preset fills the sizes
-    for section in (schema, *schema["$defs"].values()):
-        required = section.get("required", ())
-        for key, field in section["properties"].items():
-            if key not in required:
-                section["properties"][key] = _or_null(field)
-    test_sets = schema["$defs"]["DataConfig"]["properties"]["test"]["anyOf"][1]
-    for name, entry in test_sets["patternProperties"].items():
-        test_sets["patternProperties"][name] = _or_null(entry)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
-
-
-def _or_null(field: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a key that may stand without a value, and then has its default."""
-    about = {"title", "description", "default"}
-    value = {key: item for key, item in field.items() if key not in about}
-    choices = value["anyOf"] if value.keys() == {"anyOf"} else [value]
-    if {"type": "null"} not in choices:
-        choices = [*choices, {"type": "null"}]
-    return {"anyOf": choices} | {key: item for key, item in field.items() if key in about}
-
-
-def _lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        siblings = sorted(str(file) for file in path.parent.glob("*.yaml"))
-        near = get_close_matches(str(path), siblings, 1) or siblings[:5]
-        if isinstance(error, FileNotFoundError):
-            raise UsageError(
-                f"there is no config file {path}",
-                f"did you mean {' or '.join(near)}?" if near else "give the path of a YAML file",
-            ) from error
-        raise UsageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(
-            f"{path}:{line}: this line is not UTF-8", "save the file as UTF-8"
-        ) from error

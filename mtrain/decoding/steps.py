@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mtrain.machine.runtime import Precision
 from mtrain.model.cache import Cache
 from mtrain.model.transformer import Transformer, with_matrices_in
-from mtrain.runtime import Precision
 
 
 class Scorer(Protocol):

@@ -20,10 +20,13 @@ from pydantic import TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from mtrain import console
-from mtrain.config import CldrEntry, Config, TokenizerModels
+from mtrain.config.entries import CldrEntry, Entry
+from mtrain.config.root import Config
+from mtrain.config.sections import TokenizerModels
 from mtrain.data.cleaning import normalize
 from mtrain.data.corpus import CHUNK_PAIRS, RawChunk, TextPair
 from mtrain.data.downloads import Lock
+from mtrain.data.lines import Unreadable
 from mtrain.data.sources import (
     Chunk,
     entries_of,
@@ -35,8 +38,6 @@ from mtrain.data.sources import (
     read_mono,
 )
 from mtrain.data.store import SIDES
-from mtrain.data.text_files import Unreadable
-from mtrain.entries import Entry
 from mtrain.errors import DataError
 from mtrain.storage import parse_json, read_bytes, sha256_of, write_json
 

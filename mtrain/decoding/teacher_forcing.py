@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtrain.data.tokenizer import BOS, EOS, PAD
-from mtrain.decoding.scorers import log_normaliser
+from mtrain.decoding.steps import log_normaliser
 from mtrain.model.transformer import Transformer
 
 LOGITS_BYTES = 512 << 20  # of float32 at a time; as much again is computed from them
@@ -28,7 +28,7 @@ def token_log_probs(
     """log P of every token of each target and of its EOS, given the source and those before it.
 
     src (B, S) ends in EOS, src_mask (B, 1, 1, S) or None; of several models, the mean of their
-    probabilities counts, as in `scorers.EnsembleScorer`.
+    probabilities counts, as in `steps.EnsembleScorer`.
     """
     width = 1 + max(map(len, targets))
     rows = [[*target, EOS] + [PAD] * (width - 1 - len(target)) for target in targets]

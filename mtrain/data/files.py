@@ -23,8 +23,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, cast
 
+from mtrain.config.entries import is_url
 from mtrain.data.downloads import Lock, fetch
-from mtrain.entries import is_url
 from mtrain.errors import DataError
 from mtrain.storage import sha256_of
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtrain import console, runtime
+from mtrain import console
 from mtrain.data.batching import Batch, BatchPlan
 from mtrain.data.tokenizer import EOS
 from mtrain.errors import DeviceError
+from mtrain.machine import runtime
 from mtrain.model.loss import Loss
 from mtrain.training.budget import Plan
 from mtrain.training.learner import Learner

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtrain.model import products
-from mtrain.model.products import ROWS
+from mtrain.model import bf16_linear
+from mtrain.model.bf16_linear import ROWS
 from mtrain.model.transformer import Linear
 
 
@@ -33,7 +33,7 @@ def test_product_and_gradients_are_those_of_autocast(shape, has_bias, dtype):
     torch.manual_seed(0)
     x, weight = torch.randn(shape).to(dtype), torch.randn(24, 16)
     bias = torch.randn(24) if has_bias else None
-    found, expected = (results(f, x, weight, bias) for f in (products.linear, F.linear))
+    found, expected = (results(f, x, weight, bias) for f in (bf16_linear.linear, F.linear))
     assert len(found) == len(expected) == (4 if has_bias else 3)
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
@@ -46,7 +46,7 @@ def test_a_gradient_that_lies_in_another_order_is_taken_as_it_is_meant():
     x, weight = torch.randn(3, 5, 8), torch.randn(4, 8)
     gradient = torch.randn(5, 3, 4).bfloat16().transpose(0, 1)
     grads = []
-    for function in (products.linear, F.linear):
+    for function in (bf16_linear.linear, F.linear):
         inputs = x.clone().requires_grad_(), weight.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = function(*inputs, None)
@@ -83,5 +83,5 @@ def test_batches_of_all_sizes_need_few_kernels():
 def test_only_training_in_bfloat16_takes_this_way(is_training, dtype):
     precision = torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
     with precision, torch.set_grad_enabled(is_training):
-        wanted = products.is_wanted(torch.zeros(2, 3))
+        wanted = bf16_linear.is_wanted(torch.zeros(2, 3))
     assert wanted is (is_training and dtype == torch.bfloat16)

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrain.config import ModelConfig, OptimConfig
+from mtrain.config.sections import ModelConfig, OptimConfig
 from mtrain.data.batching import BatchPlan
 from mtrain.model.transformer import Transformer
-from mtrain.training import fit
+from mtrain.training import trial
 from mtrain.training.optim import make_optimizers
 from mtrain.training.state import Progress
 
@@ -29,7 +29,7 @@ CUDA = torch.device("cuda")
 def test_no_micro_batch_is_larger_than_the_one_that_is_tried(pairs, max_tokens, n_workers):
     src, tgt = (np.array(lengths) for lengths in zip(*pairs, strict=True))
     plan = BatchPlan(src, tgt, batch_tokens=300, seed=1, epoch=0)
-    largest = fit.largest_batch(plan, max_tokens, is_padded=True)
+    largest = trial.largest_batch(plan, max_tokens, is_padded=True)
     n_rows, longest = largest.src.shape
     if n_rows > 1:
         assert max_tokens - n_rows < largest.src.numel() <= max_tokens
@@ -46,10 +46,10 @@ class FakeGpu:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
         clock = SimpleNamespace(perf_counter=lambda: self.note("clock") or float(len(self.events)))
-        monkeypatch.setattr(fit, "time", clock)
+        monkeypatch.setattr(trial, "time", clock)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.note("wait"))
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
-        monkeypatch.setattr(fit, "_fits", lambda *_: self.note("largest") is None)
+        monkeypatch.setattr(trial, "_fits", lambda *_: self.note("largest") is None)
 
     def note(self, event: str) -> None:
         self.events.append(event)
@@ -75,17 +75,17 @@ def test_a_gpu_is_warm_and_idle_when_the_clock_starts_and_done_when_it_stops(
     monkeypatch, n_updates, n_warm_up, n_timed
 ):
     gpu = FakeGpu(monkeypatch)
-    trial = fit.try_out(gpu.learner(), plan_of(n_updates), Progress())
+    found = trial.try_out(gpu.learner(), plan_of(n_updates), Progress())
     timed = ["wait", "clock", *["update"] * n_timed, "wait", "clock"]
     assert gpu.events == ["largest", *["update"] * n_warm_up, *timed]
-    assert trial.update_s == (n_timed + 2) / n_timed
-    assert trial.tokens_per_s == 18 * n_timed / (n_timed + 2)
-    assert (trial.peak_bytes, trial.n_micro_batches) == (7, 3)
+    assert found.update_s == (n_timed + 2) / n_timed
+    assert found.tokens_per_s == 18 * n_timed / (n_timed + 2)
+    assert (found.peak_bytes, found.n_micro_batches) == (7, 3)
 
 
 def test_on_a_cpu_two_updates_are_timed_at_once(monkeypatch):
     gpu = FakeGpu(monkeypatch)
-    fit.try_out(gpu.learner(torch.device("cpu")), plan_of(100), Progress())
+    trial.try_out(gpu.learner(torch.device("cpu")), plan_of(100), Progress())
     assert gpu.events == ["largest", "clock", "update", "update", "clock"]
 
 
@@ -99,14 +99,14 @@ def test_the_trial_holds_gradients_and_the_moments_that_are_to_come(optimizer, n
         p.numel() for p in [*model.encoder.parameters(), *model.decoder.parameters()] if p.dim() > 1
     )
     n_all = sum(p.numel() for p in model.parameters())
-    held = sum(tensor.numel() for tensor in fit._held_in_training(learner))
+    held = sum(tensor.numel() for tensor in trial._held_in_training(learner))
     assert held == 2 * (n_all - n_matrices) + n_of_matrices * n_matrices
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
     for each in optimizers:
         each.step()
-    assert fit._held_in_training(learner) == []  # the moments are there
+    assert trial._held_in_training(learner) == []  # the moments are there
     learner.device = torch.device("cpu")
-    assert fit._held_in_training(learner) == []
+    assert trial._held_in_training(learner) == []
 
 
 @pytest.mark.parametrize("what", ["the moments", "the micro-batch", "nothing"])
@@ -125,6 +125,6 @@ def test_what_does_not_fit_beside_all_that_is_held_is_halved(monkeypatch, what):
         shrink=lambda batches, progress: shrunk.append(len(batches[0].src)),
     )
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    monkeypatch.setattr(fit, "_held_in_training", lambda learner: allocate("the moments"))
-    assert fit._fits(learner, plan_of(1), Progress()) == (what == "nothing")
+    monkeypatch.setattr(trial, "_held_in_training", lambda learner: allocate("the moments"))
+    assert trial._fits(learner, plan_of(1), Progress()) == (what == "nothing")
     assert shrunk == ([] if what == "nothing" else [5])
