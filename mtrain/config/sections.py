@@ -366,7 +366,7 @@ class TrainConfig(Section):
         description="compile the layers with torch.compile (not yet measured on a GPU); auto: on a"
         " GPU, if a training of ten minutes or more is faster with it",
     )
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    threads: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
         default="auto", description="CPU threads"
     )
     tensorboard: bool = Field(
