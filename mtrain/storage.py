@@ -64,15 +64,20 @@ def partial_path(path: Path) -> Path:
 def atomic_write(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
     """Write a file whole or not at all: to a partial file, flushed to disk, then renamed.
 
-    Large content may be given in parts.
+    Large content may be given in parts. A device or pipe is written to, and not replaced.
     """
     data = content.encode() if isinstance(content, str) else content
+    parts = [data] if isinstance(data, bytes) else data
+    if path.is_char_device() or path.is_fifo():  # nothing to replace
+        with storage_errors(path), open(path, "wb") as file:
+            file.writelines(parts)
+        return
     partial = partial_path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "xb") as file:
-                file.writelines([data] if isinstance(data, bytes) else data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

@@ -30,7 +30,7 @@ def prepare(
     force: Force = False,
     processes: Processes = None,
 ) -> None:
-    """Fetch, clean and tokenize the data, if that has not been done yet.
+    """Fetch, clean and tokenize the data, if not yet done.
 
     An interrupted preparation resumes after the last completed step.
     """

@@ -29,7 +29,7 @@ def train(
     fresh: Fresh = False,
     plan: Plan = False,
 ) -> None:
-    """Train or resume training; prepare the data first if necessary.
+    """Train or resume training, after preparing the data.
 
     With several processes: torchrun --nproc-per-node 2 -m mtrain train CONFIG.
     """
