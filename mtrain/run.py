@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtrain.errors import CheckpointError, DataError, StorageError, UsageError
 from mtrain.single_file import unpack
@@ -77,6 +77,22 @@ class TranslatedLine:
     reference: str
     translation: str
     score: float | None  # log-probability / length^p; None where it was not kept
+
+
+class ScoreKey(NamedTuple):
+    """A key of scores.json: `flickr`, or `flickr[beam_size=1]` with settings unlike the run's."""
+
+    split: str
+    settings: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> ScoreKey:
+        """The inverse of `str`."""
+        split, _, settings = text.removesuffix("]").partition("[")
+        return cls(split, tuple(settings.split(",")) if settings else ())
+
+    def __str__(self) -> str:
+        return f"{self.split}[{','.join(self.settings)}]" if self.settings else self.split
 
 
 class RunDir:
@@ -296,7 +312,7 @@ class RunDir:
                 TranslatedLine(**{name: line[name] for name in TranslatedLine.__slots__})
                 for line in _parse_lines(path, lines, "TRANSLATED_LINE")
             ]
-        split = self.read_split(key.split("[")[0])
+        split = self.read_split(ScoreKey.parse(key).split)
         if len(lines) != len(split.sources):
             raise _damaged(path, f"{len(lines):,} lines instead of {len(split.sources):,}")
         texts = zip(split.sources, split.references, lines, strict=True)
@@ -316,7 +332,7 @@ class RunDir:
                 f"{self.path} keeps no translation of `{key}`",
                 f"make one: mtrain eval {shlex.quote(str(self.path))}",
             )
-        older = f"{key.split('[')[0]}.{entry.get('checkpoint', 'best')}"
+        older = f"{ScoreKey.parse(key).split}.{entry.get('checkpoint', 'best')}"
         return str(entry.get("translations", older))
 
     def log(self, record: dict[str, Any]) -> None:
