@@ -13,7 +13,8 @@ import pytest
 from web_server import Server, running_server
 
 from mtrain.data import downloads
-from mtrain.data.downloads import Lock, base_name, cache_dir, fetch
+from mtrain.data.downloads import base_name, cache_dir, fetch
+from mtrain.data.lock import Lock
 from mtrain.errors import DataError, DownloadError, UsageError
 
 CONTENT = b"".join(b"line %d\n" % i for i in range(20_000))
@@ -76,7 +77,7 @@ def test_a_cut_download_goes_on_where_it_was_cut(
 def test_a_server_that_ignores_range_sends_all_again(server: Server, lock: Lock) -> None:
     server.cut_after, server.knows_range = 100_000, False
     url = server.url("/a/corpus.txt")
-    with pytest.raises(DownloadError, match=r"100,000 bytes came\): the connection was closed"):
+    with pytest.raises(DownloadError, match=r"100,000 bytes received\): the connection was closed"):
         fetch(url, None, lock)
     assert server.ranges == [None] + ["bytes=100000-"] * (downloads.ATTEMPTS - 1)
     server.cut_after = None
@@ -251,7 +252,8 @@ class TestLock:
 
     def test_it_is_readable_and_sorted(self, tmp_path: Path) -> None:
         lock = Lock.open(tmp_path / "my.yaml")
-        lock.record("https://z/x", SHA256, 3, 1)
+        lock.record("https://z/x", SHA256, 3)
+        lock.record_lines("https://z/x", 1)
         lock.record("a.txt", WRONG, 2)
         lock.describe("opus:x/v1 en-de", licence="CC0", revision=None)
         lock.describe("opus:x/v1 en-de", pairs=1)
@@ -269,7 +271,8 @@ class TestLock:
         assert Lock.open(tmp_path / "my.yaml").expect("https://z/x") == SHA256
 
     def test_lines_belong_to_bytes(self, lock: Lock) -> None:
-        lock.record("a.txt", SHA256, 3, 7)
+        lock.record("a.txt", SHA256, 3)
+        lock.record_lines("a.txt", 7)
         lock.record("a.txt", SHA256, 3)
         assert lock.files["a.txt"]["lines"] == 7
         lock.record("a.txt", WRONG, 3)
@@ -404,7 +407,7 @@ def test_a_redirect_to_no_host(server: Server, lock: Lock, target: str) -> None:
 )
 def test_a_page_or_nothing_is_no_data(server: Server, lock: Lock, page: bytes) -> None:
     server.files["/a/corpus.txt"] = page
-    with pytest.raises(DownloadError, match=r"is an HTML page|holds nothing"):
+    with pytest.raises(DownloadError, match=r"is an HTML page|is empty"):
         fetch(server.url("/a/corpus.txt"), None, lock)
 
 
