@@ -44,7 +44,6 @@ class OpusSource(Source):
 
     @property
     def label(self) -> str:
-        """Corpus, version and the languages in the entry's direction."""
         return f"opus:{self.entry.opus} {_pair(self.entry)}"
 
     @property
@@ -55,31 +54,26 @@ class OpusSource(Source):
         languages = "-".join(sorted(self.entry.languages))
         return OPUS_URL.format(corpus=corpus, version=version, languages=languages)
 
-    def files(self, may_ask: bool) -> dict[str, str | None]:
-        """The archive."""
-        lock, sha256 = self.reading.lock, self.entry.sha256.get("opus")
-        if may_ask and not (sha256 or lock.expect(self.url)):
-            self._fetch()
-        return {self.url: sha256 or lock.expect(self.url)}
+    def named_files(self) -> dict[str, str | None]:
+        return {self.url: self.entry.sha256.get("opus")}
+
+    def download(self, url: str) -> Path:
+        try:
+            return fetch(url, self.entry.sha256.get("opus"), self.reading.lock)
+        except DownloadError as error:
+            raise DownloadError(
+                f"{self.reading.where}: {error.message}",
+                f"{error.fix}; https://opus.nlpl.eu lists corpora, versions and languages",
+            ) from error
 
     def texts(self) -> Iterator[tuple[Texts, Texts]]:
-        """Pairs of lines; the licence in the archive is noted in the lock."""
-        archive = StoredFile(self.url, self._fetch())
+        archive = StoredFile(self.url, self.download(self.url))
         names = archive.member_names()
         assert self.entry.languages is not None
         source, target = (self._side(archive, names, code) for code in self.entry.languages)
         licence = _licence(archive, names)
         self.reading.lock.describe(self.label, url=self.url, licence=licence)
         yield from read_aligned(source, target, self.reading)
-
-    def _fetch(self) -> Path:
-        try:
-            return fetch(self.url, self.entry.sha256.get("opus"), self.reading.lock)
-        except DownloadError as error:
-            raise DownloadError(
-                f"{self.reading.where}: {error.message}",
-                f"{error.fix}; https://opus.nlpl.eu lists corpora, versions and languages",
-            ) from error
 
     def _side(self, archive: StoredFile, names: list[str], language: str) -> StoredFile:
         found = [name for name in names if name.endswith(f".{language}")]
@@ -113,18 +107,32 @@ class SacrebleuSource(Source):
 
     @property
     def label(self) -> str:
-        """Name and languages of the test set."""
         return f"sacrebleu:{self.entry.sacrebleu} {_pair(self.entry)}"
 
-    def files(self, may_ask: bool) -> dict[str, str | None]:
-        """What sacreBLEU downloads for the test set."""
-        lock, urls = self.reading.lock, self._test_set().data
-        if may_ask and not all(map(lock.expect, urls)):
-            self._archives()
-        return {url: lock.expect(url) for url in urls}
+    def named_files(self) -> dict[str, str | None]:
+        return dict.fromkeys(self._test_set().data)
+
+    def download(self, url: str) -> Path:
+        """Return what sacreBLEU would download: from its own cache, or through ours."""
+        test_set, lock = self._test_set(), self.reading.lock
+        md5 = dict(zip(test_set.data, test_set.md5 or (), strict=False)).get(url)
+        path = Path(test_set._rawdir, test_set._get_tarball_filename(url))
+        if path.is_file() and md5 in (None, _md5_of(path)):
+            sha256 = sha256_of(path)
+            if lock.expect(url) in (None, sha256):
+                lock.record(url, sha256, path.stat().st_size)
+                return path
+        path = fetch(url, None, lock)
+        if md5 not in (None, actual := _md5_of(path)):
+            raise DownloadError(
+                f"{self.reading.where}: {url} has the wrong md5: sacreBLEU expects {md5}, got "
+                f"{actual}",
+                f"delete {path} and repeat; the file may have changed since this sacreBLEU was "
+                "released",
+            )
+        return path
 
     def texts(self) -> Iterator[tuple[Texts, Texts]]:
-        """Pairs of source and first reference."""
         source, reference, *_ = self.sides()
         for file in (source, reference):
             size_bytes = file.path.stat().st_size
@@ -133,7 +141,8 @@ class SacrebleuSource(Source):
 
     def sides(self) -> list[StoredFile]:
         """The source and all references, as text files."""
-        test_set, archives = self._test_set(), self._archives()
+        test_set = self._test_set()
+        archives = [self.download(url) for url in test_set.data]
         digest = hashlib.sha256("".join(map(sha256_of, archives)).encode()).hexdigest()
         name = f"{self.entry.sacrebleu.replace('/', '_')}-{_pair(self.entry)}-{digest[:16]}"
         directory = cache_dir() / "sacrebleu" / name
@@ -167,31 +176,6 @@ class SacrebleuSource(Source):
                 f"choose another test set, or give its codes as `languages` of {where}",
             )
         return test_set
-
-    def _archives(self) -> list[Path]:
-        """What sacreBLEU would download: from its own cache, or through ours."""
-        test_set, lock = self._test_set(), self.reading.lock
-        paths = []
-        for url, md5 in zip(
-            test_set.data, test_set.md5 or [None] * len(test_set.data), strict=True
-        ):
-            path = Path(test_set._rawdir, test_set._get_tarball_filename(url))
-            if path.is_file() and md5 in (None, _md5_of(path)):
-                sha256 = sha256_of(path)
-                if lock.expect(url) in (None, sha256):
-                    lock.record(url, sha256, path.stat().st_size)
-                    paths.append(path)
-                    continue
-            path = fetch(url, None, lock)
-            if md5 not in (None, actual := _md5_of(path)):
-                raise DownloadError(
-                    f"{self.reading.where}: {url} has the wrong md5: sacreBLEU expects {md5}, got "
-                    f"{actual}",
-                    f"delete {path} and repeat; the file may have changed since this sacreBLEU "
-                    "was released",
-                )
-            paths.append(path)
-        return paths
 
     def _unpack(self, test_set: Any, archives: list[Path], directory: Path) -> None:
         """Unpack the archives as sacreBLEU does, and let it make its text; all or nothing."""

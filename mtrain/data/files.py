@@ -17,7 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -76,17 +76,13 @@ class StoredFile:
 
 def split_member(location: str) -> tuple[str, str | None]:
     """`corpus.tgz!train/a.en` -> (`corpus.tgz`, `train/a.en`); a plain file has no member."""
-    if "!" not in location or (not is_url(location) and _exists(location)):
+    container, mark, member = location.partition("!")
+    if not mark:
         return location, None
-    container, _, member = location.partition("!")
+    with suppress(OSError, RuntimeError, ValueError):  # not a path on this system
+        if not is_url(location) and Path(location).expanduser().exists():
+            return location, None
     return container, member
-
-
-def _exists(location: str) -> bool:
-    try:
-        return Path(location).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # not a path on this system
-        return False
 
 
 # -- compression -----------------------------------------------------------------------------

@@ -39,19 +39,16 @@ class HubSource(Source):
 
     @property
     def label(self) -> str:
-        """Data set and revision as in the entry, configuration and split."""
         entry = self.entry
         revision = f"@{entry.revision}" if entry.revision else ""
         return " ".join(filter(None, [f"hub:{entry.hub}{revision}", entry.config, entry.split]))
 
     def files(self, may_ask: bool) -> dict[str, str | None]:
-        """The files of the split at its locked revision."""
         split = self._locked_split() or (self._ask_for_split() if may_ask else {"files": {}})
         locations = (self._location(split, path) for path in split["files"])
         return {location: self.reading.lock.expect(location) for location in locations}
 
     def texts(self) -> Iterator[tuple[Texts, Texts]]:
-        """The rows, from files or, for large splits and other formats, from the network."""
         split = self._locked_split() or self._ask_for_split()
         found = {path: self._find(split, path) for path in split["files"]}
         n_missing_bytes = sum(split["files"][path] for path in found if found[path] is None)

@@ -19,8 +19,8 @@ from mtrain.data.reading import Reading, Texts
 from mtrain.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-BLOCK_BYTES = 1 << 21  # decoded at once: far faster than line by line
 MAX_LINE_BYTES = 1 << 20  # a longer line is not a sentence, and may have no end
+BLOCK_BYTES = MAX_LINE_BYTES  # decoded at once: far faster than line by line
 OVERLONG = b"\0"  # stands for such a line
 
 # First bytes of files that are not text, and what to do with them.
@@ -149,7 +149,9 @@ def _decode_lines(block: bytes, location: str, n_before: int, reading: Reading |
         text = block.decode()
     except UnicodeDecodeError:
         text = "\0"
-    if "\0" not in text and not _has_overlong_line(block):
+    # Blocks are no longer than a line may be, so only the first line can be too long.
+    is_overlong = len(block) > MAX_LINE_BYTES and block.find(b"\n", 0, MAX_LINE_BYTES + 1) < 0
+    if "\0" not in text and not is_overlong:
         lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
         if text.endswith("\r"):  # the last line of the file, without its \n
             lines[-1] = lines[-1].removesuffix("\r")
@@ -159,16 +161,6 @@ def _decode_lines(block: bytes, location: str, n_before: int, reading: Reading |
         decode(line.removesuffix(b"\r"), f"{location}:{number}", reading)
         for number, line in enumerate(raw_lines, start=n_before + 1)
     ]
-
-
-def _has_overlong_line(block: bytes) -> bool:
-    start = 0
-    while len(block) - start > MAX_LINE_BYTES:
-        end = block.rfind(b"\n", start, start + MAX_LINE_BYTES + 1) + 1
-        if not end:
-            return True
-        start = end
-    return False
 
 
 def decode(raw: bytes, place: str, reading: Reading | None) -> str | None:

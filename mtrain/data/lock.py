@@ -47,11 +47,6 @@ class Lock:
                 return cls(path, content["files"], content.get("sources"))
         return cls(path)
 
-    @property
-    def config_dir(self) -> Path:
-        """The directory of the config."""
-        return self.path.parent
-
     def expect(self, url: str) -> str | None:
         """Return the recorded sha256 of a URL, if any."""
         return self.files.get(url, {}).get("sha256")
@@ -89,6 +84,6 @@ class Lock:
                 raise
             path = fallback_dir / self.path.name
             atomic_write(path, text)
-            console.message(f"note: {self.config_dir} cannot be written; the lock is {path}")
+            console.message(f"note: {self.path.parent} cannot be written; the lock is {path}")
         self._as_stored = text
         return path

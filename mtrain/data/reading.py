@@ -120,7 +120,7 @@ class Reading:
         if path.exists():
             return DataError(f"{self.where}: {location} is not a regular file")
         missing = f"{self.where}: there is no file {location}"
-        beside = self.lock.config_dir / path
+        beside = self.lock.path.parent / path
         if beside.is_file():
             return DataError(
                 f"{missing} here, but there is one beside the config: {beside}",
@@ -146,33 +146,36 @@ class Source:
     @property
     def label(self) -> str:
         """The key of the entry in the lock; equal for entries with the same content."""
-        return " | ".join(named_files(self.entry)) or "cldr"
+        return " | ".join(self.named_files()) or "cldr"
+
+    def named_files(self) -> dict[str, str | None]:
+        """Path or URL -> sha256, as far as the entry gives it."""
+        return {getattr(self.entry, k): self.entry.sha256.get(k) for k in self.entry.file_keys}
 
     def files(self, may_ask: bool) -> dict[str, str | None]:
-        """Location -> sha256 of the files; None for local files, which may change.
+        """Location -> sha256 of what the entry depends on; None for local files, which may change.
 
         may_ask  whether to look up or download what is not in the lock yet
         """
-        lock, files = self.reading.lock, {}
-        for location, sha256 in named_files(self.entry).items():
+        lock = self.reading.lock
+        files: dict[str, str | None] = {}
+        for location, sha256 in self.named_files().items():
             container, _ = split_member(location)
+            files[container] = None
             if is_url(container):
                 if may_ask and not (sha256 or lock.expect(container)):
-                    fetch(container, None, lock)
+                    self.download(container)
                 files[container] = sha256 or lock.expect(container)
-            else:
-                files[container] = None
         return files
 
-    def texts(self) -> Iterator[tuple[Texts, Texts]]:
-        """Sources and targets, many at a time."""
-        raise NotImplementedError
+    def download(self, url: str) -> Path:
+        """Return the content of a URL, which is recorded in the lock."""
+        return fetch(url, None, self.reading.lock)
 
     def locate(self, key: str) -> StoredFile:
         """Find the file that a key of the entry names."""
         return self.reading.locate(getattr(self.entry, key), self.entry.sha256.get(key))
 
-
-def named_files(entry: Any) -> dict[str, str | None]:
-    """The paths and URLs in an entry, and the sha256 that it gives them."""
-    return {getattr(entry, key): entry.sha256.get(key) for key in entry.file_keys}
+    def texts(self) -> Iterator[tuple[Texts, Texts]]:
+        """Yield sources and targets, many at a time."""
+        raise NotImplementedError

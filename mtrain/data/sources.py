@@ -30,7 +30,7 @@ from mtrain.data.catalogues import OpusSource, SacrebleuSource
 from mtrain.data.files import split_member
 from mtrain.data.hub import HubSource
 from mtrain.data.lines import decode, read_aligned, read_chunks
-from mtrain.data.reading import Pairs, Reading, Source, Texts, named_files
+from mtrain.data.reading import Pairs, Reading, Source, Texts
 from mtrain.data.tables import ParquetSource
 from mtrain.errors import DataError
 
@@ -62,8 +62,8 @@ def mono_of(config: Config) -> Iterator[tuple[str, MonoEntry]]:
 def local_files(config: Config) -> Iterator[str]:
     """Yield the paths of all local files and archives that a config's data names."""
     for _, entry in (*entries_of(config), *mono_of(config)):
-        for location in named_files(entry):
-            container, _ = split_member(location)
+        for key in entry.file_keys:
+            container, _ = split_member(getattr(entry, key))
             if not is_url(container):
                 yield container
 
@@ -101,22 +101,20 @@ def read_mono(entry: MonoEntry, reading: Reading) -> Iterator[list[str]]:
 
 
 class FilesSource(Source):
-    """`{source, target}`: two text files."""
+    """`{source, target}`: line n of one file with line n of the other."""
 
     entry: FilesEntry
 
     def texts(self) -> Iterator[tuple[Texts, Texts]]:
-        """Line n of one file with line n of the other."""
         yield from read_aligned(self.locate("source"), self.locate("target"), self.reading)
 
 
 class TsvSource(Source):
-    """`{tsv}`: two columns of a tab-separated file."""
+    """`{tsv}`: two columns of a file, whose lines have as many columns as the first."""
 
     entry: TsvEntry
 
     def texts(self) -> Iterator[tuple[Texts, Texts]]:
-        """A pair per line; every line must have as many columns as the first."""
         file, columns = self.locate("tsv"), self.entry.columns
         n_columns = 0  # in the first line
         for first, lines in read_chunks(file, self.reading):
@@ -147,12 +145,11 @@ class TsvSource(Source):
 
 
 class JsonlSource(Source):
-    """`{jsonl}`: an object per line."""
+    """`{jsonl}`: one object per line; blank lines are skipped."""
 
     entry: JsonlEntry
 
     def texts(self) -> Iterator[tuple[Texts, Texts]]:
-        """A pair per line that is not blank."""
         file = self.locate("jsonl")
         for first, lines in read_chunks(file, self.reading):
             src: Texts = []
