@@ -1,4 +1,4 @@
-"""URLs are fetched once, resumed when cut, and held to their sha256."""
+"""URLs are downloaded once, resumed after a broken connection, and checked by their sha256."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def test_a_url_with_spaces_and_other_scripts(server: Server, lock: Lock) -> None
 
 
 @pytest.mark.parametrize("etag", ['"v1"', None])
-def test_a_cut_download_goes_on_where_it_was_cut(
-    server: Server, lock: Lock, etag: str | None
-) -> None:
+def test_a_broken_download_is_resumed(server: Server, lock: Lock, etag: str | None) -> None:
     server.etag = etag
     server.cut_after = 100_000
     assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT
@@ -90,7 +88,7 @@ def test_the_next_command_resumes(server: Server, lock: Lock) -> None:
     assert server.ranges == ["bytes=60000-"]
 
 
-def test_a_part_of_another_version_is_not_gone_on_with(server: Server, lock: Lock) -> None:
+def test_a_part_of_another_version_is_not_resumed(server: Server, lock: Lock) -> None:
     _leave_a_part(server, lock, n_bytes=60_000)
     server.files["/a/corpus.txt"] = CONTENT.upper()
     server.etag = '"v2"'
@@ -203,7 +201,7 @@ def test_no_server(server: Server, lock: Lock) -> None:
     assert "MTRAIN_MIRROR" in str(error.value)
 
 
-def test_a_url_that_is_none(lock: Lock) -> None:
+def test_an_invalid_url(lock: Lock) -> None:
     with pytest.raises(DownloadError, match="is no valid URL"):
         fetch("http://127.0.0.1:port/x", None, lock)
 
@@ -349,7 +347,7 @@ def test_a_body_without_end(
 
 
 @pytest.mark.parametrize("value", ["x", "0", "-1", "nan"])
-def test_a_limit_that_is_none(lock: Lock, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_limit(lock: Lock, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MTRAIN_DOWNLOAD_STALL", value)
     with pytest.raises(UsageError, match="MTRAIN_DOWNLOAD_STALL is"):
         fetch("http://127.0.0.1:9/a", None, lock)
@@ -375,7 +373,7 @@ def test_a_length_that_is_no_number(server: Server, lock: Lock, length: str) -> 
 @pytest.mark.parametrize(
     "target", ["http://127.0.0.1/x", "ftp://127.0.0.1/x", "file:///etc/passwd"]
 )
-def test_https_is_redirected_to_https_alone(target: str) -> None:
+def test_https_is_redirected_to_https_only(target: str) -> None:
     asked = Request("https://example.org/x")
     with pytest.raises((DownloadError, ValueError)):
         downloads._Redirects().redirect_request(asked, None, 302, "", {}, target)

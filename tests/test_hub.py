@@ -168,7 +168,7 @@ def test_no_hub_at_all(lock: Lock, hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_shipped_wmt14_configs_find_their_data(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
 ) -> None:
-    """From hub and sacreBLEU to prepared data, with a few pairs in the place of 4.5 million."""
+    """From hub and sacreBLEU to prepared data, with a few pairs instead of 4.5 million."""
     shards = [TRAIN[:4], TRAIN[4:8], TRAIN[8:]]
     files = {
         f"de-en/train-{i:05d}-of-00003.parquet": translations(shard, ("en", "de"))

@@ -203,7 +203,7 @@ class TestTsv:
 
     def test_a_missing_column_is_located(self, lock: Lock) -> None:
         write(tsv="a\tb\nc\n")
-        with pytest.raises(DataError, match=r"x\.tsv:2: 1 column, but column 1"):
+        with pytest.raises(DataError, match=r"x\.tsv:2: too few columns \(1\): column 1"):
             read(TsvEntry(tsv="x.tsv"), lock)
 
     def test_quotes_do_not_protect_a_tab(self, lock: Lock) -> None:
@@ -217,7 +217,7 @@ class TestTsv:
 
 
 class TestJsonl:
-    """One object a line."""
+    """One object per line."""
 
     def test_fields_are_chosen(self, lock: Lock) -> None:
         write(jsonl='{"en": "a\\u2028b", "de": "ü", "n": 1}\n\n{"de": "2", "en": ""}')

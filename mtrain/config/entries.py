@@ -221,8 +221,8 @@ class HubEntry(TableEntry):
     stream_above_gib: float = Field(
         default=10.0,
         ge=0,
-        description="if the parquet files have more than this many GiB in all, or another format, "
-        "they are read over the network and not kept",
+        description="parquet files of more than this many GiB in all, and files of other formats, "
+        "are read over the network and not kept",
     )
 
 

@@ -70,12 +70,12 @@ class OpusSource(Source):
         archive = StoredFile(self.url, self.download(self.url))
         names = archive.member_names()
         assert self.entry.languages is not None
-        source, target = (self._side(archive, names, code) for code in self.entry.languages)
+        source, target = (self._side(names, code) for code in self.entry.languages)
         licence = _licence(archive, names)
         self.reading.lock.describe(self.label, url=self.url, licence=licence)
         yield from read_aligned(source, target, self.reading)
 
-    def _side(self, archive: StoredFile, names: list[str], language: str) -> StoredFile:
+    def _side(self, names: list[str], language: str) -> StoredFile:
         found = [name for name in names if name.endswith(f".{language}")]
         if len(found) != 1:
             raise DataError(
@@ -84,10 +84,7 @@ class OpusSource(Source):
                 f"correct `languages` of {self.reading.where}, or name the files: "
                 f"`{self.url}!FILE`",
             )
-        file, lock = archive.inside(found[0]), self.reading.lock
-        facts = lock.files[self.url]  # recorded by fetch
-        lock.record(file.location, facts["sha256"], facts["size_bytes"])
-        return file
+        return self.reading.locate(f"{self.url}!{found[0]}", self.entry.sha256.get("opus"))
 
 
 def _licence(archive: StoredFile, names: list[str]) -> str | None:

@@ -126,8 +126,8 @@ class TsvSource(Source):
                 place = f"{file.location}:{first + i}"
                 if len(cells) <= max(columns):
                     raise DataError(
-                        f"{place}: {len(cells)} column{'s' * (len(cells) > 1)}, but column "
-                        f"{max(columns)} (counted from 0) is needed",
+                        f"{place}: too few columns ({len(cells)}): column {max(columns)} (counted "
+                        "from 0) is needed",
                         f"mend the line, or correct `columns` of {self.reading.where}",
                     )
                 if len(cells) > n_columns:  # a tab has cut a sentence in two
