@@ -19,14 +19,14 @@ import torch
 import yaml
 from sacrebleu.significance import PairedTest
 
-from mtrain.config.entries import SacrebleuEntry
 from mtrain.config.load import dump_config, read_run_config
 from mtrain.config.root import Config
+from mtrain.data.catalogues import SacrebleuSource
 from mtrain.data.cleaning import hash_text
-from mtrain.data.sources import Pair
+from mtrain.data.files import StoredFile
 from mtrain.decoding.translate import Translation
 from mtrain.errors import DataError, MtrainError, UsageError
-from mtrain.evaluation import analysis, evaluate, given, metrics
+from mtrain.evaluation import analysis, evaluate, metrics
 from mtrain.evaluation.analysis import Analysis
 from mtrain.evaluation.evaluate import (
     Decoding,
@@ -365,16 +365,17 @@ def test_a_hypothesis_with_its_source_is_diagnosed(run: RunDir, tmp_path: Path) 
 
 
 def test_a_test_set_of_sacrebleu(
-    run: RunDir, table: Table, monkeypatch: pytest.MonkeyPatch
+    run: RunDir, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
-    def read_entry(entry: SacrebleuEntry, where: str, lock: object) -> list[Pair]:
-        asked.append((entry.sacrebleu, entry.languages, where))
-        return [Pair(*pair) for pair in zip(SOURCES, REFERENCES, strict=True)]
+    def sides(source: SacrebleuSource) -> list[StoredFile]:
+        entry = source.entry
+        asked.append((entry.sacrebleu, entry.languages, source.reading.where))
+        texts = {"src": SOURCES, "ref": REFERENCES}
+        return [StoredFile(n, write_lines(tmp_path / n, text)) for n, text in texts.items()]
 
-    monkeypatch.setattr(given, "read_entry", read_entry)
-    monkeypatch.setattr(given, "other_references", lambda *arguments: [])
+    monkeypatch.setattr(SacrebleuSource, "sides", sides)
     [name] = evaluate_run(run.path, sacrebleu=["wmt14/full"])
     assert name == "wmt14/full"
     assert asked == [("wmt14/full", ("en", "de"), "--sacrebleu wmt14/full")]

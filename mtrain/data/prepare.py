@@ -31,7 +31,6 @@ from mtrain import console
 from mtrain.config.root import Config
 from mtrain.data.corpus import UNREADABLE, Cleaner, Corpus, TextPair
 from mtrain.data.data_report import find_repeated, table_of_entries
-from mtrain.data.downloads import Lock
 from mtrain.data.encoding import Encoder, PairStatistics, encode_corpus
 from mtrain.data.filters import PairFilter
 from mtrain.data.identity import (
@@ -46,6 +45,7 @@ from mtrain.data.identity import (
     train_names,
     train_tags,
 )
+from mtrain.data.lock import Lock
 from mtrain.data.sources import languages_of
 from mtrain.data.statistics import Norms
 from mtrain.data.store import SIDES, StoreCounts, TokenStore, read_target_hashes
@@ -354,8 +354,8 @@ class _Build:
         )
         for name, pair, sample in zip(self.names, languages, samples.values(), strict=True):
             corpus.report.suspicions += suspicions(sample, pair, norms[pair], name)
-        for number, unreadable in enumerate(inputs.unreadable):
-            corpus.drop_unread(number, UNREADABLE, unreadable.n_pairs)
+        for number, n_pairs in enumerate(inputs.n_unreadable):
+            corpus.drop_unread(number, UNREADABLE, n_pairs)
         corpus.select(config.data)
         corpus.save()
         self.lock.save(Path("data", config.name))  # it has learnt how many lines were read

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from mtrain.config.entries import SacrebleuEntry
 from mtrain.config.root import Config
-from mtrain.data.catalogues import other_references
-from mtrain.data.downloads import Lock
+from mtrain.data.catalogues import SacrebleuSource
 from mtrain.data.files import StoredFile
 from mtrain.data.lines import read_lines as read_stored_lines
-from mtrain.data.sources import read_entry
+from mtrain.data.lock import Lock
+from mtrain.data.reading import Reading
 from mtrain.errors import DataError
 from mtrain.run import Split
 
@@ -36,8 +36,7 @@ def read_lines(path: Path) -> list[str]:
             f"{path} is a directory" if path.exists() else f"there is no file {path}",
             "correct the path; relative paths start at the current directory",
         )
-    # No hash: it would read the file twice, which `<(zcat FILE)` does not allow.
-    return list(read_stored_lines(StoredFile(str(path), path, sha256="")))
+    return list(read_stored_lines(StoredFile(str(path), path)))
 
 
 def read_files(files: Sequence[GivenFiles]) -> Iterator[Split]:
@@ -59,13 +58,11 @@ def read_files(files: Sequence[GivenFiles]) -> Iterator[Split]:
 def read_sacrebleu(name: str, config: Config) -> Split:
     """A test set by its name in sacreBLEU, in a run's languages; fetched if it is not there."""
     entry = SacrebleuEntry(sacrebleu=name, languages=(config.source, config.target))
-    where, lock = f"--sacrebleu {name}", Lock(Path("sacrebleu.lock"), {})
-    pairs = list(read_entry(entry, where, lock))
-    sources, references = [pair.src for pair in pairs], [pair.tgt for pair in pairs]
-    others = other_references(entry, where, lock)
-    more = tuple([line.rstrip("\n") for line in read_stored_lines(file)] for file in others)
+    reading = Reading(f"--sacrebleu {name}", Lock(Path("sacrebleu.lock")))
+    sides = SacrebleuSource(entry, reading).sides()
+    sources, references, *more = (list(read_stored_lines(file)) for file in sides)
     digest = _digest(sources, references, *more)
-    return Split(name, sources, references, digest, more_references=more)
+    return Split(name, sources, references, digest, more_references=tuple(more))
 
 
 def check_aligned(
