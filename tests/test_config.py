@@ -872,3 +872,18 @@ def written(override: str) -> Any:
 def test_another_runs_weights_come_with_its_tokenizer(settings, model):
     found = load(MINIMAL, *settings).tokenizer.model
     assert (found.model_dump() if hasattr(found, "model_dump") else found) == model
+
+
+@pytest.mark.parametrize(
+    ("setting", "fix"),
+    [
+        ("train.budget=30", "`30min`"),
+        ("train.budget=90m", "`90min`"),
+        ("train.budget=2 hours", "`2h`"),
+        ("model=small", "`model: {preset: small}`"),
+        ("train.device=gpu", "`cuda`"),
+        ("train.optim.lr=0.1", "`train.optim.learning_rate`"),
+    ],
+)
+def test_what_other_tools_call_it(setting: str, fix: str) -> None:
+    assert fix in problem(MINIMAL, setting)

@@ -20,7 +20,7 @@ from mtrain.commands.options import (
     OnDevice,
     refuse_without_effect,
 )
-from mtrain.commands.output import print_columns, print_line
+from mtrain.commands.output import flush, print_columns, print_line
 from mtrain.config.literals import DeviceOrAuto
 from mtrain.errors import UsageError
 from mtrain.run import RunDir
@@ -141,6 +141,9 @@ def evaluate(
 
     results = {str(run): evaluation.compare_with(run, score(run), against, device) for run in runs}
     _show(results, as_json, names_runs=len(runs) > 1)
+    if not (as_json or hypothesis):
+        flush()  # the message follows the scores
+        console.message(f"full analysis: {console.command('mtrain', 'report', *runs)}")
 
 
 def _show(results: Mapping[str, Results], as_json: bool, names_runs: bool) -> None:
@@ -159,7 +162,6 @@ def _show(results: Mapping[str, Results], as_json: bool, names_runs: bool) -> No
             print_line(sentence)
     for sentence in summary.mean_sentences(means):
         print_line(sentence)
-    console.message(f"for all that was found: {console.command('mtrain', 'report', *results)}")
 
 
 def _files_to_evaluate(

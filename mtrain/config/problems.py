@@ -25,10 +25,14 @@ from mtrain.config.entries import (
     WITHOUT_SPACES,
     Section,
 )
+from mtrain.config.sections import PRESETS
 from mtrain.config.yaml_reader import Node, Problem, shortened
 
 # Words that YAML 1.1 reads as true or false; `no` is also the code of Norwegian.
 _BARE_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
+
+# Names that other tools use.
+_SYNONYMS = {"lr": "learning_rate", "gpu": "cuda", "m": "min", "hours": "h", "minutes": "min"}
 
 # Keys of earlier versions, which the configs of old runs still have, and what to do about them.
 REMOVED = {"train.cuda_graphs": "remove it: mtrain no longer records CUDA graphs"}
@@ -132,7 +136,7 @@ class _Explainer:
         else:
             accepted = list(self._section(error["loc"][:-1]).model_fields)
         prefix = f"{parent}." if parent else ""
-        near = [prefix + key for key in get_close_matches(name, accepted, 1)]
+        near = [prefix + key for key in get_close_matches(_SYNONYMS.get(name, name), accepted, 1)]
         near = near or [key for key in _all_keys(self.root) if key.rpartition(".")[2] == name]
         self.bad_keys.update(near[:1])
         keys = f"{f'`{parent}`' if parent else 'a config'} takes {', '.join(accepted)}"
@@ -275,7 +279,12 @@ def _fix(node: Node, errors: list[ErrorDetails]) -> str | None:
     """A fix for a value whose mistake can be guessed."""
     kinds = {error["type"] for error in errors}
     choices = [choice for e in errors if e["type"] == "literal_error" for choice in _literals(e)]
-    near = get_close_matches(node.text.lower(), choices, 1, cutoff=0.7)
+    text = node.text.lower()
+    near = get_close_matches(_SYNONYMS.get(text, text), choices, 1, cutoff=0.7)
+    if node.path == "model" and text in PRESETS:
+        return f"write `model: {{preset: {text}}}`"
+    if node.path == "train.budget" and (amount := re.fullmatch(r"([0-9.]+) *([a-z]*)", text)):
+        return f"write `{amount[1]}{_SYNONYMS.get(amount[2], 'min')}`"
     if near:
         return f"did you mean `{near[0]}`?"
     if isinstance(node.value, str):

@@ -195,7 +195,7 @@ class _Download:
                 return
             n_failed = 1 if self.n_reached > n_before else n_failed + 1
             if n_failed >= ATTEMPTS:
-                given = "" if self.expected else "give its `sha256` in the config and "
+                given = "" if self.expected else "record its sha256 in the lock file and "
                 raise DownloadError(
                     f"{self.url} could not be downloaded ({file.seek(0, os.SEEK_END):,} bytes "
                     f"received): {problem}",
