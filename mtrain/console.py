@@ -5,6 +5,7 @@ On a terminal, long work shows a tqdm bar; in a log file, callers print plain li
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -27,6 +28,12 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode().translate(_UNPRINTABLE)
 
 
+def shortened(text: str, width: int = 70) -> str:
+    """One line of at most `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
 def command(*words: object) -> str:
     """A command to copy into a shell, with its words quoted where necessary."""
     return shlex.join(map(str, words))
@@ -41,7 +48,7 @@ def open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (until the end)
 
@@ -65,8 +72,12 @@ def message(text: str) -> None:
 
 def error(text: str) -> None:
     """Print the error that ends the program."""
-    tqdm.write(printable(text), file=sys.stderr)
-    sys.stderr.flush()
+    try:
+        tqdm.write(printable(text), file=sys.stderr)
+        sys.stderr.flush()
+    except OSError as failure:  # a log on a full disk does not stop the work
+        if failure.errno == errno.EPIPE:
+            raise
 
 
 def warn(text: str) -> None:

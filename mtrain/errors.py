@@ -19,6 +19,7 @@ A message is one sentence in lower case: what happened, and where; `fix` says ho
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 
@@ -89,24 +90,20 @@ class OutOfMemoryError(ModelError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, or torch on any device, has run out of memory; does not import torch.
 
-    torch has a class for its own GPU allocator only: what the CPU's allocator, cuBLAS and CUDA
-    itself raise are other RuntimeErrors, which their text tells apart.
+    torch has a class for its own GPU allocator only. The CPU's allocator, CUDA itself, cuBLAS,
+    cuDNN, NCCL and CTranslate2 raise other RuntimeErrors, which are recognised by their text.
     """
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and any(
-        sign in said
-        for sign in (
-            "DefaultCPUAllocator: can't allocate memory",
-            "DefaultCPUAllocator: not enough memory",
-            "CUDA error: out of memory",
-            "CUBLAS_STATUS_ALLOC_FAILED",
-            "CUDNN_STATUS_ALLOC_FAILED",
-        )
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = str(error).lower()
+    signs = ("can't allocate memory", "not enough memory", "_status_alloc_failed")
+    return isinstance(error, RuntimeError) and (
+        any(sign in said for sign in signs) or ("cuda" in said and "out of memory" in said)
     )
 
 

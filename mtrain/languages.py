@@ -97,7 +97,8 @@ class Language:
                 locale = Locale.parse(code)
             except (UnknownLocaleError, ValueError):
                 continue
-            if locale.language == self.primary:  # Babel takes unknown text, `und`, for English
+            # Babel takes unknown text, `und`, for English, and some scripts for the usual one.
+            if locale.language == self.primary and locale.script in (None, self.script):
                 return locale
         return None
 

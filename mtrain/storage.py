@@ -81,7 +81,7 @@ def atomic_write(path: Path, content: bytes | str | Iterable[bytes | memoryview]
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-        except OSError:
+        except BaseException:
             partial.unlink(missing_ok=True)
             raise
 

@@ -428,3 +428,40 @@ def test_an_unknown_tag_is_an_error(trained_run: TrainedRun, command: list[str])
     done = invoke(*command, trained_run.path, "--tag", "bt", cwd=trained_run.directory)
     assert done.returncode == 2
     assert "knows no tag `bt` (it knows: none)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("translate", "LONG"),
+        ("report", "LONG"),
+        ("new", "LONG"),
+        ("eval", "LONG", "--hypothesis", "a", "--reference", "b"),
+        ("export", "LONG", "--to", "ctranslate2", "-o", "x"),
+        ("train", "LONG"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_path_of_5000_characters(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    words = ["x" * 5000 if word == "LONG" else word for word in arguments]
+    done = invoke(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "too long" in done.stderr
+
+
+def test_messages_on_a_full_disk_change_no_exit_code(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            mtrain_command("translate", "nope"),
+            stderr=full,
+            cwd=tmp_path,
+            env=mtrain_environment(),
+            check=False,
+        )
+    assert done.returncode == 2
+
+
+def test_an_existing_schema_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text("mine", encoding="utf-8")
+    assert invoke("new", ".", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "schema.json").read_text(encoding="utf-8") == "mine"

@@ -887,3 +887,15 @@ def test_another_runs_weights_come_with_its_tokenizer(settings, model):
 )
 def test_what_other_tools_call_it(setting: str, fix: str) -> None:
     assert fix in problem(MINIMAL, setting)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("train.micro_batch_tokens", "train.batch_tokens", "train.threads", "train.keep"),
+        *("train.max_steps", "decode.batch_tokens", "decode.length_penalty", "train.save_every"),
+        *("train.patience", "data.clean.max_words", "tokenizer.max_sentences"),
+    ],
+)
+def test_numbers_have_an_upper_limit(key: str) -> None:
+    assert "at most" in problem(MINIMAL, f"{key}={10**22}")

@@ -398,3 +398,20 @@ def test_memory_that_runs_out_is_a_sentence(
     assert code == 4
     assert shown in stderr
     assert "  fix: set train.micro_batch_tokens or decode.batch_tokens lower" in stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA failed with error out of memory"),  # CTranslate2
+        RuntimeError("NCCL error: Cuda failure 2 'out of memory'"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=str,
+)
+def test_memory_that_ran_out_is_known_by_all_its_names(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))

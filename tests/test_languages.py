@@ -237,3 +237,8 @@ def test_a_script_that_most_of_the_text_has_is_accepted_where_the_code_names_non
     assert PairFilter(CleanConfig(length_ratio=False), "crh_Cyrl", "en", norms).reasons(
         text, english
     ) == ["script"]
+
+
+def test_a_language_in_an_unusual_script_has_no_name_of_another() -> None:
+    assert "Ol Chiki" not in language("sat_Beng").name
+    assert language("zh_Hant").name == "Chinese (Traditional)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,14 @@ def test_a_device_or_pipe_is_written_and_never_replaced(tmp_path: Path) -> None:
     assert os.read(reader, 10) == b"text"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"some"
+        raise error
+
+    with pytest.raises(error):
+        atomic_write(tmp_path / "file", parts())
+    assert list(tmp_path.iterdir()) == []

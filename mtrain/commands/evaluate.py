@@ -127,11 +127,15 @@ def evaluate(
         return
     translates = (not hypothesis, "translating, not for --hypothesis")
     needs = dict.fromkeys(("checkpoint", "beam_size", "length_penalty", "tag"), translates)
-    uses_device = not hypothesis or (against is not None and against.is_dir())
+    from mtrain.evaluation import evaluate as evaluation
+
+    uses_device = not hypothesis or (against is not None and evaluation.is_run(against))
     needs |= {"device": (uses_device, translates[1]), "sacrebleu": translates}
     refuse_without_effect(context, needs)
     files = _files_to_evaluate(split, source or [], reference or [], hypothesis or [])
-    from mtrain.evaluation import evaluate as evaluation
+    if not (hypothesis or source or sacrebleu):
+        for run in runs:
+            evaluation.check_baseline(run, split or [], against)
 
     def score(run: Path) -> Results:
         if hypothesis:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from mtrain import console
 from mtrain.commands import output
-from mtrain.errors import MtrainError, OutOfMemoryError, is_out_of_memory
+from mtrain.errors import MtrainError, OutOfMemoryError, UsageError, is_out_of_memory
 from mtrain.storage import storage_errors
 
 CLOSED_OUTPUT = 141  # as shells report a write to a closed pipe
@@ -75,19 +76,26 @@ def _known_failures() -> Iterator[None]:
     """Out of memory and storage errors that can happen anywhere."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
-            raise
+            _raise_as_ours(error)
         said = str(error).partition("\n")[0].partition(". ")[0]
         raise OutOfMemoryError(
             f"out of memory{f' ({said})' if said else ''}",
             "set train.micro_batch_tokens or decode.batch_tokens lower, use a smaller beam, or "
             "stop other programs that use this memory",
         ) from error
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO):
-            with storage_errors(Path(error.filename or "the output")):
-                raise
-        raise
+
+
+def _raise_as_ours(error: BaseException) -> NoReturn:
+    """Raise an error of the operating system in our words, any other as it is."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        path = console.shortened(str(error.filename))
+        raise UsageError(f"this path is too long: {path}", "choose a shorter one") from error
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        with storage_errors(Path(error.filename or "the output")):
+            raise error
+    raise error
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)

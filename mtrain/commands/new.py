@@ -33,7 +33,8 @@ def new(directory: Directory, name: Name = "quickstart") -> None:
         raise UsageError(f"{copy} already exists", "choose another directory, or move the file")
     atomic_write(copy, shipped[name].read_bytes())
     schema = shipped[name].with_name("schema.json")  # for editors
-    atomic_write(directory / schema.name, schema.read_bytes())
+    if not (directory / schema.name).exists():
+        atomic_write(directory / schema.name, schema.read_bytes())
     print_line(f"wrote {copy}; next: {command('mtrain', 'train', copy)}")
 
 

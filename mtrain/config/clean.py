@@ -14,6 +14,7 @@ from mtrain.config.entries import Section
 
 # 0 == False in Python, but here 0 is a threshold.
 Off = Annotated[Literal[False], BeforeValidator(lambda value: False if value is False else None)]
+Count = Annotated[int, Field(ge=1, le=1 << 40)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -23,14 +24,12 @@ class CleanConfig(Section):
     Text is always normalised first: NFC, no control characters, single spaces.
     """
 
-    max_characters: Annotated[int, Field(ge=1)] | Off = Field(
-        default=2000, description="maximum characters per side"
-    )
-    max_words: Annotated[int, Field(ge=1)] | Off = Field(
+    max_characters: Count | Off = Field(default=2000, description="maximum characters per side")
+    max_words: Count | Off = Field(
         default=250,
         description="maximum words per side; in scripts without spaces two characters count as one",
     )
-    max_word_characters: Annotated[int, Field(ge=1)] | Off = Field(
+    max_word_characters: Count | Off = Field(
         default=150, description="maximum characters per word, in scripts with spaces"
     )
     min_letters: Share | Off = Field(
@@ -93,7 +92,7 @@ class CleanConfig(Section):
         default=False,
         description="drop pairs that equal another one except for case, digits and punctuation",
     )
-    max_target_repeats: Annotated[int, Field(ge=1)] | Off = Field(
+    max_target_repeats: Count | Off = Field(
         default=100, description="maximum pairs with the same target; the first ones are kept"
     )
 

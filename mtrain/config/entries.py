@@ -244,7 +244,7 @@ class SacrebleuEntry(CodedEntry):
 class CldrEntry(NamedEntry):
     """Phrase pairs generated from Unicode CLDR for the entry's two languages; no download."""
 
-    cldr: int = Field(ge=1, description="how many pairs")
+    cldr: int = Field(ge=1, le=10_000_000, description="number of pairs")
     clean: bool = Field(default=False, description="true: the filters apply to these too")
 
 

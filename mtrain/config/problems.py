@@ -26,7 +26,8 @@ from mtrain.config.entries import (
     Section,
 )
 from mtrain.config.sections import PRESETS
-from mtrain.config.yaml_reader import Node, Problem, shortened
+from mtrain.config.yaml_reader import Node, Problem
+from mtrain.console import shortened
 
 # Words that YAML 1.1 reads as true or false; `no` is also the code of Norwegian.
 _BARE_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false"}

@@ -28,6 +28,9 @@ from mtrain.config.entries import (
 )
 from mtrain.config.literals import DeviceOrAuto, PenaltyForm, PrecisionOrAuto
 
+MOST = 1 << 40  # of any count: far more than useful, and safe in 64-bit arithmetic
+Count = Annotated[int, Field(ge=1, le=MOST)]
+
 # -- data ------------------------------------------------------------------------------------
 
 
@@ -159,6 +162,7 @@ class TokenizerConfig(Section):
     max_sentences: int = Field(
         default=2_000_000,
         ge=1,
+        le=MOST,
         description="sentences for training SentencePiece, at most 25 million characters",
     )
 
@@ -259,7 +263,7 @@ class OptimConfig(Section):
         description="decay after warm-up: inverse square root of the step (as in the paper), "
         "linear or cosine to zero at max_steps, or constant",
     )
-    warmup_steps: int = Field(default=4000, ge=0, description="steps of linear warm-up")
+    warmup_steps: int = Field(default=4000, ge=0, le=MOST, description="steps of linear warm-up")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay rate of Adam's first moment")
     beta2: float = Field(default=0.98, ge=0, lt=1, description="decay rate of Adam's second moment")
     epsilon: float = Field(default=1e-9, gt=0, description="Adam's epsilon")
@@ -296,7 +300,7 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The training loop."""
 
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(
+    max_steps: Count | None = Field(
         default=None,
         description="number of updates; default: 100,000, or no limit with a `budget`",
     )
@@ -321,25 +325,34 @@ class TrainConfig(Section):
         "(Ding et al., 2021); helps with small data",
     )
     batch_tokens: int = Field(
-        default=4096, ge=16, description="target tokens per update, EOS included, padding not"
+        default=4096,
+        ge=16,
+        le=MOST,
+        description="target tokens per update, EOS included, padding not",
     )
-    micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    micro_batch_tokens: Count | Literal["auto"] = Field(
         default="auto",
         description="limit of rows x longest side per forward pass; auto: an equal share of the "
         "update per thread on a CPU, as much as keeps the device busy on a GPU",
     )
-    validate_every: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    validate_every: Count | Literal["auto"] = Field(
         default="auto",
         description="steps between validations; auto: 1,000, or ten times in a `budget`",
     )
-    save_every: int = Field(default=1000, ge=1, description="steps between checkpoints")
-    log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
+    save_every: int = Field(default=1000, ge=1, le=MOST, description="steps between checkpoints")
+    log_every: int = Field(
+        default=50, ge=1, le=MOST, description="steps between lines of metrics.jsonl"
+    )
     keep: int = Field(
-        default=2, ge=1, description="number of newest checkpoints to keep, besides the best"
+        default=2,
+        ge=1,
+        le=MOST,
+        description="number of newest checkpoints to keep, besides the best",
     )
     keep_best: int = Field(
         default=1,
         ge=1,
+        le=MOST,
         description="number of best checkpoints to keep; at the end, their average competes with "
         "`last`, `ema` and the average of the newest",
     )
@@ -349,6 +362,7 @@ class TrainConfig(Section):
     patience: int = Field(
         default=0,
         ge=0,
+        le=MOST,
         description="stop after this many validations without improvement; 0: never",
     )
     seed: int = Field(
@@ -404,13 +418,13 @@ class DecodeConfig(Section):
 
     beam_size: int = Field(default=5, ge=1, le=100, description="beam size; 1 is greedy search")
     length_penalty: float = Field(
-        default=1.0, ge=0, description="p in: score = log-probability / length^p"
+        default=1.0, ge=0, le=10, description="p in: score = log-probability / length^p"
     )
     length_penalty_form: PenaltyForm = Field(
         default="power",
         description="gnmt: ((5 + length) / 6)^p instead of length^p, as in the Transformer paper",
     )
-    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    batch_tokens: Count | Literal["auto"] = Field(
         default="auto",
         description="source tokens x beam size per batch; auto: 12,288 per thread on a CPU, 65,536"
         " on a GPU, or fewer if its free memory is small",

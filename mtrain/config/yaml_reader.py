@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import yaml
 
+from mtrain.console import shortened
 from mtrain.errors import UsageError
 
 _AFTER_ANY_LINE = 1 << 40  # problems of overrides are listed after those of the file
@@ -81,12 +82,6 @@ class Node:
             return "empty"
         quote = '"' if self.is_quoted else ""
         return f"`{quote}{shortened(self.text)}{quote}`"
-
-
-def shortened(text: str, width: int = 70) -> str:
-    """One line of at most `width` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 3] + "..."
 
 
 # -- reading ---------------------------------------------------------------------------------

@@ -129,6 +129,22 @@ def evaluate_hypotheses(
     return results
 
 
+def check_baseline(path: str | Path, names: Sequence[str], against: Path | None) -> None:
+    """Refuse, before anything is translated, a baseline that has other texts or is no run."""
+    if against is None or not is_run(against):
+        return
+    run, baseline = RunDir.open(path), RunDir.open(against)
+    read_run_config(baseline)
+    for name in names or run.splits():
+        if not (run.is_exported or baseline.is_exported):
+            _check_same_text(baseline, run.read_split(name))
+
+
+def is_run(path: Path) -> bool:
+    """A run directory or an exported file, not a file of translations."""
+    return path.is_dir() or path.suffix == ".safetensors"
+
+
 def compare_with(
     path: str | Path, results: Mapping[str, Evaluation], against: Path | None, device: str = "auto"
 ) -> Mapping[str, Evaluation]:
@@ -160,7 +176,7 @@ def _baseline_outputs(
     results: Mapping[str, Evaluation], against: Path, device: str
 ) -> dict[str, list[str]]:
     """Test set -> translations by another run, or as a file holds them."""
-    if against.is_dir():
+    if is_run(against):
         baseline = _Baseline(against, device)
         return {name: baseline.outputs(result.split) for name, result in results.items()}
     if len(results) > 1:
@@ -273,6 +289,15 @@ def _open_translator(run: RunDir, decoding: Decoding) -> Translator:
     return Translator.from_run(run.path, checkpoint=decoding.checkpoint, device=decoding.device)
 
 
+def _check_same_text(baseline: RunDir, split: Split) -> None:
+    name = split.name
+    if name in baseline.splits() and baseline.read_split(name).sha256 != split.sha256:
+        raise DataError(
+            f"the test set `{name}` of {baseline.path} is another text",
+            "compare the runs on the same files, with --source and --reference",
+        )
+
+
 class _Baseline:
     """Another run, whose kept translations are taken where they are those of its weights now."""
 
@@ -290,11 +315,7 @@ class _Baseline:
                 "add --source FILE, or give a translation of it: --against FILE",
             )
         name = split.name
-        if name in self.run.splits() and self.run.read_split(name).sha256 != split.sha256:
-            raise DataError(
-                f"the test set `{name}` of {self.run.path} is another text",
-                "compare the runs on the same files, with --source and --reference",
-            )
+        _check_same_text(self.run, split)
         kept = self.run.read_scores().get(name, {})
         known = (kept.get("checkpoint_sha256"), kept.get("test_set_sha256"))
         if known == (self.checkpoint_sha256, split.sha256):
