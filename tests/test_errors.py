@@ -23,7 +23,7 @@ from conftest import (
 from mtrain import errors
 from mtrain.config.sections import TokenizerConfig
 from mtrain.data.tokenizer import train_tokenizers
-from mtrain.errors import MtrainError
+from mtrain.errors import MtrainError, is_out_of_memory
 from mtrain.storage import sha256_of, write_json
 
 CONFIG = """\
