@@ -23,6 +23,7 @@ from mtrain import console
 from mtrain.config.entries import CldrEntry, Entry
 from mtrain.config.root import Config
 from mtrain.config.sections import TokenizerModels
+from mtrain.data.cldr import VERSION as CLDR_VERSION
 from mtrain.data.cleaning import normalize
 from mtrain.data.corpus import CHUNK_PAIRS, RawChunk, TextPair
 from mtrain.data.downloads import Lock
@@ -79,7 +80,8 @@ def identify(config: Config, lock: Lock, download: bool) -> str:
     is_generated = any(isinstance(entry, CldrEntry) for _, entry in entries_of(config))
     identity: dict[str, Any] = {
         "format": FORMAT,
-        "cldr": version("babel") if is_generated else None,  # its phrases change with CLDR
+        # Generated phrases change with CLDR and with their generator.
+        "cldr": f"{version('babel')} {CLDR_VERSION}" if is_generated else None,
         "inputs": inputs,
         "source": config.source,
         "target": config.target,
