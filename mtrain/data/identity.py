@@ -24,10 +24,11 @@ from mtrain.config.entries import CldrEntry, Entry
 from mtrain.config.root import Config
 from mtrain.config.sections import TokenizerModels
 from mtrain.data.cldr import VERSION as CLDR_VERSION
-from mtrain.data.cleaning import normalize
-from mtrain.data.corpus import CHUNK_PAIRS, RawChunk, TextPair
+from mtrain.data.cleaning import TextPair, normalize
+from mtrain.data.corpus import CHUNK_PAIRS
 from mtrain.data.downloads import Lock
 from mtrain.data.lines import Unreadable
+from mtrain.data.reading import Pairs
 from mtrain.data.sources import (
     Chunk,
     entries_of,
@@ -226,11 +227,11 @@ class Inputs:
             key.removeprefix("data.").removeprefix("test."): self._read_split(key) for key in keys
         }
 
-    def training_chunks(self) -> Iterator[RawChunk]:
+    def training_chunks(self) -> Iterator[Pairs]:
         """The training text, entry after entry; what is no text is counted in `unreadable`."""
         for number, key in enumerate(train_keys(self._config)):
             for sources, targets in self._chunks(key, self.unreadable[number]):
-                yield RawChunk(number, sources, targets)
+                yield Pairs(number, sources, targets)
 
     def samples(self) -> dict[str, list[TextPair]]:
         """Some normalised pairs of every training entry by its key, always the same."""
