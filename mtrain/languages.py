@@ -105,6 +105,17 @@ class Language:
                 return locale
         return None
 
+    def months(self) -> dict[int, set[str]]:
+        """1 to 12 -> CLDR's names of the month, whole and short, casefolded; empty if unknown."""
+        locale = self.locale()
+        names: dict[int, set[str]] = {}
+        for context in locale.months.values() if locale else ():
+            for width in ("wide", "abbreviated"):
+                for number, name in context.get(width, {}).items():
+                    if len(name) >= 3 and not name[0].isdigit():
+                        names.setdefault(number, set()).add(name.casefold().rstrip("."))
+        return names
+
     def words(self) -> set[str]:
         """CLDR's words for "and" and "or", months and days, in lower case; empty if unknown."""
         locale = self.locale()

@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -47,22 +48,11 @@ NO_PLACES = {"QO", "XA", "XB", "ZZ"}
 STYLES: tuple[Style, ...] = ("full", "long", "medium", "short")
 DATE_FORMATS = ["full", "long", "yMMMM", "yQQQQ", "MMMMd", "yMMMEd", "MMMEd", "medium", "short"]
 TIME_FORMATS = ["medium", "short", "Hm"]
-INTERVALS = {  # skeleton -> days from start to end, at least and at most
-    "yMMMd": (1, 900),
-    "MMMd": (1, 90),
-    "yMMMEd": (1, 90),
-    "yMMMM": (31, 1500),
-}
+# Skeleton -> days from start to end, at least and at most.
+INTERVALS = {"yMMMd": (1, 900), "MMMd": (1, 90), "yMMMEd": (1, 90), "yMMMM": (31, 1500)}
 RelativeUnit = Literal["year", "month", "week", "day", "hour", "minute", "second"]
-SECONDS: dict[RelativeUnit, int] = {  # as Babel counts them
-    "year": 365 * 86400,
-    "month": 30 * 86400,
-    "week": 7 * 86400,
-    "day": 86400,
-    "hour": 3600,
-    "minute": 60,
-    "second": 1,
-}
+SECONDS: dict[RelativeUnit, int] = {"year": 365 * 86400, "month": 30 * 86400}  # as Babel counts
+SECONDS |= {"week": 7 * 86400, "day": 86400, "hour": 3600, "minute": 60, "second": 1}
 LIST_STYLES: tuple[Literal["standard", "or"], ...] = ("standard", "or")
 MAX_LISTED = 5
 UNIT_SORTS = ["area", "digital", "duration", "electric", "energy", "frequency", "length", "mass"]
@@ -121,10 +111,17 @@ class _Phrases:
         self.currencies = self._name_table(_currencies_in_use(), _currency)
         self.amounts = self._name_table(_currencies_in_use(), _currency_symbol)
         self.units = self._name_table(source.unit_display_names, _five_of_unit)
-        self.date_formats = self._shared(DATE_FORMATS, _has_format)
-        self.time_formats = self._shared(TIME_FORMATS, _has_format)
-        self.intervals = self._shared(INTERVALS, _has_interval)
-        self.list_styles = self._shared(LIST_STYLES, _has_list_style)
+        self.date_formats, self.time_formats = (
+            self._shared(formats, lambda form, at: form in STYLES or form in at.datetime_skeletons)
+            for formats in (DATE_FORMATS, TIME_FORMATS)
+        )
+        self.intervals = self._shared(INTERVALS, lambda form, at: form in at.interval_formats)
+        self.list_styles = self._shared(
+            LIST_STYLES,
+            lambda style, at: (
+                {"start", "middle", "end", "2"} <= at.list_patterns.get(style, {}).keys()
+            ),
+        )
 
     def kinds(self) -> dict[Callable[[], Pair], int]:
         """The kinds that both locales have data for, and the share of each."""
@@ -164,15 +161,12 @@ class _Phrases:
 
     def calendar_date(self) -> Pair:
         """`Tuesday, May 7, 2024`, `2nd quarter 2024`, `5/7/24`"""
-        day = self._day()
-        return self._in_a_format(self.date_formats, lambda form, locale: _date(day, form, locale))
+        moment = datetime.combine(self._day(), datetime.min.time())
+        return self._in_a_format(self.date_formats, partial(_date, moment))
 
     def clock_time(self) -> Pair:
         """`3:04:09 PM`, `15:04`"""
-        moment = self._moment()
-        return self._in_a_format(
-            self.time_formats, lambda form, locale: _time(moment, form, locale)
-        )
+        return self._in_a_format(self.time_formats, partial(_time, self._moment()))
 
     def date_time(self) -> Pair:
         """`May 7, 2024, 3:04 PM`"""
@@ -183,20 +177,18 @@ class _Phrases:
         def write(form: tuple[Style, Style], locale: Locale) -> str:
             pattern = str(get_datetime_format(form[0], locale=locale)).replace("'", "")
             return pattern.replace("{0}", _time(moment, form[1], locale)).replace(
-                "{1}", _date(moment.date(), form[0], locale)
+                "{1}", _date(moment, form[0], locale)
             )
 
-        times: tuple[Style, ...] = ("medium", "short")
-        forms = [(of_day, of_time) for of_day in STYLES for of_time in times]
+        forms: list[tuple[Style, Style]] = [(day, t) for day in STYLES for t in ("medium", "short")]
         return self._in_a_format(forms, write)
 
     def relative_time(self) -> Pair:
         """`in 3 days`, `12 min. ago`"""
         unit = self.rng.choice(list(SECONDS))
         number = self.rng.randint(1, 120) * self.rng.choice((-1, 1))
-        delta = timedelta(seconds=number * SECONDS[unit])
         forms: tuple[Length, ...] = ("long", "long", "short")
-        return self._in_a_format(forms, lambda form, locale: _relative(delta, unit, form, locale))
+        return self._in_a_format(forms, partial(_relative, number, unit))
 
     def date_interval(self) -> Pair:
         """`May 7 – 10, 2024`, `May – June 2024`"""
@@ -283,7 +275,7 @@ class _Phrases:
     ) -> dict[str, Pair]:
         """Code -> names, where both locales have one and the source name has one meaning."""
         table: dict[str, Pair] = {}
-        for code in sorted(codes):
+        for code in sorted(set(codes)):
             src, tgt = name(code, self.source), name(code, self.target)
             if not src or not tgt or self.meaning.get(src, tgt) != tgt:
                 continue
@@ -314,13 +306,12 @@ class _Phrases:
 # -- one value in one locale -----------------------------------------------------------------
 
 
-def _date(day: date, form: str, locale: Locale) -> str:
+def _date(moment: datetime, form: str, locale: Locale) -> str:
     """In a style, or with the fields of a skeleton."""
     from babel.dates import format_date, format_skeleton
 
     if form in STYLES:
-        return format_date(day, form, locale)
-    moment = datetime.combine(day, datetime.min.time())
+        return format_date(moment, form, locale)
     return format_skeleton(form, moment, fuzzy=False, locale=locale)
 
 
@@ -332,52 +323,36 @@ def _time(moment: datetime, form: str, locale: Locale) -> str:
     return format_skeleton(form, moment, fuzzy=False, locale=locale)
 
 
-def _relative(delta: timedelta, unit: RelativeUnit, form: Length, locale: Locale) -> str:
+def _relative(number: int, unit: RelativeUnit, form: Length, locale: Locale) -> str:
     """In a single unit; spelled out where the locale has no short form."""
     from babel.dates import format_timedelta
 
-    def write(form: Length) -> str:
-        return format_timedelta(
-            delta,
-            granularity=unit,
-            threshold=float("inf"),
-            add_direction=True,
-            format=form,
-            locale=locale,
-        )
-
+    write = partial(
+        format_timedelta,
+        timedelta(seconds=number * SECONDS[unit]),
+        granularity=unit,
+        threshold=float("inf"),
+        add_direction=True,
+        locale=locale,
+    )
     try:
-        return write(form)
+        return write(format=form)
     except KeyError:  # Babel does not follow CLDR's inheritance from short to long
-        return write("long")
-
-
-def _has_format(form: str, locale: Locale) -> bool:
-    return form in STYLES or form in locale.datetime_skeletons
-
-
-def _has_interval(skeleton: str, locale: Locale) -> bool:
-    return skeleton in locale.interval_formats
-
-
-def _has_list_style(style: str, locale: Locale) -> bool:
-    patterns = locale.list_patterns
-    return style in patterns and {"start", "middle", "end", "2"} <= set(patterns[style])
+        return write(format="long")
 
 
 def _measure(number: Decimal | int, unit: str, locale: Locale) -> str:
-    """With the unit spelled out, or abbreviated where the locale has no long form."""
+    """With the unit spelled out, or abbreviated where the locale has no long form; else empty."""
     from babel.units import UnknownUnitError, format_unit
 
     lengths: tuple[Length, ...] = ("long", "short")
-    for length in lengths:
-        try:
-            text = format_unit(number, unit, length, locale=locale)
-        except UnknownUnitError:
-            return ""
-        if unit not in text:  # Babel writes the code where it finds no pattern
-            return text
-    return ""
+    try:
+        texts = [format_unit(number, unit, length, locale=locale) for length in lengths]
+    except UnknownUnitError:
+        return ""
+    return next(
+        (text for text in texts if unit not in text), ""
+    )  # Babel writes missing ones as codes
 
 
 def _five_of_unit(unit: str, locale: Locale) -> str:
@@ -399,13 +374,11 @@ def _currencies_in_use() -> list[str]:
     from babel.core import get_global
     from babel.numbers import get_territory_currencies
 
-    return sorted(
-        {
-            code
-            for territory in get_global("territory_currencies")
-            for code in get_territory_currencies(territory, CURRENCIES_OF, CURRENCIES_OF)
-        }
-    )
+    return [
+        code
+        for territory in get_global("territory_currencies")
+        for code in get_territory_currencies(territory, CURRENCIES_OF, CURRENCIES_OF)
+    ]
 
 
 def _currency(code: str, locale: Locale) -> str | None:

@@ -51,6 +51,7 @@ class Encoder:
     ) -> None:
         """entries, tags: name and tag of each training entry."""
         self._tokenizers = tokenizers
+        self.vocab_sizes = (tokenizers[0].vocab_size, tokenizers[1].vocab_size)
         self._max_length = max_length
         self._entries, self._tags = entries, tags
         self._keeps_text = keeps_text
@@ -114,12 +115,11 @@ def encode_corpus(
     corpus: Corpus,
     encoder: Encoder,
     directory: Path,
-    vocab_sizes: tuple[int, int],
     n_processes: int | None,
 ) -> None:
     """Store the kept pairs of a corpus and complete its report."""
     with (
-        StoreWriter(directory, "train", vocab_sizes) as writer,
+        StoreWriter(directory, "train", encoder.vocab_sizes) as writer,
         console.bar(corpus.report.n_kept, "encoding", "pairs") as bar,
         closing(map_in_order(encoder, corpus.kept(), n_processes)) as chunks,
     ):

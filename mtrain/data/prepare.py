@@ -162,9 +162,9 @@ def _open(path: Path) -> Prepared | None:
 
 
 def _remove_leftovers(directory: Path, name: str) -> None:
-    """Remove what killed processes left, unless it can be resumed or another one is at work.
+    """Remove the leftovers of killed processes, except finished steps of the data `name`.
 
-    name  of the prepared data whose lock is held
+    Its lock is held; leftovers of other data stay if another process is working on it.
     """
     remove_partials(directory, f"{name}.*")
     remove_partials(directory / f"{name}.partial")
@@ -177,7 +177,7 @@ def _remove_leftovers(directory: Path, name: str) -> None:
 
 
 def _do_step(partial: Path, name: str, work: Callable[[Path], object]) -> Path:
-    """Let `work` fill a directory, unless that was finished before; returns the directory."""
+    """Let `work` fill the directory of a step, unless it is finished; returns the directory."""
     directory = partial / name
     if name not in _finished_steps(partial):
         with new_directory(directory) as unfinished:
@@ -187,7 +187,7 @@ def _do_step(partial: Path, name: str, work: Callable[[Path], object]) -> Path:
 
 
 def _finished_steps(partial: Path) -> list[str]:
-    """The steps whose files are complete, and so are those of the steps before."""
+    """The steps whose files, and those of earlier steps, are complete."""
     finished = []
     with suppress(OSError, ValueError):
         for name in _STEPS:
@@ -229,18 +229,7 @@ def _prepare(
     with new_directory(path) as directory:
         for model in model_files(models):
             shutil.copy(model, directory)
-        tokenizers = load_tokenizers(directory)
-        vocab_sizes = (tokenizers[0].vocab_size, tokenizers[1].vocab_size)
-        console.message(f"encoding {corpus.report.n_kept:,} pairs")
-        encoder = Encoder(
-            tokenizers,
-            config.data.max_length,
-            train_names(config),
-            train_tags(config),
-            splits,
-            keeps_text=config.tokenizer.sampling > 0,
-        )
-        encode_corpus(corpus, encoder, directory, vocab_sizes, n_processes)
+        tokenizers = _encode(config, corpus, splits, directory, n_processes)
         report = _write_report(config, corpus.report, splits, directory, tokenizers[1])
         manifest = {
             "format": FORMAT,
@@ -256,7 +245,7 @@ def _prepare(
             "n_train_pairs": corpus.report.n_kept,
             "n_source_tokens": report["sides"]["source"]["n_tokens"],
             "n_target_tokens": report["sides"]["target"]["n_tokens"],
-            "vocab_sizes": list(vocab_sizes),
+            "vocab_sizes": [tokenizer.vocab_size for tokenizer in tokenizers],
             "length_ratio": corpus.report.length_ratio(),
             "copied_share": corpus.report.copied_share,
             "sides": _summarize_sides(report),
@@ -329,6 +318,28 @@ def _learn_pieces(config: Config, inputs: Inputs, corpus: Corpus, directory: Pat
         sorted({tag for tag in train_tags(config) if tag is not None}),
         inputs.mono_texts,
     )
+
+
+def _encode(
+    config: Config,
+    corpus: Corpus,
+    splits: Mapping[str, Sequence[TextPair]],
+    directory: Path,
+    n_processes: int | None,
+) -> tuple[Tokenizer, Tokenizer]:
+    """Store the kept pairs as ids; returns the tokenizers, whose models are in the directory."""
+    tokenizers = load_tokenizers(directory)
+    console.message(f"encoding {corpus.report.n_kept:,} pairs")
+    encoder = Encoder(
+        tokenizers,
+        config.data.max_length,
+        train_names(config),
+        train_tags(config),
+        splits,
+        keeps_text=config.tokenizer.sampling > 0,
+    )
+    encode_corpus(corpus, encoder, directory, n_processes)
+    return tokenizers
 
 
 # -- the files -------------------------------------------------------------------------------
