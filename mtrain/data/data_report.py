@@ -68,9 +68,12 @@ class EntryReport:
         """Pairs that were not dropped."""
         return self.n_read - sum(dropped.n_pairs for dropped in self.dropped.values())
 
+    def by_count(self) -> list[tuple[str, CountedPairs]]:
+        """Reasons and the pairs dropped for them, the commonest reason first."""
+        return sorted(self.dropped.items(), key=lambda item: (-item[1].n_pairs, item[0]))
+
     def to_json(self) -> dict[str, Any]:
-        """The commonest reason first."""
-        by_count = sorted(self.dropped.items(), key=lambda item: (-item[1].n_pairs, item[0]))
+        """A tree of plain values."""
         return {
             "name": self.name,
             "n_read": self.n_read,
@@ -82,7 +85,7 @@ class EntryReport:
                     "n_pairs": dropped.n_pairs,
                     "examples": [list(texts) for _, *texts in dropped.examples],
                 }
-                for reason, dropped in by_count
+                for reason, dropped in self.by_count()
             ],
         }
 

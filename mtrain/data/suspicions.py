@@ -95,8 +95,8 @@ def suspicions_of_report(report: DataReport, splits: Mapping[str, Sequence[TextP
     """What is odd about the pairs that were dropped, those that were kept, and evaluation sets."""
     found = []
     for entry in report.entries:
-        for dropped in entry.to_json()["dropped"]:
-            reason, share = dropped["reason"], dropped["n_pairs"] / entry.n_read
+        for reason, dropped in entry.by_count():
+            share = dropped.n_pairs / entry.n_read
             if reason in REASONS and share > _MANY_DROPPED:
                 found.append(
                     f"`data.clean.{reason}` drops {_percent(share)} of {entry.name} "
