@@ -1,4 +1,4 @@
-"""mtrain trains, evaluates and runs Transformer models that translate sentences.
+"""mtrain trains, evaluates and runs Transformer models for machine translation.
 
     >>> import mtrain
     >>> translator = mtrain.load("runs/quickstart")
@@ -22,12 +22,12 @@ __version__ = "0.1.0"
 
 
 def load(run: str | Path, checkpoint: str | None = None, device: str = "auto") -> Translator:
-    """Load a trained run: `load("runs/x").translate(["A dog."])` gives one line for each line.
+    """Load a trained run: `load("runs/x").translate(["A dog."])` returns one line per line.
 
-    `run` is a run directory, or the one file that `mtrain export --to safetensors` wrote;
+    `run` is a run directory or a file written by `mtrain export --to safetensors`;
     `checkpoint` is a name such as `best` (the default), `last` or `step-12000`; `device` is
-    `auto`, `cpu`, `cuda` or `cuda:1`. `load(...).with_ctranslate2("int8")` is the same translator
-    on another engine. What goes wrong is raised as an `mtrain.errors.MtrainError`.
+    `auto`, `cpu`, `cuda` or `cuda:1`. `load(...).with_ctranslate2("int8")` returns the same
+    translator with another engine. Raises subclasses of `mtrain.errors.MtrainError`.
     """
     from mtrain.decoding.translate import Translator
 

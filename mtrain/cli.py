@@ -1,7 +1,7 @@
-"""The command line: which commands there are, and where the program starts.
+"""The command line: the list of commands and the entry point.
 
-Each command is a module of `commands`, which imports its stage only when it is called, so that
-`mtrain --help` is quick and scoring a file needs no torch.
+Each command is a module of `commands` that imports its stage when called, so that `mtrain --help`
+is fast and scoring a file does not load torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mtrain.commands.exit_codes import outcomes
 
 
 class Commands(TyperGroup):
-    """The group of all commands; whatever one of them raises passes through `outcomes`."""
+    """The group of all commands; their exceptions pass through `outcomes`."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with outcomes():  # `--help` and `--version` print here
@@ -37,19 +37,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Every command has its own --help, with examples.",
+    epilog="Run mtrain COMMAND --help for options and examples.",
 )
 
 
 def main() -> None:
     """The entry point of `mtrain` and of `python -m mtrain`."""
     console.open_standard_streams()
-    # Read when torch is loaded. Threads that wait for each other by spinning, as they do by
-    # default, slow training down many times as soon as another program wants a core; asleep at
-    # once, they wake up too late. This many turns are a fraction of a millisecond.
+    # Read when torch is loaded. By default, waiting OpenMP threads spin, which slows training down
+    # many times when another program uses a core; without spinning they wake up too late. 5,000
+    # iterations take a fraction of a millisecond.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    # Batches of ever other sizes would leave gaps in a GPU's memory. PYTORCH_CUDA_ALLOC_CONF, where
-    # it is set, comes before this.
+    # Batches of varying sizes fragment GPU memory. PYTORCH_CUDA_ALLOC_CONF takes precedence.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     app(prog_name="mtrain")
 
@@ -67,11 +66,11 @@ def start(
         typer.Option("--version", help="Show the version and exit.", callback=_show_version),
     ] = False,
 ) -> None:
-    """Train, evaluate and use Transformer models that translate sentences."""
+    """Train, evaluate and run Transformer models for machine translation."""
 
 
 def _add(name: str, command: Callable[..., None], examples: Sequence[str]) -> None:
-    """Offer a command; its docstring and its option types are its help."""
+    """Add a command; its docstring and option types are its help."""
     shown = "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples)
     app.command(name, epilog=shown)(command)
 

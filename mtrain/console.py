@@ -1,7 +1,6 @@
-"""Standard error: messages, warnings, tables and progress bars. Nothing else writes there.
+"""Messages, warnings, tables and progress bars on standard error. No other module writes there.
 
-On a terminal, long work shows a tqdm bar; elsewhere (a log file, CI) nothing is redrawn, and
-whoever does the work reports in plain lines instead.
+On a terminal, long work shows a tqdm bar; in a log file, callers print plain lines instead.
 """
 
 from __future__ import annotations
@@ -16,28 +15,27 @@ from tqdm import tqdm
 
 _is_silent = False
 
-# What could move the cursor, change colours or the order of letters on a terminal: control
-# characters but for tab and line feed, and Unicode's
-# separators of lines and overrides of direction.
+# Characters that could move the cursor, or change colours or the order of letters: control
+# characters except tab and line feed, line separators and direction overrides.
 _UNPRINTABLE = {
     code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))
 } | {code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
 
 
 def printable(text: str) -> str:
-    """Text from a config, a corpus or a server as it may reach a terminal."""
+    """Escape text from a config, a corpus or a server for a terminal."""
     return text.encode(errors="backslashreplace").decode().translate(_UNPRINTABLE)
 
 
 def command(*words: object) -> str:
-    """A command to be copied into a shell, each word quoted where it must be."""
+    """A command to copy into a shell, with its words quoted where necessary."""
     return shlex.join(map(str, words))
 
 
 def open_standard_streams() -> None:
-    """Give descriptors 0 to 2 something to be, where the caller has closed them (`2>&-`).
+    """Open descriptors 0 to 2 where the caller has closed them (`2>&-`).
 
-    A file that was opened instead would get the number, and with it what others write there.
+    Otherwise the next opened file would get the number, and messages would be written into it.
     """
     for descriptor in range(3):
         try:
@@ -49,35 +47,35 @@ def open_standard_streams() -> None:
 
 
 def is_terminal() -> bool:
-    """True where a bar can be redrawn in place."""
+    """Whether a bar can be redrawn in place."""
     return sys.stderr.isatty()
 
 
 def silence() -> None:
-    """Say nothing but errors from here on: of several processes one speaks."""
+    """Print nothing but errors from now on: only one of several processes prints."""
     global _is_silent
     _is_silent = True
 
 
 def message(text: str) -> None:
-    """One line for the user, printed above any bar that is showing."""
+    """Print one line, above the progress bar if one is shown."""
     if not _is_silent:
         error(text)
 
 
 def error(text: str) -> None:
-    """Why the program ends."""
+    """Print the error that ends the program."""
     tqdm.write(printable(text), file=sys.stderr)
     sys.stderr.flush()
 
 
 def warn(text: str) -> None:
-    """Something an expert would notice; work goes on."""
+    """Print a warning."""
     message(f"warning: {text}")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Aligned columns: text to the left, numbers (with separators) to the right."""
+    """Print aligned columns: text left, numbers (with separators) right."""
     body = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     is_number = [bool(body) and all(_is_number(row[i]) for row in body) for i in range(len(header))]
@@ -90,7 +88,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def bar(total: int | None, description: str, unit: str, initial: int = 0) -> tqdm[NoReturn]:
-    """A progress bar on standard error, silent where that is no terminal."""
+    """A progress bar on standard error, hidden if that is not a terminal."""
     return tqdm(
         total=total,
         initial=initial,

@@ -1,20 +1,20 @@
-"""Every error that mtrain raises on purpose, and the exit code it stands for.
+"""All errors that mtrain raises on purpose, with their exit codes.
 
     MtrainError
     ├── UsageError            2   the command line, or a path that is no run
     │   ├── ConfigError       2   the config: a list of located, fixable problems
-    │   └── DeviceError       2   CUDA asked for where there is none
+    │   └── DeviceError       2   CUDA requested but not available
     ├── DataError             3   missing or bad data
-    │   ├── DownloadError     3   a URL that cannot be had, or whose bytes are wrong
+    │   ├── DownloadError     3   a download that failed or has wrong content
     │   └── StorageError      3   a full disk, an unwritable directory
-    ├── ModelError            4   what goes wrong with weights and training
+    ├── ModelError            4   weights and training
     │   ├── CheckpointError   4   missing, damaged or incompatible checkpoint
     │   ├── OutOfMemoryError  4   a batch that does not fit
     │   └── NonFiniteError    4   loss or gradients stay infinite or undefined
     └── StoppedBySignal  129, 130, 143   SIGHUP, SIGINT or SIGTERM, after saving
 
-A message is one sentence that says what happened and where, in lower case; `fix` says how to
-mend it. Only `cli` catches these; anything else that escapes is a defect of ours (exit code 1).
+A message is one sentence in lower case: what happened, and where; `fix` says how to fix it. Only
+`cli` catches these; any other exception is a bug in mtrain (exit code 1).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class MtrainError(Exception):
 
 
 class UsageError(MtrainError):
-    """A command that cannot be carried out as it was typed."""
+    """A command that cannot be carried out as given."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """All the problems of a config at once, each an error with its place and its fix."""
+    """All problems of a config, each with its place and fix."""
 
     def __init__(self, problems: list[MtrainError]) -> None:
         super().__init__(problems[0].message, problems[0].fix)
@@ -55,7 +55,7 @@ class ConfigError(UsageError):
 
 
 class DeviceError(UsageError):
-    """A device, or a way to use it, was asked for that this machine does not have."""
+    """A device or precision that this machine does not have."""
 
 
 class DataError(MtrainError):
@@ -65,7 +65,7 @@ class DataError(MtrainError):
 
 
 class DownloadError(DataError):
-    """A URL that could not be fetched, or did not hold what was expected."""
+    """A URL that could not be downloaded, or has unexpected content."""
 
 
 class StorageError(DataError):
@@ -83,7 +83,7 @@ class CheckpointError(ModelError):
 
 
 class OutOfMemoryError(ModelError):
-    """A batch that does not fit into the memory of the device."""
+    """A batch does not fit into the memory of the device."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -111,11 +111,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class NonFiniteError(ModelError):
-    """The loss or the gradients were infinite or undefined several times in a row."""
+    """Loss or gradients were infinite or NaN several times in a row."""
 
 
 class StoppedBySignal(MtrainError):
-    """Training was asked to stop, and has saved where it stood."""
+    """Training received a signal, and has saved its state."""
 
     def __init__(self, signal_number: int, message: str, fix: str | None = None) -> None:
         super().__init__(message, fix)

@@ -2,22 +2,22 @@
 
     runs/<name>/
       config.yaml              the resolved config
-      tokenizer.model          SentencePiece (tokenizer.source.model and .target.model, one a side)
-      model.safetensors        the winner
+      tokenizer.model          SentencePiece (or tokenizer.source.model and tokenizer.target.model)
+      model.safetensors        the best weights
       checkpoints/             step-12000/, best-9000.safetensors: see training.state
-      metrics.jsonl            one line for every logged step and validation
-      tensorboard/             the same numbers, where the config asks for them
-      alignment.json           the attention head that shows word links, once they were asked for
-      sweep.json, sweep.svg    quality against speed, once `eval --sweep` measured it
-      environment.json         versions and machines it was trained with
-      attention.json           of a few test sentences
+      metrics.jsonl            one line per logged step and validation
+      tensorboard/             the same metrics, if the config asks for them
+      alignment.json           the attention head that `translate --alignment` uses
+      sweep.json, sweep.svg    quality against speed, from `eval --sweep`
+      environment.json         versions and machines used in training
+      attention.json           attention weights of a few test sentences
       scores.json              test set -> metric -> score, low, high, signature; facts
-      translations/            what `eval` scored: <split>.<checkpoint>.txt, with sources and model
-                               scores .jsonl, what was found in them .analysis.json
-      data/                    manifest.json; raw text of valid and every test set
+      translations/            outputs scored by `eval`: <split>.<checkpoint>.txt; .jsonl with
+                               sources and model scores; .analysis.json with diagnostics
+      data/                    manifest.json; raw text of valid and the test sets
 
-Every file is written whole or not at all (see `storage`). What is read is checked, as a run may
-come from a stranger: a damaged file is a DataError, and no name in it leads out of the run.
+Every file is written whole or not at all (see `storage`), and checked when it is read, since a run
+may come from a stranger: a damaged file is a DataError, and no name in it leads out of the run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtrain.errors import CheckpointError, DataError, StorageError, UsageError
 from mtrain.single_file import unpack
@@ -53,25 +53,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """Raw text that came with the run: a valid or test set."""
+    """The raw text of a valid or test set."""
 
     name: str
     sources: list[str]
     references: list[str]
     sha256: str  # of both sides as stored in the run
-    tag: str | None = None  # in front of every source, see `tag` of the config's entries
+    tag: str | None = None  # prepended to every source: see `tag` of the config's entries
     languages: tuple[str, str] | None = None  # None: the config's
-    more_references: tuple[list[str], ...] = ()  # of given files, each as many as the sources
+    more_references: tuple[list[str], ...] = ()  # of given files, each as long as the sources
 
     @property
     def all_references(self) -> list[list[str]]:
-        """One list or several, each with a line for every source."""
+        """One or more lists, each with one line per source."""
         return [self.references, *self.more_references]
 
 
 @dataclass(frozen=True, slots=True)
 class TranslatedLine:
-    """A line of a test set, and what a run made of it."""
+    """A line of a test set and its translation."""
 
     source: str
     reference: str
@@ -79,11 +79,27 @@ class TranslatedLine:
     score: float | None  # log-probability / length^p; None where it was not kept
 
 
+class ScoreKey(NamedTuple):
+    """A key of scores.json: `flickr`, or `flickr[beam_size=1]` with settings unlike the run's."""
+
+    split: str
+    settings: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> ScoreKey:
+        """The inverse of `str`."""
+        split, _, settings = text.removesuffix("]").partition("[")
+        return cls(split, tuple(settings.split(",")) if settings else ())
+
+    def __str__(self) -> str:
+        return f"{self.split}[{','.join(self.settings)}]" if self.settings else self.split
+
+
 class RunDir:
-    """The paths inside a run directory, and what is read from and written to them."""
+    """The files of a run directory: their paths, and methods that read and write them."""
 
     def __init__(self, path: str | Path, files: Path | None = None) -> None:
-        """`files` is where the files are, if not in `path`: that of an exported one is a file."""
+        """`files`: the directory of the files, if `path` is an exported file."""
         self.path = Path(path)
         self.files = files or self.path
         self.config = self.files / "config.yaml"
@@ -107,10 +123,10 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
-        """An existing run, or a UsageError that says why this is none.
+        """Open an existing run.
 
-        An exported file is unpacked into a directory that lives as long as the object; a
-        CheckpointError says what is wrong with the file.
+        An exported file is unpacked into a temporary directory that lives as long as the object.
+        Raises a UsageError if this is no run, a CheckpointError if the file is damaged.
         """
         run = cls(path)
         if run.path.suffix == ".safetensors" and run.path.is_file():
@@ -136,23 +152,23 @@ class RunDir:
 
     @property
     def is_exported(self) -> bool:
-        """One file, without checkpoints, history and the text of its test sets."""
+        """Whether this is one file, without checkpoints, history and test sets."""
         return self.files != self.path
 
     def step_checkpoints(self) -> list[tuple[int, Path]]:
-        """(step, directory) of every whole training state, oldest first."""
+        """(step, directory) of every training state, oldest first."""
         return _numbered(self.checkpoints.glob("step-*"), r"step-(\d+)")
 
     def best_checkpoints(self) -> list[tuple[int, Path]]:
-        """(step, file) of the best weights; more than one only where a kill came in between."""
+        """(step, file) of the best weights; more than one only after a kill."""
         return _numbered(self.checkpoints.glob("best-*"), r"best-(\d+)\.safetensors")
 
     def good_checkpoints(self) -> list[tuple[int, Path]]:
-        """(step, file) of the next best weights, where the config keeps more than the best."""
+        """(step, file) of the next best weights, if the config keeps more than the best."""
         return _numbered(self.checkpoints.glob("good-*"), r"good-(\d+)\.safetensors")
 
     def named_checkpoints(self) -> dict[str, list[Path]]:
-        """Name -> the weights that it stands for, several where they are to be averaged."""
+        """Name -> files of weights; several files are averaged."""
         steps = {
             f"step-{step}": path / "weights.safetensors" for step, path in self.step_checkpoints()
         }
@@ -170,9 +186,9 @@ class RunDir:
         return named
 
     def checkpoint_files(self, name: str | None) -> list[Path]:
-        """The weights that a name stands for, several where they are to be averaged.
+        """The files of weights with a name; several files are averaged.
 
-        None is the winner: model.safetensors, and while training goes on `best`, then `last`.
+        None means model.safetensors or, during training, `best` or else `last`.
         """
         named = self.named_checkpoints()
         if self.is_exported and name is not None:
@@ -201,38 +217,38 @@ class RunDir:
         return names
 
     def read_manifest(self) -> dict[str, Any]:
-        """What `prepare` recorded of the data: counts, hashes, split names, dropped pairs."""
+        """The record of `prepare`: counts, hashes, split names, dropped pairs."""
         manifest: dict[str, Any] = _read(self.manifest, "MANIFEST")
         return manifest
 
     def read_word_counts(self) -> dict[str, dict[str, int]] | None:
-        """How often each lower-cased word of valid and the test sets occurs in the training text.
+        """Counts in the training text of the lower-cased words of valid and the test sets.
 
-        {"source": {word: n}, "target": {word: n}}; None in a run that does not know.
+        {"source": {word: n}, "target": {word: n}}; None in runs of older versions.
         """
         counts: dict[str, dict[str, int]] | None = _read_if_there(self.word_counts, "WORD_COUNTS")
         return counts
 
     def prepared_data(self) -> Path | None:
-        """The prepared data that the run was trained on; None where it is not there any more."""
+        """The prepared data of the run; None if it no longer exists."""
         path = self.read_manifest().get("path")
         return Path(path) if path is not None and Path(path).is_dir() else None
 
     def read_environments(self) -> list[dict[str, str]]:
-        """Versions and machines that it was trained with, one after the other."""
+        """Versions and machines used in training, in order."""
         return _read_if_there(self.environment, "ENVIRONMENTS") or []
 
     def read_data_report(self) -> dict[str, Any] | None:
-        """What data.data_report wrote; None in an older run."""
+        """The report of data.data_report; None in runs of older versions."""
         report: dict[str, Any] | None = _read_if_there(self.data_report, "DATA_REPORT")
         return report
 
     def read_sweep(self) -> list[dict[str, Any]]:
-        """The fields of every evaluation.sweep.Point; empty where none was measured."""
+        """The fields of every evaluation.sweep.Point; empty before the first sweep."""
         return _read_if_there(self.sweep, "SWEEP") or []
 
     def read_attention(self) -> list[dict[str, Any]]:
-        """The attention of a few sentences, as decoding.attention.AttentionMaps.to_json gives."""
+        """The attention of a few sentences, as from decoding.attention.AttentionMaps.to_json."""
         return _read_if_there(self.attention, "ATTENTION") or []
 
     def read_split(self, name: str) -> Split:
@@ -272,9 +288,9 @@ class RunDir:
 
     @contextmanager
     def scores_locked(self) -> Iterator[None]:
-        """While scores and translations are read and written again; others wait.
+        """Lock scores and translations for an update; other processes wait.
 
-        A StorageError where `translations` is a link: results stay in the run.
+        Raises a StorageError if `translations` is a symbolic link.
         """
         if self.translations.is_symlink():
             raise StorageError(
@@ -285,10 +301,10 @@ class RunDir:
             yield
 
     def read_translations(self, key: str) -> list[TranslatedLine]:
-        """What `eval` kept of a test set; `key` is one of scores.json, such as `flickr`."""
+        """The translations of a test set from `eval`; `key` is a key of scores.json."""
         stem = self._translations_stem(key)
         path = self.translations / f"{stem}.jsonl"
-        is_old = not path.exists()  # older runs have the text alone
+        is_old = not path.exists()  # runs of older versions have the text only
         path = path.with_name(f"{stem}.txt") if is_old else path
         lines = _read_text(path).split("\n")[:-1]
         if not is_old:
@@ -296,27 +312,27 @@ class RunDir:
                 TranslatedLine(**{name: line[name] for name in TranslatedLine.__slots__})
                 for line in _parse_lines(path, lines, "TRANSLATED_LINE")
             ]
-        split = self.read_split(key.split("[")[0])
+        split = self.read_split(ScoreKey.parse(key).split)
         if len(lines) != len(split.sources):
             raise _damaged(path, f"{len(lines):,} lines instead of {len(split.sources):,}")
         texts = zip(split.sources, split.references, lines, strict=True)
         return [TranslatedLine(*line, score=None) for line in texts]
 
     def read_analysis(self, key: str) -> dict[str, Any] | None:
-        """What `evaluation.analysis` found in these translations; None in an older run."""
+        """The analysis of these translations; None in runs of older versions."""
         path = self.translations / f"{self._translations_stem(key)}.analysis.json"
         found: dict[str, Any] | None = _read_if_there(path, "ANY")
         return found
 
     def _translations_stem(self, key: str) -> str:
-        """The name, without its suffix, of the files that belong to a key of scores.json."""
+        """The name without suffix of the files of a key of scores.json."""
         entry = self.read_scores().get(key)
         if entry is None:
             raise DataError(
                 f"{self.path} keeps no translation of `{key}`",
                 f"make one: mtrain eval {shlex.quote(str(self.path))}",
             )
-        older = f"{key.split('[')[0]}.{entry.get('checkpoint', 'best')}"
+        older = f"{ScoreKey.parse(key).split}.{entry.get('checkpoint', 'best')}"
         return str(entry.get("translations", older))
 
     def log(self, record: dict[str, Any]) -> None:
@@ -342,7 +358,7 @@ def _numbered(paths: Iterable[Path], pattern: str) -> list[tuple[int, Path]]:
 
 
 def _json_line(record: dict[str, Any]) -> str:
-    """One line of JSON, in which what is not finite is null: JSON knows no NaN."""
+    """One line of JSON; NaN and infinity become null."""
     return json.dumps(_finite(record), allow_nan=False) + "\n"
 
 
@@ -362,7 +378,7 @@ def _damaged(path: Path, reason: object) -> DataError:
 
 
 def _shape(name: str) -> TypeAdapter[Any]:
-    """One of `run_shapes`, imported when a run is read: pydantic would slow down `--help`."""
+    """One of `run_shapes`, imported late: pydantic would slow down `--help`."""
     from mtrain import run_shapes
 
     shape: TypeAdapter[Any] = getattr(run_shapes, name)

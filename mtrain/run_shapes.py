@@ -282,7 +282,7 @@ class LockedFile(TypedDict):
 
 @_open
 class LockedSource(TypedDict, total=False):
-    """What an entry was: see data.downloads.Lock and data.hub."""
+    """What an entry was: see data.lock and data.hub."""
 
     name: str | None
     pairs: Count

@@ -1,7 +1,7 @@
-"""Files on disk: written whole or not at all, held by one process at a time, read with a check.
+"""Files on disk: atomic writes, locks, checked reads.
 
-Nothing here follows a symbolic link to write: a file is made under a random name beside its place,
-and only if nothing has that name (O_EXCL), then renamed.
+Writes never follow symbolic links: a file is created under a random name in the same directory with
+O_EXCL, then renamed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ T = TypeVar("T")
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 MAX_JSON_BYTES = 1 << 30
-PARTIAL = ".tmp"  # ends the name of what is being written
+PARTIAL = ".tmp"  # suffix of files being written
 
-# What is wrong with a place, rather than with the program.
+# Errors of the place, not of the program.
 REFUSALS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EIO, errno.EFBIG, errno.ELOOP),
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -40,7 +40,7 @@ REFUSALS = {
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of a full disk or a closed directory into our words."""
+    """Turn errors of a full disk or an unwritable directory into StorageErrors."""
     try:
         yield
     except OSError as error:
@@ -57,22 +57,27 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file or directory is made before it is renamed: beside it, under a random name."""
+    """A random name beside a path, for a file or directory to be renamed when complete."""
     return path.with_name(f"{path.name[:200]}.{secrets.token_hex(4)}{PARTIAL}")
 
 
 def atomic_write(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
-    """Write a file whole or not at all: beside its place, flushed to the disk, then renamed.
+    """Write a file whole or not at all: to a partial file, flushed to disk, then renamed.
 
-    What is large may come in parts.
+    Large content may be given in parts. A device or pipe is written to, and not replaced.
     """
     data = content.encode() if isinstance(content, str) else content
+    parts = [data] if isinstance(data, bytes) else data
+    if path.is_char_device() or path.is_fifo():  # nothing to replace
+        with storage_errors(path), open(path, "wb") as file:
+            file.writelines(parts)
+        return
     partial = partial_path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "xb") as file:
-                file.writelines([data] if isinstance(data, bytes) else data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -83,9 +88,9 @@ def atomic_write(path: Path, content: bytes | str | Iterable[bytes | memoryview]
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory that gets its name when all of it was written, or disappears.
+    """A directory that is renamed to `path` when the context ends, or removed on an error.
 
-    What is at `path` when the context ends, such as a damaged one, is replaced.
+    An existing directory at `path` is replaced.
     """
     partial = partial_path(path)
     with storage_errors(path):
@@ -104,7 +109,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_partials(directory: Path, name: str = "*") -> None:
-    """Remove what a killed process was writing in a directory that nobody else writes in."""
+    """Remove the partial files of a killed process in a directory without other writers."""
     for leftover in directory.glob(f"{name}{PARTIAL}"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
@@ -113,7 +118,7 @@ def remove_partials(directory: Path, name: str = "*") -> None:
 
 
 def check_writable(directory: Path) -> None:
-    """A StorageError where no file can be made in a directory; before long work."""
+    """Raise a StorageError if no file can be created in a directory."""
     probe = partial_path(directory / "probe")
     with storage_errors(directory):
         open(probe, "xb").close()
@@ -126,9 +131,9 @@ def write_json(path: Path, value: object) -> None:
 
 
 def parse_json(text: bytes | str, shape: TypeAdapter[T]) -> T:
-    """The value of a JSON text; a ValueError, in one line, if it is none or of another shape.
+    """The value of a JSON text; a one-line ValueError if it is invalid or has another shape.
 
-    pydantic's parser bounds the depth of nesting, which `json` does not.
+    pydantic's parser limits the depth of nesting, unlike `json`.
     """
     from pydantic import ValidationError
 
@@ -145,7 +150,7 @@ def parse_json(text: bytes | str, shape: TypeAdapter[T]) -> T:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A small regular file; an OSError if it is a pipe or a device, or has more than a gigabyte."""
+    """The content of a regular file; an OSError for pipes, devices and more than a gigabyte."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -156,7 +161,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path, shape: TypeAdapter[T], fix: str) -> T:
-    """The value of a JSON file; a DataError, with this fix, where it is damaged."""
+    """The value of a JSON file; a DataError with this fix if it is damaged."""
     try:
         return parse_json(read_bytes(path), shape)
     except OSError as error:
@@ -166,17 +171,17 @@ def read_json(path: Path, shape: TypeAdapter[T], fix: str) -> T:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the bytes as stored."""
+    """The sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def lock_file(path: Path, waiting: str | None = None) -> Iterator[bool]:
-    """Hold a lock as long as the context lasts; yields False where another process holds it.
+    """Hold a lock during the context; yields False if another process holds it.
 
-    With a message to say while `waiting`, waits for the other one and yields True. A process that
-    was killed holds no lock. The file is removed at the end.
+    With a `waiting` message, prints it, waits for the other process and yields True. The lock of a
+    killed process is free. The file is removed at the end.
     """
     while True:
         with storage_errors(path):

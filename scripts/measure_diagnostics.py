@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mtrain.evaluation.diagnostics import Diagnosis, diagnose
-from mtrain.evaluation.evaluate import read_lines
+from mtrain.evaluation.given import read_lines
 
 SEED = 7
 SHARE = 0.1

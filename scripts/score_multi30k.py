@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from mtrain.errors import DataError, MtrainError, UsageError
-from mtrain.evaluation.evaluate import read_lines
+from mtrain.evaluation.given import read_lines
 from mtrain.evaluation.metrics import Score, score_all
 
 

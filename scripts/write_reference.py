@@ -1,4 +1,4 @@
-"""Write the reference of commands and config keys into README.md, from the program itself.
+"""Write the reference of config keys into configs/README.md, from the program itself.
 
 python scripts/write_reference.py            writes it
 python scripts/write_reference.py --check    exits with 1 where it is out of date
@@ -17,25 +17,8 @@ from typing import Any
 from pydantic import BaseModel
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-README = REPOSITORY / "README.md"
+README = REPOSITORY / "configs" / "README.md"
 sys.path.insert(0, str(REPOSITORY))
-
-
-def commands_reference() -> str:
-    """A heading, a sentence and a table of options for each command."""
-    from typer.main import get_command
-
-    from mtrain.cli import app
-
-    parts = []
-    for name, command in get_command(app).commands.items():
-        arguments = [p for p in command.params if p.param_type_name == "argument"]
-        options = [p for p in command.params if p.param_type_name == "option"]
-        shown = [p.metavar if p.required else f"[{p.metavar}]" for p in arguments]
-        parts.append(f"### `{' '.join(['mtrain', name, *shown])}`\n\n{command.help}\n")
-        rows = [(f"`{_spelling(option)}`", option.help) for option in options]
-        parts.append(_table(("option", "meaning"), rows))
-    return "\n".join(parts)
 
 
 def config_reference() -> str:
@@ -84,11 +67,6 @@ def _entry_rows(fields: dict[str, Any], required: Sequence[str]) -> list[tuple[s
         (f"`{key}`", _values(field), _default(field, key in required), _meaning(field))
         for key, field in sorted(fields.items(), key=lambda item: item[0] not in required)
     ]
-
-
-def _spelling(option: Any) -> str:
-    names = ", ".join(sorted(option.opts, key=len))
-    return names if option.is_flag else f"{names} {option.metavar}"
 
 
 def _sections(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -165,24 +143,20 @@ def _escape(cell: str) -> str:
     return cell if cell.startswith("`") else re.sub(r"<(?=\w)", "&lt;", cell)
 
 
-def with_references(text: str) -> str:
-    """A README whose marked sections say what is true now."""
-    for name, reference in (("commands", commands_reference()), ("config", config_reference())):
-        begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        replacement = f"{begin}\n\n{reference}\n{end}"
-        text, n_found = pattern.subn(lambda _, new=replacement: new, text)
-        assert n_found == 1, f"README.md needs one section between {begin} and {end}"
-    return text
+def with_reference(text: str) -> str:
+    """The text with its marked section generated from the program."""
+    begin, end = "<!-- generated: config -->", "<!-- end of config -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{config_reference()}\n{end}{rest.split(end)[1]}"
 
 
 def main(arguments: list[str]) -> int:
-    """0 when the README is (now) up to date."""
+    """0 if the file is (now) up to date."""
     text = README.read_text(encoding="utf-8")
-    wanted = with_references(text)
+    wanted = with_reference(text)
     if arguments == ["--check"]:
         if wanted != text:
-            print("README.md is out of date: run scripts/write_reference.py", file=sys.stderr)
+            print(f"{README} is out of date: run scripts/write_reference.py", file=sys.stderr)
         return int(wanted != text)
     if arguments:
         print(__doc__, file=sys.stderr)

@@ -43,9 +43,9 @@ from mtrain.config.entries import (
     TsvEntry,
 )
 from mtrain.config.sections import TokenizerConfig
-from mtrain.data.downloads import Lock
-from mtrain.data.lines import Unreadable
-from mtrain.data.sources import read_chunks
+from mtrain.data.lock import Lock
+from mtrain.data.reading import Reading
+from mtrain.data.sources import read_pairs
 
 # -- readers ---------------------------------------------------------------------------------
 
@@ -64,10 +64,11 @@ _JSON_LINES = [{"source": "a b", "target": "ä"}, {"source": "", "target": "x\ny
 
 def read_all(entry: Entry, may_drop: bool) -> list[tuple[str, str]]:
     """The pairs of an entry, which are text on both sides."""
-    unreadable = Unreadable(max_share=1) if may_drop else None
+    lock = Lock.open(Path("c.yaml"))
+    reading = Reading("data.train.0", lock, max_unreadable=1 if may_drop else None, chunk_pairs=3)
     pairs = []
-    for chunk in read_chunks(entry, "data.train.0", Lock.open(Path("c.yaml")), 3, unreadable):
-        pairs += zip(*chunk, strict=True)
+    for chunk in read_pairs(entry, reading):
+        pairs += zip(chunk.src, chunk.tgt, strict=True)
     for text in (text for pair in pairs for text in pair):
         text.encode()
         assert "\0" not in text
@@ -135,10 +136,10 @@ def make_bomb(random: Random, bench: Bench) -> Given:
 
 def check_bomb(given: Given, bench: Bench) -> None:
     bench.write({"a": _COMPRESSORS[given["pack"]](given["text"] * given["n"])})
-    lock = Lock.open(Path("c.yaml"))
-    chunks = read_chunks(FilesEntry(source="a", target="a"), "data.train.0", lock, 5000, None)
+    reading = Reading("data.train.0", Lock.open(Path("c.yaml")))
+    chunks = read_pairs(FilesEntry(source="a", target="a"), reading)
     n_lines = given["n"] if given["text"].endswith(b"\n") else 1
-    assert sum(len(sources) for sources, _ in chunks) == n_lines
+    assert sum(len(chunk.src) for chunk in chunks) == n_lines
 
 
 def make_archive(random: Random, bench: Bench) -> Given:

@@ -194,7 +194,7 @@ def _tree(repository: Repository, folder: str) -> list[dict[str, Any]]:
 def _file(path: str, content: bytes) -> dict[str, Any]:
     entry = {"type": "file", "path": path, "size": len(content)}
     entry["oid"] = hashlib.sha1(content).hexdigest()
-    if path.endswith(".parquet"):  # large files, of which the hub knows the sha256
+    if path.endswith(".parquet"):  # large files, whose sha256 the hub knows
         sha256 = hashlib.sha256(content).hexdigest()
         entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
     return entry

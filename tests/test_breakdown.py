@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from mtrain.data.store import Sentences, StoreWriter, TokenStore
 from mtrain.evaluation.breakdown import Breakdown, Grouping, WordBalance, break_down
 from mtrain.evaluation.metrics import score_all, statistics
-from mtrain.evaluation.nearest import TOO_SHORT, nearest_entries
 
 SOURCES = [" ".join(["word"] * (1 + i % 10)) for i in range(100)]
 REFERENCES = [" ".join(f"wort{k}" for k in range(1 + i % 10)) for i in range(100)]
@@ -32,8 +28,8 @@ def grouping(breakdown: Breakdown, name: str) -> Grouping:
 
 def test_every_sentence_is_in_one_group_of_each_grouping() -> None:
     counts = {"word": 5}
-    breakdown = break_lines(training_counts=counts, data_sources=["a", "b"] * 50)
-    names = ["source_length", "sentence_chrf", "rarest_word", "data_source"]
+    breakdown = break_lines(training_counts=counts)
+    names = ["source_length", "sentence_chrf", "rarest_word"]
     assert [found.name for found in breakdown.groupings] == names
     for found in breakdown.groupings:
         assert sum(group.n_sentences for group in found.groups) == 100
@@ -94,25 +90,5 @@ def test_a_model_that_knows_when_it_is_wrong() -> None:
 
 def test_what_cannot_be_known_is_skipped_with_a_sentence() -> None:
     skipped = break_lines().skipped
-    assert set(skipped) == {"rarest_word", "data_source", "calibration"}
+    assert set(skipped) == {"rarest_word", "calibration"}
     assert break_lines(model_scores=[0.0] * 100).skipped["calibration"].startswith("too few")
-
-
-def test_the_nearest_training_entry(tmp_path: Path) -> None:
-    """Of pieces 10 to 29 the first entry is made, of 30 to 49 the second."""
-    rng = np.random.default_rng(3)
-    with StoreWriter(tmp_path, "train", (100, 100)) as writer:
-        for entry in (0, 1):
-            firsts = rng.integers(10, 25, 40) + 20 * entry
-            rows = Sentences.of([list(range(first, first + 5)) for first in firsts], np.uint16)
-            writer.extend(rows, rows, entry)
-        writer.close()
-    store = TokenStore.open(tmp_path)
-
-    class Digits:
-        def encode(self, texts: list[str]) -> list[list[int]]:
-            return [[int(piece) for piece in text.split()] for text in texts]
-
-    sources = ["12 13 14 15", "33 34 35", "40 41 42 15 16 43 44 45", "", "12 13"]
-    found = nearest_entries(sources, Digits(), store, ["a", "b"])  # type: ignore[arg-type]
-    assert found == ["a", "b", "b", TOO_SHORT, TOO_SHORT]

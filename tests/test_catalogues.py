@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 from sacrebleu.dataset import DATASETS
-from test_stored_files import make_zip
+from test_files import make_zip
+from test_sources import read
 from web_server import Server, running_server
 
-from mtrain.config.entries import OpusEntry, SacrebleuEntry
+from mtrain.config.entries import Entry, OpusEntry, SacrebleuEntry
 from mtrain.data import catalogues
-from mtrain.data.downloads import Lock
-from mtrain.data.sources import Pair, inputs_of, read_entry
+from mtrain.data.lock import Lock
+from mtrain.data.reading import Pair, Reading
+from mtrain.data.sources import open_source
 from mtrain.errors import DataError, DownloadError
 
 
@@ -39,6 +41,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lock:
     monkeypatch.chdir(tmp_path)
     return Lock.open(tmp_path / "my.yaml")
+
+
+def files_of(entry: Entry, lock: Lock, may_ask: bool = True) -> dict[str, str | None]:
+    return open_source(entry, Reading("data.train.0", lock)).files(may_ask)
 
 
 class TestOpus:
@@ -68,7 +74,7 @@ class TestOpus:
         self, lock: Lock, languages: tuple[str, str]
     ) -> None:
         entry = OpusEntry(opus="Toy/v1", languages=languages)
-        pairs = list(read_entry(entry, "data.train.0", lock))
+        pairs = read(entry, lock)
         expected = [Pair("dog", "Hund"), Pair("cat", "Katze")]
         assert pairs == (
             expected if languages[0] == "en" else [Pair(p.tgt, p.src) for p in expected]
@@ -79,7 +85,7 @@ class TestOpus:
 
     def test_its_own_codes_and_the_lock(self, lock: Lock, server: Server) -> None:
         entry = OpusEntry(opus="Toy/v1", languages=("en", "de"), name="toy")
-        ((url, sha256),) = inputs_of(entry, "data.train.0", lock, may_ask=True)
+        ((url, sha256),) = files_of(entry, lock).items()
         assert url.endswith("/OPUS-Toy/v1/moses/de-en.txt.zip")
         assert sha256 == hashlib.sha256(Path("de-en.txt.zip").read_bytes()).hexdigest()
 
@@ -90,12 +96,12 @@ class TestOpus:
         cache: Path,
     ) -> None:
         entry = OpusEntry(opus="Toy/v1", languages=("en", "de"))
-        list(read_entry(entry, "data.train.0", lock))
+        read(entry, lock)
         for path in cache.iterdir():
             path.unlink()
         server.files = {path: content + b"\0" for path, content in server.files.items()}
         with pytest.raises(DownloadError, match=r"data.train.0: .*de-en\.txt\.zip has changed"):
-            list(read_entry(entry, "data.train.0", lock))
+            read(entry, lock)
 
     def test_the_lock_and_the_mirror_need_no_network(
         self,
@@ -105,18 +111,18 @@ class TestOpus:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         entry = OpusEntry(opus="Toy/v1", languages=("en", "de"))
-        dict(inputs_of(entry, "data.train.0", lock, may_ask=True))
+        files_of(entry, lock)
         for path in cache.iterdir():
             path.unlink()
         server.files.clear()
         monkeypatch.setenv("MTRAIN_MIRROR", ".")
-        assert len(list(read_entry(entry, "data.train.0", lock))) == 2
+        assert len(read(entry, lock)) == 2
 
     def test_what_opus_does_not_have(self, lock: Lock) -> None:
         for keys in ({"opus": "Toy/v2"}, {"opus": "Toy/v1", "languages": ("en", "fr")}):
             entry = OpusEntry(**{"languages": ("en", "de")} | keys)
             with pytest.raises(DownloadError, match=r"data.train.0: .* answered 404") as error:
-                list(read_entry(entry, "data.train.0", lock))
+                read(entry, lock)
             assert "opus.nlpl.eu" in str(error.value)
 
     def test_an_archive_without_a_side(self, lock: Lock, server: Server) -> None:
@@ -124,12 +130,13 @@ class TestOpus:
         server.files["/OPUS-Toy/v1/moses/de-en.txt.zip"] = Path("x.zip").read_bytes()
         entry = OpusEntry(opus="Toy/v1", languages=("en", "de"))
         with pytest.raises(DataError, match=r"has 0 files in `en` \(files: Toy\.de-en\.de\)"):
-            list(read_entry(entry, "data.train.0", lock))
+            read(entry, lock)
 
 
 def test_the_address_of_opus() -> None:
-    url = catalogues.opus_url(OpusEntry(opus="Europarl/v8", languages=("fr", "en")))
-    assert url == "https://object.pouta.csc.fi/OPUS-Europarl/v8/moses/en-fr.txt.zip"
+    entry = OpusEntry(opus="Europarl/v8", languages=("fr", "en"))
+    url = "https://object.pouta.csc.fi/OPUS-Europarl/v8/moses/en-fr.txt.zip"
+    assert files_of(entry, Lock(Path("my.lock")), may_ask=False) == {url: None}
 
 
 SGM = """<srcset setid="newstest2014" srclang="any">
@@ -173,12 +180,12 @@ class TestSacrebleu:
 
     def test_source_and_reference(self, lock: Lock, test_set: Any, server: Server) -> None:
         entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("en", "de"))
-        ((_, sha256),) = inputs_of(entry, "data.test.new", lock, may_ask=True)
+        ((_, sha256),) = files_of(entry, lock).items()
         assert sha256 == hashlib.sha256(archive_of_newstest()).hexdigest()
-        pairs = list(read_entry(entry, "data.test.new", lock))
+        pairs = read(entry, lock)
         assert pairs == [Pair("One.", "Eins."), Pair("Two &amp; words", "Two &amp; words")]
         assert lock.sources["sacrebleu:wmt14/full en-de"]["pairs"] == 2
-        assert list(read_entry(entry, "data.test.new", lock)) == pairs
+        assert read(entry, lock) == pairs
         assert len(server.ranges) == 1
 
     def test_what_sacrebleu_has_itself_needs_no_network(
@@ -191,7 +198,7 @@ class TestSacrebleu:
         raw.parent.mkdir(parents=True)
         raw.write_bytes(archive_of_newstest())
         entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("de", "en"))
-        assert len(list(read_entry(entry, "data.test.new", lock))) == 2
+        assert len(read(entry, lock)) == 2
         assert server.ranges == []
 
     def test_the_lock_and_the_mirror_need_no_network(
@@ -205,7 +212,7 @@ class TestSacrebleu:
         lock.record(test_set.data[0], hashlib.sha256(archive_of_newstest()).hexdigest(), 1)
         monkeypatch.setenv("MTRAIN_MIRROR", ".")
         entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("en", "de"))
-        assert len(list(read_entry(entry, "data.test.new", lock))) == 2
+        assert len(read(entry, lock)) == 2
         assert server.ranges == []
 
     def test_bytes_that_sacrebleu_does_not_know(
@@ -217,7 +224,7 @@ class TestSacrebleu:
         server.files = {"/wmt14/test-full.tgz": archive_of_newstest("Other.")}
         entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("en", "de"))
         with pytest.raises(DownloadError, match=r"test-full\.tgz has the wrong md5: sacreBLEU ex"):
-            list(read_entry(entry, "data.test.new", lock))
+            read(entry, lock)
 
     @pytest.mark.parametrize(
         ("keys", "message"),
@@ -234,4 +241,4 @@ class TestSacrebleu:
     ) -> None:
         entry = SacrebleuEntry(**{"sacrebleu": "wmt14/full", "languages": ("en", "de")} | keys)
         with pytest.raises(DataError, match=message):
-            list(read_entry(entry, "data.test.new", lock))
+            read(entry, lock)

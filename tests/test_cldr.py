@@ -15,7 +15,7 @@ import pytest
 
 from mtrain.data import cldr
 from mtrain.data.cldr import _folded, _locale, _Phrases, cldr_pairs
-from mtrain.data.sources import Pair
+from mtrain.data.reading import Pair
 from mtrain.errors import DataError, UsageError
 
 

@@ -113,7 +113,7 @@ def test_new_copies_a_config_that_loads_and_keeps_what_is_there(tmp_path: Path) 
     copy.write_text("name: changed\n")
     again = invoke("new", "mine", cwd=tmp_path)
     assert (again.returncode, copy.read_text()) == (2, "name: changed\n")
-    assert "mine/quickstart.yaml is there already" in again.stderr
+    assert "mine/quickstart.yaml already exists" in again.stderr
 
 
 def test_new_names_the_configs_there_are(tmp_path: Path) -> None:

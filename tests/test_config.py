@@ -99,7 +99,7 @@ def test_mixing_tags_and_tokenizers_that_do_not_fit_together() -> None:
     assert "one model, which needs `tokenizer.shared: true`" in problem(
         MINIMAL, "tokenizer.model=x.model", "tokenizer.shared=false"
     )
-    assert "one way only" in problem(MINIMAL, "tokenizer={type: char, sampling: 0.1}")
+    assert "no choice" in problem(MINIMAL, "tokenizer={type: char, sampling: 0.1}")
 
 
 def test_both_directions_need_the_same_ids_on_both_sides() -> None:
@@ -107,7 +107,7 @@ def test_both_directions_need_the_same_ids_on_both_sides() -> None:
     assert load(MINIMAL, both).train.both_directions == 0.4
     assert "`tokenizer.shared: true`" in problem(MINIMAL, both, "tokenizer.shared=false")
     tagged = MINIMAL.replace("train.de}", "train.de, tag: bt}")
-    assert "knows no tags" in problem(tagged, both)
+    assert "does not support tags" in problem(tagged, both)
 
 
 def test_the_config_of_the_contract() -> None:
@@ -316,14 +316,14 @@ def test_a_name_is_a_slug() -> None:
 @pytest.mark.parametrize("word", ["no", "NO", "on", "off", "yes", "y", "true", "False"])
 def test_a_bare_word_is_no_language(word: str) -> None:
     assert problem(MINIMAL.replace("target: de", f"target: {word}")) == (
-        f"c.yaml:3: `target` is a bare `{word}`, which many readers of YAML take for true or "
-        f'false | quote it: `target: "{word}"`'
+        f"c.yaml:3: `target` is an unquoted `{word}`, which many YAML parsers read "
+        f'as a boolean | quote it: `target: "{word}"`'
     )
 
 
 def test_missing_keys() -> None:
     assert problems("source: en\ndata: {valid: {cldr: 5}}\n") == [
-        "c.yaml: missing key `name` | add `name`: names the run and its data",
+        "c.yaml: missing key `name` | add `name`: name of the run and its data",
         "c.yaml: missing key `target` | add `target`: language code of the target, such as de",
         "c.yaml:2: missing key `data.train` | add `data.train`: an entry or a list of entries",
     ]
@@ -567,7 +567,7 @@ def test_an_override_mends_the_file() -> None:
         ("data.train.7.source=x", "`data.train` is a list, in which `7` is no entry's number"),
         ("decode={beam_size: 1, beam_size: 2}", "duplicate key `decode.beam_size` | keep one"),
         ("run=[a", "this is not YAML: "),
-        ("source=no", "`source` is a bare `no`"),
+        ("source=no", "`source` is an unquoted `no`"),
         ("no_such_key=", "unknown key `no_such_key`"),
     ],
 )

@@ -1,4 +1,4 @@
-"""URLs are fetched once, resumed when cut, and held to their sha256."""
+"""URLs are downloaded once, resumed after a broken connection, and checked by their sha256."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from web_server import Server, running_server
 
 from mtrain.data import downloads
-from mtrain.data.downloads import Lock, base_name, cache_dir, fetch
+from mtrain.data.downloads import base_name, cache_dir, fetch
+from mtrain.data.lock import Lock
 from mtrain.errors import DataError, DownloadError, UsageError
 
 CONTENT = b"".join(b"line %d\n" % i for i in range(20_000))
@@ -64,9 +65,7 @@ def test_a_url_with_spaces_and_other_scripts(server: Server, lock: Lock) -> None
 
 
 @pytest.mark.parametrize("etag", ['"v1"', None])
-def test_a_cut_download_goes_on_where_it_was_cut(
-    server: Server, lock: Lock, etag: str | None
-) -> None:
+def test_a_broken_download_is_resumed(server: Server, lock: Lock, etag: str | None) -> None:
     server.etag = etag
     server.cut_after = 100_000
     assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT
@@ -76,7 +75,7 @@ def test_a_cut_download_goes_on_where_it_was_cut(
 def test_a_server_that_ignores_range_sends_all_again(server: Server, lock: Lock) -> None:
     server.cut_after, server.knows_range = 100_000, False
     url = server.url("/a/corpus.txt")
-    with pytest.raises(DownloadError, match=r"100,000 bytes came\): the connection was closed"):
+    with pytest.raises(DownloadError, match=r"100,000 bytes received\): the connection was closed"):
         fetch(url, None, lock)
     assert server.ranges == [None] + ["bytes=100000-"] * (downloads.ATTEMPTS - 1)
     server.cut_after = None
@@ -89,7 +88,7 @@ def test_the_next_command_resumes(server: Server, lock: Lock) -> None:
     assert server.ranges == ["bytes=60000-"]
 
 
-def test_a_part_of_another_version_is_not_gone_on_with(server: Server, lock: Lock) -> None:
+def test_a_part_of_another_version_is_not_resumed(server: Server, lock: Lock) -> None:
     _leave_a_part(server, lock, n_bytes=60_000)
     server.files["/a/corpus.txt"] = CONTENT.upper()
     server.etag = '"v2"'
@@ -202,7 +201,7 @@ def test_no_server(server: Server, lock: Lock) -> None:
     assert "MTRAIN_MIRROR" in str(error.value)
 
 
-def test_a_url_that_is_none(lock: Lock) -> None:
+def test_an_invalid_url(lock: Lock) -> None:
     with pytest.raises(DownloadError, match="is no valid URL"):
         fetch("http://127.0.0.1:port/x", None, lock)
 
@@ -251,7 +250,8 @@ class TestLock:
 
     def test_it_is_readable_and_sorted(self, tmp_path: Path) -> None:
         lock = Lock.open(tmp_path / "my.yaml")
-        lock.record("https://z/x", SHA256, 3, 1)
+        lock.record("https://z/x", SHA256, 3)
+        lock.record_lines("https://z/x", 1)
         lock.record("a.txt", WRONG, 2)
         lock.describe("opus:x/v1 en-de", licence="CC0", revision=None)
         lock.describe("opus:x/v1 en-de", pairs=1)
@@ -269,7 +269,8 @@ class TestLock:
         assert Lock.open(tmp_path / "my.yaml").expect("https://z/x") == SHA256
 
     def test_lines_belong_to_bytes(self, lock: Lock) -> None:
-        lock.record("a.txt", SHA256, 3, 7)
+        lock.record("a.txt", SHA256, 3)
+        lock.record_lines("a.txt", 7)
         lock.record("a.txt", SHA256, 3)
         assert lock.files["a.txt"]["lines"] == 7
         lock.record("a.txt", WRONG, 3)
@@ -346,7 +347,7 @@ def test_a_body_without_end(
 
 
 @pytest.mark.parametrize("value", ["x", "0", "-1", "nan"])
-def test_a_limit_that_is_none(lock: Lock, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_limit(lock: Lock, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MTRAIN_DOWNLOAD_STALL", value)
     with pytest.raises(UsageError, match="MTRAIN_DOWNLOAD_STALL is"):
         fetch("http://127.0.0.1:9/a", None, lock)
@@ -372,7 +373,7 @@ def test_a_length_that_is_no_number(server: Server, lock: Lock, length: str) -> 
 @pytest.mark.parametrize(
     "target", ["http://127.0.0.1/x", "ftp://127.0.0.1/x", "file:///etc/passwd"]
 )
-def test_https_is_redirected_to_https_alone(target: str) -> None:
+def test_https_is_redirected_to_https_only(target: str) -> None:
     asked = Request("https://example.org/x")
     with pytest.raises((DownloadError, ValueError)):
         downloads._Redirects().redirect_request(asked, None, 302, "", {}, target)
@@ -404,7 +405,7 @@ def test_a_redirect_to_no_host(server: Server, lock: Lock, target: str) -> None:
 )
 def test_a_page_or_nothing_is_no_data(server: Server, lock: Lock, page: bytes) -> None:
     server.files["/a/corpus.txt"] = page
-    with pytest.raises(DownloadError, match=r"is an HTML page|holds nothing"):
+    with pytest.raises(DownloadError, match=r"is an HTML page|is empty"):
         fetch(server.url("/a/corpus.txt"), None, lock)
 
 

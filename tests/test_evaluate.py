@@ -19,26 +19,25 @@ import torch
 import yaml
 from sacrebleu.significance import PairedTest
 
-from mtrain.config.entries import SacrebleuEntry
 from mtrain.config.load import dump_config, read_run_config
 from mtrain.config.root import Config
+from mtrain.data.catalogues import SacrebleuSource
 from mtrain.data.cleaning import hash_text
-from mtrain.data.sources import Pair
+from mtrain.data.files import StoredFile
 from mtrain.decoding.translate import Translation
 from mtrain.errors import DataError, MtrainError, UsageError
 from mtrain.evaluation import analysis, evaluate, metrics
 from mtrain.evaluation.analysis import Analysis
 from mtrain.evaluation.evaluate import (
     Decoding,
-    Evaluation,
-    GivenFiles,
     compare_with,
     evaluate_hypotheses,
     evaluate_run,
     evaluate_split,
-    scores_and_facts,
 )
+from mtrain.evaluation.given import GivenFiles
 from mtrain.evaluation.metrics import Score, score_all
+from mtrain.evaluation.results import Evaluation
 from mtrain.evaluation.summary import (
     Spread,
     mean_sentences,
@@ -158,7 +157,7 @@ def test_all_test_sets_are_scored_and_kept(run: RunDir, table: Table) -> None:
     assert kept.read_text(encoding="utf-8").split("\n") == [*TRANSLATIONS, ""]
     recorded = run.read_scores()
     assert recorded["news"].pop("translations") == "news.best"
-    assert recorded["news"] == scores_and_facts(results["news"])
+    assert recorded["news"] == results["news"].to_json()
 
 
 def test_the_json_object_of_the_contract(run: RunDir, table: Table) -> None:
@@ -299,7 +298,8 @@ def test_hypothesis_follows_the_config_and_loads_no_torch(tmp_path: Path) -> Non
     reference = write_lines(tmp_path / "ref", ["abc 小狗"])
     code = (
         "import json, pathlib, sys\n"
-        "from mtrain.evaluation.evaluate import GivenFiles, evaluate_hypotheses\n"
+        "from mtrain.evaluation.evaluate import evaluate_hypotheses\n"
+        "from mtrain.evaluation.given import GivenFiles\n"
         "from mtrain.evaluation.summary import to_json\n"
         "run, hypothesis, reference = map(pathlib.Path, sys.argv[1:])\n"
         "given = GivenFiles((reference,), hypothesis=hypothesis)\n"
@@ -365,16 +365,17 @@ def test_a_hypothesis_with_its_source_is_diagnosed(run: RunDir, tmp_path: Path) 
 
 
 def test_a_test_set_of_sacrebleu(
-    run: RunDir, table: Table, monkeypatch: pytest.MonkeyPatch
+    run: RunDir, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
-    def read_entry(entry: SacrebleuEntry, where: str, lock: object) -> list[Pair]:
-        asked.append((entry.sacrebleu, entry.languages, where))
-        return [Pair(*pair) for pair in zip(SOURCES, REFERENCES, strict=True)]
+    def sides(source: SacrebleuSource) -> list[StoredFile]:
+        entry = source.entry
+        asked.append((entry.sacrebleu, entry.languages, source.reading.where))
+        texts = {"src": SOURCES, "ref": REFERENCES}
+        return [StoredFile(n, write_lines(tmp_path / n, text)) for n, text in texts.items()]
 
-    monkeypatch.setattr(evaluate, "read_entry", read_entry)
-    monkeypatch.setattr(evaluate, "other_references", lambda *arguments: [])
+    monkeypatch.setattr(SacrebleuSource, "sides", sides)
     [name] = evaluate_run(run.path, sacrebleu=["wmt14/full"])
     assert name == "wmt14/full"
     assert asked == [("wmt14/full", ("en", "de"), "--sacrebleu wmt14/full")]
@@ -517,12 +518,12 @@ def test_a_changed_test_set_is_told(
     run: RunDir, table: Table, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate_run(run.path, ["flickr"])
-    assert "was changed" not in capsys.readouterr().err
+    assert "has changed" not in capsys.readouterr().err
     replace_text(run, "flickr", REFERENCES[::-1])
     evaluate_run(run.path, ["flickr"])
-    assert "the text of `flickr` was changed since it was last scored" in capsys.readouterr().err
+    assert "the text of `flickr` has changed since it was last scored" in capsys.readouterr().err
     evaluate_run(run.path, ["flickr"])
-    assert "was changed" not in capsys.readouterr().err
+    assert "has changed" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("decontaminated", [False, True])

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from test_sources import pairs_of, tolerant
+from test_sources import read as read_entry
 
 from mtrain.config.entries import FilesEntry, TsvEntry
 from mtrain.data import lines
-from mtrain.data.downloads import Lock
-from mtrain.data.files import StoredFile, split_member
-from mtrain.data.lines import Unreadable, read_lines
-from mtrain.data.sources import Pair, read_entry
+from mtrain.data.files import split_member
+from mtrain.data.lines import read_lines
+from mtrain.data.lock import Lock
+from mtrain.data.reading import Pair, Reading
 from mtrain.errors import DataError
 
 TEXT = "".join(f"{word} ü\n" for word in random.Random(1).choices(["a", "bb", "ccc"], k=999))
@@ -54,7 +56,7 @@ def lock(tmp_path: Path) -> Lock:
 
 
 def read(location: str, lock: Lock) -> str:
-    file = StoredFile.locate(location, None, "data.train.0", lock)
+    file = Reading("data.train.0", lock).locate(location)
     return "".join(f"{line}\n" for line in read_lines(file))
 
 
@@ -110,8 +112,7 @@ class TestArchives:
         members = {"./deep/a.en": b"one\ntwo\n", "deep/a.de": gzip.compress(b"eins\nzwei\n")}
         make_tar("c.tar", members, mode)
         entry = FilesEntry(source="c.tar!deep/a.en", target="c.tar!./deep/a.de")
-        pairs = list(read_entry(entry, "data.train.0", lock))
-        assert pairs == [Pair("one", "eins"), Pair("two", "zwei")]
+        assert read_entry(entry, lock) == [Pair("one", "eins"), Pair("two", "zwei")]
         assert lock.files["c.tar!deep/a.en"]["lines"] == 2
 
     def test_members_of_a_zstd_tar(self, lock: Lock) -> None:
@@ -124,7 +125,7 @@ class TestArchives:
             "c.zip", {"x/": b"", "x/a.tsv": b"\xef\xbb\xbfa\tb\r\n", "b.xz": lzma.compress(b"c")}
         )
         entry = TsvEntry(tsv="c.zip!x/a.tsv")
-        assert list(read_entry(entry, "data.train.0", lock)) == [Pair("a", "b")]
+        assert read_entry(entry, lock) == [Pair("a", "b")]
         assert read("c.zip!b.xz", lock) == "c\n"
 
     def test_a_file_whose_own_name_has_the_sign(self, lock: Lock) -> None:
@@ -157,7 +158,7 @@ class TestArchives:
             info = tarfile.TarInfo("a.en")
             info.type, info.linkname = kind, "../secret"
             archive.addfile(info)
-        with pytest.raises(DataError, match=r"c\.tgz!a\.en is no file but a link to \.\./secret"):
+        with pytest.raises(DataError, match=r"c\.tgz!a\.en is a link to \.\./secret"):
             read("c.tgz!a.en", lock)
 
     def test_nothing_is_written(self, lock: Lock, here: Path) -> None:
@@ -269,14 +270,13 @@ class TestLongLines:
     def test_a_pair_of_it_is_unreadable(self, n_bytes: int, lock: Lock) -> None:
         Path("a").write_bytes(b"one\n" + b"x" * n_bytes + b"\nthree\n")
         Path("b").write_text("eins\nzwei\ndrei\n")
-        unreadable = Unreadable(max_share=1)
+        reading = tolerant(lock, 1)
         entry = FilesEntry(source="a", target="b")
-        pairs = list(read_entry(entry, "data.train.0", lock, unreadable))
-        assert pairs == [Pair("one", "eins"), Pair("three", "drei")]
-        assert unreadable.first is not None
-        assert unreadable.first.message == "a:2: a line of more than 1,000 bytes"
+        assert pairs_of(entry, reading) == [Pair("one", "eins"), Pair("three", "drei")]
+        assert reading.first_problem is not None
+        assert reading.first_problem.message == "a:2: a line of more than 1,000 bytes"
         with pytest.raises(DataError, match="a:2: a line of more than 1,000 bytes"):
-            list(read_entry(entry, "data.valid", lock))
+            read_entry(entry, lock)
 
     def test_the_longest_that_is_read(self, lock: Lock) -> None:
         Path("a").write_bytes(b"x" * 1000 + b"\n" + b"y" * 1000)

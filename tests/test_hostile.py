@@ -19,7 +19,7 @@ from mtrain.config.sections import TokenizerConfig
 from mtrain.data.tokenizer import train_tokenizers
 from mtrain.delivery.export import export_safetensors
 from mtrain.errors import CheckpointError, DataError
-from mtrain.evaluation import evaluate
+from mtrain.evaluation import evaluate, results
 from mtrain.evaluation.evaluate import evaluate_run
 from mtrain.run import RunDir
 from mtrain.single_file import RUN_FILES
@@ -138,7 +138,7 @@ def test_what_a_checkpoint_says_of_itself_is_checked(run: Path, facts: dict) -> 
     weights = run / "model.safetensors"
     rewrite(weights, weights, lambda _, known: known.update(facts))
     with pytest.raises(CheckpointError, match="its header cannot be read"):
-        evaluate.own_checkpoint(RunDir(run))
+        results.own_checkpoint(RunDir(run))
     for command in ("translate", "eval", "report"):
         done = invoke(command, run, cwd=run, stdin="ba\n")
         assert (done.returncode, "is damaged" in done.stderr) == (4, True)

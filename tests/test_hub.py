@@ -12,13 +12,13 @@ import pytest
 from conftest import REPOSITORY, run_mtrain
 from hub_server import Hub, Repository, card, environment, running_hub, translations, use_hub
 from sacrebleu.dataset import DATASETS
-from test_catalogues import archive_of_newstest
+from test_catalogues import archive_of_newstest, files_of
+from test_sources import read as read_entry
 
 from mtrain.config.entries import HubEntry
 from mtrain.config.load import load_config
-from mtrain.data.downloads import Lock
+from mtrain.data.lock import Lock
 from mtrain.data.prepare import prepare
-from mtrain.data.sources import inputs_of, read_entry
 from mtrain.errors import DataError, DownloadError
 from mtrain.storage import sha256_of
 
@@ -69,7 +69,7 @@ def entry(**keys: Any) -> HubEntry:
 
 
 def read(lock: Lock, **keys: Any) -> list[tuple[str, str]]:
-    return [(pair.src, pair.tgt) for pair in read_entry(entry(**keys), "data.train.0", lock)]
+    return [tuple(pair) for pair in read_entry(entry(**keys), lock)]
 
 
 def test_a_split_is_read_and_locked(lock: Lock, hub: Hub) -> None:
@@ -80,7 +80,7 @@ def test_a_split_is_read_and_locked(lock: Lock, hub: Hub) -> None:
     assert facts["licence"] == "cc-by-4.0"
     assert facts["pairs"] == 10
     assert list(facts["files"]) == [FIRST, SECOND]
-    inputs = dict(inputs_of(entry(), "data.train.0", lock, may_ask=False))
+    inputs = files_of(entry(), lock, may_ask=False)
     assert list(inputs) == [f"hub:wmt/toy@{REVISION}/{path}" for path in (FIRST, SECOND)]
     assert all(sha256 and len(sha256) == 64 for sha256 in inputs.values())
     assert read(lock, split="validation", languages=("de", "en")) == [("eine Katze", "one cat")]
@@ -96,7 +96,7 @@ def test_what_is_locked_and_cached_needs_no_network(lock: Lock, hub: Hub) -> Non
 def test_the_lock_and_the_mirror_need_no_hub(
     lock: Lock, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dict(inputs_of(entry(), "data.train.0", lock, may_ask=True))
+    files_of(entry(), lock)
     for path in (FIRST, SECOND):
         mirrored = tmp_path / "mirror" / "any" / "folder" / Path(path).name
         mirrored.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def test_a_newer_commit_does_not_change_what_is_locked(lock: Lock, hub: Hub) -> 
 
 
 def test_a_file_that_changed_under_its_commit_is_an_error(lock: Lock, hub: Hub) -> None:
-    dict(inputs_of(entry(), "data.train.0", lock, may_ask=True))
+    files_of(entry(), lock)
     hub.repositories["wmt/toy"].files[FIRST] = translations(VALID, ("en", "de"))
     with pytest.raises(DownloadError, match=r"train-00000-of-00002\.parquet of wmt/toy has the wr"):
         read(lock)
@@ -168,7 +168,7 @@ def test_no_hub_at_all(lock: Lock, hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_shipped_wmt14_configs_find_their_data(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
 ) -> None:
-    """From hub and sacreBLEU to prepared data, with a few pairs in the place of 4.5 million."""
+    """From hub and sacreBLEU to prepared data, with a few pairs instead of 4.5 million."""
     shards = [TRAIN[:4], TRAIN[4:8], TRAIN[8:]]
     files = {
         f"de-en/train-{i:05d}-of-00003.parquet": translations(shard, ("en", "de"))

@@ -21,7 +21,7 @@ import pytest
 from conftest import REPOSITORY
 from hub_server import Repository, card, running_hub, translations, use_hub
 from pyarrow import parquet
-from test_stored_files import make_tar, make_zip, zstd
+from test_files import make_tar, make_zip, zstd
 from web_server import Server, running_server
 
 from mtrain.config.entries import (
@@ -35,8 +35,9 @@ from mtrain.config.entries import (
     TsvEntry,
 )
 from mtrain.data import catalogues
-from mtrain.data.downloads import Lock
-from mtrain.data.sources import read_chunks
+from mtrain.data.lock import Lock
+from mtrain.data.reading import Reading
+from mtrain.data.sources import read_pairs
 from mtrain.errors import DataError
 
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -72,8 +73,8 @@ def lines(stem: Path, language: str) -> list[str]:
 
 def read(entry: Entry) -> tuple[list[str], list[str]]:
     lock = Lock.open(Path("my.yaml"))
-    chunks = list(read_chunks(entry, "data.valid", lock, 100))
-    return [s for chunk in chunks for s in chunk[0]], [t for chunk in chunks for t in chunk[1]]
+    chunks = list(read_pairs(entry, Reading("data.valid", lock, chunk_pairs=100)))
+    return [s for chunk in chunks for s in chunk.src], [t for chunk in chunks for t in chunk.tgt]
 
 
 def compressed(compress: Callable[[bytes], bytes]) -> Entry:

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtrain.config.entries import FilesEntry, JsonlEntry, MonoEntry, TsvEntry
+from mtrain.config.entries import Entry, FilesEntry, JsonlEntry, MonoEntry, TsvEntry
 from mtrain.data import lines
-from mtrain.data.downloads import Lock
-from mtrain.data.lines import Unreadable
-from mtrain.data.sources import Pair, read_chunks, read_entry, read_mono
+from mtrain.data.lock import Lock
+from mtrain.data.reading import Pair, Reading
+from mtrain.data.sources import read_mono, read_pairs
 from mtrain.errors import DataError
 
 
@@ -41,8 +41,20 @@ def write(**contents: str | bytes) -> None:
         Path(f"x.{suffix}").write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def read(entry: FilesEntry | TsvEntry | JsonlEntry, lock: Lock) -> list[Pair]:
-    return list(read_entry(entry, "data.train.0", lock))
+def pairs_of(entry: Entry, reading: Reading) -> list[Pair]:
+    return [
+        Pair(*pair)
+        for chunk in read_pairs(entry, reading)
+        for pair in zip(chunk.src, chunk.tgt, strict=True)
+    ]
+
+
+def read(entry: Entry, lock: Lock) -> list[Pair]:
+    return pairs_of(entry, Reading("data.train.0", lock))
+
+
+def tolerant(lock: Lock, max_unreadable: float) -> Reading:
+    return Reading("data.train.0", lock, max_unreadable=max_unreadable)
 
 
 class TestFiles:
@@ -93,12 +105,12 @@ class TestFiles:
         with pytest.raises(DataError, match=r"2,000 lines but x\.de has 1,999; by") as error:
             read(FILES, lock)
         if n_before == 1999:
-            assert "all lines of the shorter one fit" in error.value.message
+            assert "all lines of the shorter one match" in error.value.message
         elif n_before:
             (said,) = re.findall(r"up to about line ([0-9,]+), and", error.value.message)
             assert abs(int(said.replace(",", "")) - n_before) <= 20
         else:
-            assert "they do not go together from the first line on" in error.value.message
+            assert "they do not match from the first line on" in error.value.message
 
     def test_lengths_that_tell_nothing_are_not_asked(self, lock: Lock) -> None:
         write(en="same\n" * 500, de="gleich\n" * 499)
@@ -191,7 +203,7 @@ class TestTsv:
 
     def test_a_missing_column_is_located(self, lock: Lock) -> None:
         write(tsv="a\tb\nc\n")
-        with pytest.raises(DataError, match=r"x\.tsv:2: 1 column, but column 1"):
+        with pytest.raises(DataError, match=r"x\.tsv:2: too few columns \(1\): column 1"):
             read(TsvEntry(tsv="x.tsv"), lock)
 
     def test_quotes_do_not_protect_a_tab(self, lock: Lock) -> None:
@@ -199,14 +211,13 @@ class TestTsv:
         entry = TsvEntry(tsv="x.tsv")
         with pytest.raises(DataError, match=r"x\.tsv:2: 3 columns, but 2 in the first line"):
             read(entry, lock)
-        unreadable = Unreadable(0.5)
-        pairs = list(read_entry(entry, "data.train.0", lock, unreadable))
-        assert pairs == [Pair("a", "b"), Pair('"e"', '"f"')]
-        assert unreadable.n_pairs == 1
+        reading = tolerant(lock, 0.5)
+        assert pairs_of(entry, reading) == [Pair("a", "b"), Pair('"e"', '"f"')]
+        assert reading.n_unreadable == 1
 
 
 class TestJsonl:
-    """One object a line."""
+    """One object per line."""
 
     def test_fields_are_chosen(self, lock: Lock) -> None:
         write(jsonl='{"en": "a\\u2028b", "de": "ü", "n": 1}\n\n{"de": "2", "en": ""}')
@@ -246,10 +257,11 @@ class TestChunks:
         sources = [f"zeile {i} " + "ü" * (i % 50) for i in range(100)]
         targets = [f"{i}" for i in range(100)]
         write(en="\r\n".join(sources) + "\r", de=gzip.compress("\n".join(targets).encode()))
-        chunks = list(read_chunks(FILES, "data.train.0", lock, 30))
-        assert [len(chunk[0]) for chunk in chunks] == [30, 30, 30, 10]
-        assert [line for chunk in chunks for line in chunk[0]] == sources
-        assert [line for chunk in chunks for line in chunk[1]] == targets
+        chunks = list(read_pairs(FILES, Reading("data.train.7", lock, 7, chunk_pairs=30)))
+        assert [len(chunk.src) for chunk in chunks] == [30, 30, 30, 10]
+        assert [line for chunk in chunks for line in chunk.src] == sources
+        assert [line for chunk in chunks for line in chunk.tgt] == targets
+        assert {chunk.entry for chunk in chunks} == {7}
 
 
 class TestUnreadable:
@@ -257,32 +269,32 @@ class TestUnreadable:
 
     def test_a_few_are_dropped_with_their_partners(self, lock: Lock) -> None:
         write(en=b"a\n\xff\nc\nd\n" + b"e\n" * 196, de="1\n2\n3\0\n4\n" + "5\n" * 196)
-        unreadable = Unreadable(0.01)
-        pairs = list(read_entry(FILES, "data.train.0", lock, unreadable))
+        reading = tolerant(lock, 0.01)
+        pairs = pairs_of(FILES, reading)
         assert pairs[:3] == [Pair("a", "1"), Pair("d", "4"), Pair("e", "5")]
-        assert (len(pairs), unreadable.n_pairs) == (198, 2)
-        assert unreadable.first is not None
-        assert unreadable.first.message.startswith("x.en:2: not UTF-8 (byte 0xff")
+        assert (len(pairs), reading.n_unreadable) == (198, 2)
+        assert reading.first_problem is not None
+        assert reading.first_problem.message.startswith("x.en:2: not UTF-8 (byte 0xff")
         assert lock.files["x.en"]["lines"] == 200
 
     def test_more_than_the_share_is_an_error(self, lock: Lock) -> None:
         write(en="grün\n".encode("latin-1") * 3 + b"e\n" * 197, de="1\n" * 200)
         message = r"data.train.0: 3 of the first 200 pairs cannot be read.*1\.0%.*x\.en:1"
         with pytest.raises(DataError, match=message):
-            list(read_entry(FILES, "data.train.0", lock, Unreadable(0.01)))
+            pairs_of(FILES, tolerant(lock, 0.01))
 
     def test_a_wholly_wrong_file_is_not_read_to_its_end(self, lock: Lock) -> None:
         write(en=b"\xe4\n" * 200_000, de="1\n" * 200_000)
-        with pytest.raises(DataError, match=r"20,000 of the first 20,000 pairs cannot be read"):
-            list(read_entry(FILES, "data.train.0", lock, Unreadable(0.01)))
+        with pytest.raises(DataError, match=r"5,000 of the first 5,000 pairs cannot be read"):
+            pairs_of(FILES, tolerant(lock, 0.01))
 
     def test_json_and_tsv_lines_are_dropped_too(self, lock: Lock) -> None:
         good = b'{"source": "a", "target": "b"}\n'
         write(jsonl=good + b'{"source": "\xff", "target": "b"}\n' + good, tsv=b"a\tb\n\xff\n")
         for entry, n_good in ((JsonlEntry(jsonl="x.jsonl"), 2), (TsvEntry(tsv="x.tsv"), 1)):
-            unreadable = Unreadable(0.5)
-            assert len(list(read_entry(entry, "data.train.0", lock, unreadable))) == n_good
-            assert unreadable.n_pairs == 1
+            reading = tolerant(lock, 0.5)
+            assert len(pairs_of(entry, reading)) == n_good
+            assert reading.n_unreadable == 1
 
     def test_in_valid_and_test_sets_every_line_counts(self, lock: Lock) -> None:
         write(en="a\nb\0\n", de="1\n2\n")
@@ -297,11 +309,12 @@ class TestUnreadable:
     def test_utf_16_is_named(self, lock: Lock) -> None:
         write(en="a\nb\n".encode("utf-16"), de="1\n2\n")
         with pytest.raises(DataError, match=r"x\.en is UTF-16"):
-            list(read_entry(FILES, "data.train.0", lock, Unreadable(1)))
+            pairs_of(FILES, tolerant(lock, 1))
 
 
 def test_text_in_one_language(lock: Lock) -> None:
     Path("x.en").write_bytes(gzip.compress(b"a\n\xff\nb\r\nc"))
     entry = MonoEntry(mono="x.en", side="source", name="web")
-    assert list(read_mono(entry, "data.mono.0", lock, 2)) == [["a"], ["b", "c"]]
+    reading = Reading("data.mono.0", lock, max_unreadable=1, chunk_pairs=2)
+    assert list(read_mono(entry, reading)) == [["a"], ["b", "c"]]
     assert lock.sources["x.en"] == {"name": "web", "lines": 4}

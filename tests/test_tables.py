@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow
 import pytest
 from pyarrow import parquet
-from test_stored_files import make_tar, zstd
+from test_files import make_tar, zstd
+from test_sources import pairs_of
 
 from mtrain.config.entries import ParquetEntry
 from mtrain.data import tables
-from mtrain.data.downloads import Lock
-from mtrain.data.lines import Unreadable
-from mtrain.data.sources import Pair, read_entry
+from mtrain.data.lock import Lock
+from mtrain.data.reading import Pair, Reading
 from mtrain.errors import DataError
 
 
@@ -32,9 +32,12 @@ def write(path: str = "x.parquet", **columns: Any) -> None:
     parquet.write_table(pyarrow.table(columns), path)
 
 
-def read(lock: Lock, unreadable: Unreadable | None = None, **keys: Any) -> list[Pair]:
-    entry = ParquetEntry(**{"parquet": "x.parquet", "languages": ("en", "de")} | keys)
-    return list(read_entry(entry, "data.train.0", lock, unreadable))
+def read(lock: Lock, **keys: Any) -> list[Pair]:
+    return pairs_of(entry(**keys), Reading("data.train.0", lock))
+
+
+def entry(**keys: Any) -> ParquetEntry:
+    return ParquetEntry(**{"parquet": "x.parquet", "languages": ("en", "de")} | keys)
 
 
 ROWS = [{"de": "Hund\u2028", "en": "dog"}, {"de": None, "en": "cat"}, None]
@@ -76,9 +79,9 @@ def test_in_an_archive_and_compressed(lock: Lock) -> None:
 def test_what_is_no_text_is_dropped_or_located(lock: Lock) -> None:
     bad = pyarrow.array([b"a", b"\xff", b"c"]).view(pyarrow.string())
     write(en=bad, de=["1", "2", "3\0"])
-    unreadable = Unreadable(1)
-    assert read(lock, unreadable) == [Pair("a", "1")]
-    assert unreadable.n_pairs == 2
+    reading = Reading("data.train.0", lock, max_unreadable=1)
+    assert pairs_of(entry(), reading) == [Pair("a", "1")]
+    assert reading.n_unreadable == 2
     with pytest.raises(DataError, match=r"x\.parquet: row 2: not UTF-8"):
         read(lock)
 

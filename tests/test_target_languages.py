@@ -12,7 +12,8 @@ import mtrain
 from mtrain.config.load import load_config
 from mtrain.data.identity import split_languages, split_tags
 from mtrain.errors import ConfigError, UsageError
-from mtrain.evaluation.evaluate import GivenFiles, evaluate_hypotheses, evaluate_run
+from mtrain.evaluation.evaluate import evaluate_hypotheses, evaluate_run
+from mtrain.evaluation.given import GivenFiles
 from mtrain.run import RunDir
 from mtrain.training.train import train
 

@@ -12,7 +12,7 @@ from loopback import Handler, serving
 
 @dataclass
 class Server:
-    """A web server on loopback that misbehaves as told, and remembers what it was asked."""
+    """A web server on loopback that misbehaves as told, and records the requests."""
 
     address: str = ""
     files: dict[str, bytes] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from mtrain.errors import UsageError
 from mtrain.run import RunDir
 
 if TYPE_CHECKING:
-    from mtrain.evaluation.evaluate import GivenFiles
+    from mtrain.evaluation.given import GivenFiles
     from mtrain.evaluation.summary import Results
 
 EXAMPLES = (
@@ -120,33 +120,26 @@ def evaluate(
 ) -> None:
     """Score runs by BLEU, chrF2 and TER, with 95 % intervals."""
     if sweep or adopt:
-        texts = split or source or reference or sacrebleu or hypothesis or against
-        ways = beam_size or length_penalty is not None or tag or comet
-        _check_sweep(sweep, len(runs), bool(texts or ways))
+        texts = (split, source, reference, sacrebleu, hypothesis, against)
+        others = (*texts, beam_size, length_penalty, tag, comet)
+        _check_sweep(sweep, len(runs), any(value is not None for value in others))
         _sweep(runs[0], checkpoint, device, adopt, as_json)
         return
     translates = (not hypothesis, "translating, not for --hypothesis")
     needs = dict.fromkeys(("checkpoint", "beam_size", "length_penalty", "tag"), translates)
     uses_device = not hypothesis or (against is not None and against.is_dir())
-    refuse_without_effect(context, needs | {"device": (uses_device, translates[1])})
-    if hypothesis and sacrebleu:
-        raise UsageError(
-            "--sacrebleu names a test set to be translated, --hypothesis is a translation already",
-            "give --hypothesis FILE --reference FILE, or --sacrebleu alone",
-        )
-    files = _files_to_evaluate(split or [], source or [], reference or [], hypothesis or [])
+    needs |= {"device": (uses_device, translates[1]), "sacrebleu": translates}
+    refuse_without_effect(context, needs)
+    files = _files_to_evaluate(split, source or [], reference or [], hypothesis or [])
     from mtrain.evaluation import evaluate as evaluation
 
-    decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device, tag)
-    results = {}
-    for run in runs:
+    def score(run: Path) -> Results:
         if hypothesis:
-            found = evaluation.evaluate_hypotheses(run, files, comet)
-        else:
-            found = evaluation.evaluate_run(
-                run, split or [], files, decoding, comet, sacrebleu or []
-            )
-        results[str(run)] = evaluation.compare_with(run, found, against, device)
+            return evaluation.evaluate_hypotheses(run, files, comet)
+        decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device, tag)
+        return evaluation.evaluate_run(run, split or [], files, decoding, comet, sacrebleu or [])
+
+    results = {str(run): evaluation.compare_with(run, score(run), against, device) for run in runs}
     _show(results, as_json, names_runs=len(runs) > 1)
 
 
@@ -170,7 +163,7 @@ def _show(results: Mapping[str, Results], as_json: bool, names_runs: bool) -> No
 
 
 def _files_to_evaluate(
-    splits: Sequence[str],
+    splits: Sequence[str] | None,
     sources: Sequence[Path],
     references: Sequence[Path],
     hypotheses: Sequence[Path],
@@ -191,7 +184,7 @@ def _files_to_evaluate(
             "files are scored in pairs, and one is missing",
             "give --source FILE --reference FILE, or --hypothesis FILE --reference FILE",
         )
-    from mtrain.evaluation.evaluate import GivenFiles
+    from mtrain.evaluation.given import GivenFiles
 
     return [
         GivenFiles(same, source, hypothesis)

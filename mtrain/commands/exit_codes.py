@@ -1,4 +1,4 @@
-"""Every way in which a command ends: its message and its exit code, decided here and only here."""
+"""The exit code and the last message of every command."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mtrain.commands import output
 from mtrain.errors import MtrainError, OutOfMemoryError, is_out_of_memory
 from mtrain.storage import storage_errors
 
-CLOSED_OUTPUT = 141  # what a shell shows for a program that wrote into a closed pipe
+CLOSED_OUTPUT = 141  # as shells report a write to a closed pipe
 
 
 class _Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, outside training (which saves first, with handlers of its own)."""
+    """SIGTERM or SIGHUP outside training, which has its own handlers and saves first."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -28,7 +28,7 @@ class _Stopped(KeyboardInterrupt):
 
 @contextmanager
 def outcomes() -> Iterator[None]:
-    """Give every way to end its message and its exit code; defects of ours pass with a trace."""
+    """Turn errors and signals into messages and exit codes; bugs keep their traceback."""
     try:
         with _signals_raise(), _known_failures():
             yield
@@ -48,14 +48,16 @@ def outcomes() -> Iterator[None]:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does, so that half-written files go."""
-    if threading.current_thread() is not threading.main_thread():  # may not set handlers
+    """Handle SIGTERM and SIGHUP like Ctrl-C, so that partial files are removed."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread may set handlers
         yield
         return
     before = {
         number: signal.signal(number, _raise_stopped)
         for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN  # as nohup wants it
+        if signal.getsignal(number) != signal.SIG_IGN  # nohup
     }
     try:
         yield
@@ -70,7 +72,7 @@ def _raise_stopped(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def _known_failures() -> Iterator[None]:
-    """What no stage can foresee, in our words."""
+    """Out of memory and storage errors that can happen anywhere."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""`mtrain new`: a copy of a shipped config to begin with."""
+"""`mtrain new`: copy a shipped config."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from mtrain.storage import atomic_write
 EXAMPLES = ("mtrain new my-project", "mtrain new . --from my-corpus")
 PACKAGE = Path(__file__).parent.parent
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Made when it is not there.")]
-Name = Annotated[str, typer.Option("--from", metavar="CONFIG", help="The config to start from.")]
+Directory = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Target directory; created if missing.")
+]
+Name = Annotated[str, typer.Option("--from", metavar="CONFIG", help="Name of a shipped config.")]
 
 
 def new(directory: Directory, name: Name = "quickstart") -> None:
@@ -28,15 +30,15 @@ def new(directory: Directory, name: Name = "quickstart") -> None:
         )
     copy = directory / f"{name}.yaml"
     if copy.exists():
-        raise UsageError(f"{copy} is there already", "name another directory, or move the file")
+        raise UsageError(f"{copy} already exists", "choose another directory, or move the file")
     atomic_write(copy, shipped[name].read_bytes())
-    schema = shipped[name].with_name("schema.json")  # for editors; each config names it
+    schema = shipped[name].with_name("schema.json")  # for editors
     atomic_write(directory / schema.name, schema.read_bytes())
     print_line(f"wrote {copy}; next: {command('mtrain', 'train', copy)}")
 
 
 def _shipped_configs() -> dict[str, Path]:
-    """Name -> path, in the installed package or, in a checkout, at its top."""
+    """Name -> path, in the installed package or at the top of a checkout."""
     for folder in (PACKAGE / "configs", PACKAGE.parent / "configs"):
         if (folder / "quickstart.yaml").is_file():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -1,4 +1,4 @@
-"""`mtrain prepare`: corpora in; a tokenizer and stores of tokens out."""
+"""`mtrain prepare`: from raw text to a tokenizer and token stores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ Force = Annotated[bool, typer.Option("--force", help="Prepare again, even if not
 Processes = Annotated[
     int | None,
     typer.Option(
-        metavar="N", min=1, help="At work at a time; default: the cores. Changes no byte."
+        metavar="N",
+        min=1,
+        help="Number of processes (default: one per core); the result is the same.",
     ),
 ]
 
@@ -28,9 +30,9 @@ def prepare(
     force: Force = False,
     processes: Processes = None,
 ) -> None:
-    """Fetch, clean and tokenize the data, unless it is done already.
+    """Fetch, clean and tokenize the data, if not yet done.
 
-    What was stopped goes on after the last whole step.
+    An interrupted preparation resumes after the last completed step.
     """
     from mtrain.config.load import load_config
     from mtrain.data.prepare import prepare as prepare_data

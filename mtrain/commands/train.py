@@ -1,4 +1,4 @@
-"""`mtrain train`: a config in, a run out."""
+"""`mtrain train`: from a config to a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ EXAMPLES = (
 )
 
 Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Keep an earlier run under another name; start anew.")
+    bool, typer.Option("--fresh", help="Rename an earlier run, and start from the beginning.")
 ]
 Plan = Annotated[
     bool,
-    typer.Option("--plan", help="Try the largest batch, say what the run would take, and stop."),
+    typer.Option("--plan", help="Try the largest batch, print memory, speed and time, and exit."),
 ]
 
 
@@ -29,15 +29,15 @@ def train(
     fresh: Fresh = False,
     plan: Plan = False,
 ) -> None:
-    """Prepare the data if need be; train, or go on where it stopped.
+    """Train or resume training, after preparing the data.
 
-    Several processes: torchrun --nproc-per-node 2 -m mtrain train CONFIG.
+    With several processes: torchrun --nproc-per-node 2 -m mtrain train CONFIG.
     """
     from mtrain.config.load import load_config
 
     refuse_without_effect(context, {"fresh": (not plan, "training, not for --plan")})
     loaded = load_config(config, overrides or ())
-    from mtrain.training import train as training  # a wrong config is told without torch
+    from mtrain.training import train as training  # torch is not needed to reject a config
 
     if plan:
         training.show_plan(loaded, config)

@@ -1,8 +1,7 @@
-"""`data.clean` in a config: one key a filter, with its threshold; `false` switches a filter off.
+"""`data.clean` in a config: one key per filter, with its threshold; `false` turns the filter off.
 
-The keys stand in the order in which the filters look at a pair; the first that objects gets the
-pair, under its key's name. What each filter does is in `data.filters`; the defaults are what
-`scripts/measure_filters.py` showed to find bad pairs without losing good ones.
+Filters run in the order of the keys; a pair is counted under the first filter that drops it. The
+filters themselves are in `data.filters`; the defaults come from `scripts/measure_filters.py`.
 """
 
 from __future__ import annotations
@@ -13,95 +12,94 @@ from pydantic import BeforeValidator, Field
 
 from mtrain.config.entries import Section
 
-# Zero, which Python takes for false, is a number like any other.
+# 0 == False in Python, but here 0 is a threshold.
 Off = Annotated[Literal[False], BeforeValidator(lambda value: False if value is False else None)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CleanConfig(Section):
-    """Which training pairs are dropped; `clean: false` drops none. `false` turns one filter off.
+    """Filters for training pairs. `false` turns a filter off, `clean: false` all of them.
 
-    All text is normalised before (NFC, no control characters, single spaces), filters or not.
+    Text is always normalised first: NFC, no control characters, single spaces.
     """
 
     max_characters: Annotated[int, Field(ge=1)] | Off = Field(
-        default=2000, description="most characters of a side"
+        default=2000, description="maximum characters per side"
     )
     max_words: Annotated[int, Field(ge=1)] | Off = Field(
         default=250,
-        description="most words of a side; where a script has no spaces, two characters are one",
+        description="maximum words per side; in scripts without spaces two characters count as one",
     )
     max_word_characters: Annotated[int, Field(ge=1)] | Off = Field(
-        default=150, description="most characters of a word, in scripts with spaces"
+        default=150, description="maximum characters per word, in scripts with spaces"
     )
     min_letters: Share | Off = Field(
-        default=0.3, description="least share of letters among a side's characters, spaces aside"
+        default=0.3,
+        description="minimum fraction of letters among a side's characters, without spaces",
     )
     max_digits: Share | Off = Field(
-        default=0.5, description="largest share of digits among a side's characters, spaces aside"
+        default=0.5,
+        description="maximum fraction of digits among a side's characters, without spaces",
     )
     max_punctuation: Share | Off = Field(
         default=0.5,
-        description="largest share of punctuation and symbols among a side's characters, "
-        "spaces aside",
+        description="maximum fraction of punctuation and symbols among a side's characters, "
+        "without spaces",
     )
     garbled: bool = Field(
         default=True,
-        description="text that was decoded wrongly: replacement characters, UTF-8 read as Latin-1",
+        description="drop wrongly decoded text: replacement characters, UTF-8 read as Latin-1",
     )
     script: Share | Off = Field(
         default=0.5,
-        description="least share of a side's letters in the script of its language, which is "
-        "known from the code (`sr_Latn` names another than the usual one) or else the script "
-        "of most of the text",
+        description="minimum fraction of a side's letters in the script of its language, known "
+        "from the code (`sr_Latn` names an unusual one) or else the script of most of the text",
     )
     copies: Share | Off = Field(
         default=0.95,
-        description="share of words that are in the other side too, from which on a side of three "
-        "words or more counts as not translated",
+        description="drop a pair as untranslated if at least this fraction of the words of a side "
+        "(three words or more) also occurs in the other side",
     )
     length_ratio: Annotated[float, Field(gt=0)] | Off = Field(
         default=4.0,
-        description="most deviations of the logarithm of target by source characters from the "
-        "middle of the corpus; middle and deviation are learnt from the data, for each length",
+        description="drop a pair whose log ratio of target to source characters is more than this "
+        "many deviations from the corpus median for pairs of its length",
     )
     numbers: bool = Field(
         default=True,
-        description="each side has a number that the other one lacks; separators, number words, "
-        "names of months and the 12-hour clock are allowed for",
+        description="drop a pair if each side has a number that the other lacks; separators, "
+        "number words, month names and the 12-hour clock are taken into account",
     )
     repetition: Share | Off = Field(
         default=0.25,
-        description="least share of different words in a side of ten words or more, and of "
-        "different characters in a word of twenty characters or more",
+        description="minimum fraction of distinct words in a side of ten words or more, and of "
+        "distinct characters in a word of twenty characters or more",
     )
-    markup: bool = Field(
-        default=True, description="tags of HTML, or braces, that differ between the sides"
-    )
+    markup: bool = Field(default=True, description="drop pairs whose HTML tags or braces differ")
     urls: Share | Off = Field(
-        default=0.5, description="largest share of a side in web and mail addresses"
+        default=0.5, description="maximum fraction of a side in URLs and e-mail addresses"
     )
     wrong_side: bool = Field(
         default=True,
-        description="a side in the language of the other one, which is known by the words that "
-        "the data has on either side",
+        description="drop a pair with a side in the other side's language, known from the words "
+        "that the data has on each side",
     )
     language: Share | Off = Field(
         default=False,
-        description="least probability of each side's language, by the language identifier of "
-        "the extra `mtrain[langid]`: 0.01 is a good choice; half a millisecond a pair",
+        description="minimum probability of each side's language, by the language identifier of "
+        "the extra `mtrain[langid]`: 0.01 is a good choice; half a millisecond per pair",
     )
     normalized_duplicates: bool = Field(
         default=False,
-        description="pairs that repeat another one but for case, digits and punctuation",
+        description="drop pairs that equal another one except for case, digits and punctuation",
     )
     max_target_repeats: Annotated[int, Field(ge=1)] | Off = Field(
-        default=100, description="most pairs with the same target; the first ones stay"
+        default=100, description="maximum pairs with the same target; the first ones are kept"
     )
 
 
 def as_filters(value: Any) -> Any:
-    """`clean: false` switches off every filter, `true` is as if it were not there."""
+    """`clean: false` turns off every filter; `true` is the default."""
     if value is False:
         return dict.fromkeys(CleanConfig.model_fields, False)
     return {} if value is True else value

@@ -1,7 +1,7 @@
 """The entries of a config's `data`: the forms in which sentence pairs may come.
 
-An entry's kind is told by its keys: `{source, target}`, `{tsv}`, `{hub}` and so on. A new kind is
-one more class here, and one more reader in `data.sources`.
+The kind of an entry follows from its keys: `{source, target}`, `{tsv}`, `{hub}` and so on. A new
+kind is a section here, listed in `_Kinds`, and a class in `data.sources`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import quote, urlsplit
 
 from pydantic import (
@@ -41,7 +41,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_default(cls, value: Any) -> Any:
-        """Take a key without a value for one that is not there."""
+        """Treat a key without a value as absent."""
         if not isinstance(value, dict):
             return value
         return {k: v for k, v in value.items() if v is not None or k not in cls.model_fields}
@@ -56,17 +56,20 @@ PATHS = (
 
 
 def complaint(message: str, fix: str | None) -> PydanticCustomError:
-    """A problem of our own; the message goes on after the key's name."""
+    """A problem found by our own checks; the message continues after the name of the key."""
     return PydanticCustomError("complaint", "{message}", {"message": message, "fix": fix})
 
 
+URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"  # not quoted in a URL, besides letters and digits
+
+
 def is_url(location: str) -> bool:
-    """True for what is downloaded rather than opened."""
+    """Whether a location is downloaded rather than opened."""
     return location.lower().startswith(("http://", "https://"))
 
 
 def check_url(url: str) -> None:
-    """A ValueError where a URL has no host, or one that no name server could be asked for."""
+    """Raise a ValueError if a URL has no host, or one that cannot be a host name."""
     parts = urlsplit(url)
     if not parts.hostname:
         raise ValueError("it names no host")
@@ -79,7 +82,7 @@ def _usable(location: str) -> str:
     """Refuse what cannot be a URL or a path on any system."""
     try:
         if is_url(location):
-            check_url(quote(location, safe="%/:=&?~#+!$,;'@()*[]"))
+            check_url(quote(location, safe=URL_CHARACTERS))
         elif any(len(part.encode()) > 255 for part in re.split("[/!]", location)):
             raise ValueError("a name in it has more than 255 bytes")
         elif len(location.encode()) > 4000:
@@ -101,45 +104,51 @@ def _free_tag(tag: str) -> str:
     return tag
 
 
-class NamedEntry(Section):
-    """What every entry may have."""
+def _sha256_field(what: str, key: str) -> Any:
+    return Field(default={}, description=f"expected sha256 of the {what}, under the key `{key}`")
 
+
+class NamedEntry(Section):
+    """Keys that every entry may have."""
+
+    file_keys: ClassVar[tuple[str, ...]] = ()  # those whose values are paths or URLs
     name: str | None = Field(
-        default=None, pattern=SLUG, description="what messages, lock and report call the entry"
+        default=None, pattern=SLUG, description="name of the entry in messages, lock and report"
     )
     weight: float = Field(
         default=1.0,
         gt=0,
         le=1000,
-        description="how often an epoch goes through a training entry: 0.5 is half of it (the "
-        "other half in the next epoch), 2 all of it twice",
+        description="how often an epoch contains a training entry: 0.5 is half of it (the other "
+        "half in the next epoch), 2 all of it twice",
     )
     tag: Annotated[str, Field(pattern=SLUG), AfterValidator(_free_tag)] | None = Field(
         default=None,
-        description="a symbol that is put in front of every source sentence of the entry: for a "
-        "domain, for back-translated text, or for the target language of a model of several; "
-        "valid and test sets are translated with theirs, other text with `translate --tag`",
+        description="a symbol put in front of every source sentence of the entry: for a domain, "
+        "for back-translated text, or for the target language of a model with several; valid and "
+        "test sets are translated with their own tag, other text with that of `translate --tag`",
     )
     languages: tuple[str, str] | None = Field(
         default=None,
-        description="the languages of the entry, where they are not the config's `source` and "
+        description="the languages of the entry, if they are not the config's `source` and "
         "`target`, such as [en, ru] in a model with several target languages: the filters, the "
-        "diagnostics and BLEU's tokenizer follow them; a hub, OPUS, sacreBLEU or a parquet file "
-        "has its sides under these codes",
+        "diagnostics and BLEU's tokenizer follow them, and the sides of a hub, OPUS, sacreBLEU or "
+        "parquet entry are looked up by these codes",
     )
     clean: bool = Field(
         default=True,
-        description="whether the filters of `data.clean` may drop pairs of a training entry; by "
-        "default they spare none but what is generated (`{cldr}`), whose dates and amounts look "
-        "like noise; repeats, text of valid or test, and over-long pairs are dropped in any case",
+        description="whether the filters of `data.clean` apply to a training entry; by default to "
+        "all but generated ones (`{cldr}`), whose dates and amounts look like noise; repeats, text "
+        "of valid or test, and over-long pairs are dropped in any case",
     )
 
 
 class FilesEntry(NamedEntry):
     """Two line-aligned text files: line n of one translates line n of the other."""
 
-    source: Location = Field(description="path or URL of the source sentences, one a line")
-    target: Location = Field(description="path or URL of the target sentences, one a line")
+    file_keys = ("source", "target")
+    source: Location = Field(description="path or URL of the source sentences, one per line")
+    target: Location = Field(description="path or URL of the target sentences, one per line")
     sha256: dict[Literal["source", "target"], Sha256] = Field(
         default={},
         description="expected sha256 of the files as stored (of an archive: the whole archive), "
@@ -148,30 +157,28 @@ class FilesEntry(NamedEntry):
 
 
 class TsvEntry(NamedEntry):
-    """A tab-separated file without quoting: every tab parts two columns, quotes are text."""
+    """A tab-separated file without quoting: every tab separates columns, quotes are text."""
 
+    file_keys = ("tsv",)
     tsv: Location = Field(description="path or URL")
     columns: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = Field(
         default=(0, 1), description="the source and the target column, counted from 0"
     )
-    sha256: dict[Literal["tsv"], Sha256] = Field(
-        default={}, description="expected sha256 of the file as stored, under the key `tsv`"
-    )
+    sha256: dict[Literal["tsv"], Sha256] = _sha256_field("file as stored", "tsv")
 
 
 class JsonlEntry(NamedEntry):
-    """JSON lines: one object a pair."""
+    """JSON lines: one object per pair."""
 
+    file_keys = ("jsonl",)
     jsonl: Location = Field(description="path or URL")
     source_field: str = Field(default="source", description="key of the source sentence")
     target_field: str = Field(default="target", description="key of the target sentence")
-    sha256: dict[Literal["jsonl"], Sha256] = Field(
-        default={}, description="expected sha256 of the file as stored, under the key `jsonl`"
-    )
+    sha256: dict[Literal["jsonl"], Sha256] = _sha256_field("file as stored", "jsonl")
 
 
 class CodedEntry(NamedEntry):
-    """An entry that finds its two sides by their language codes."""
+    """An entry whose sides are found by their language codes."""
 
 
 class TableEntry(CodedEntry):
@@ -180,20 +187,19 @@ class TableEntry(CodedEntry):
     source_column: str | None = Field(
         default=None,
         description="column of the source sentence, such as `text` or `translation.en`; by "
-        "default what there is of (for English) `translation.en`, `en`, `source`",
+        "default the first of (for English) `translation.en`, `en`, `source` that exists",
     )
     target_column: str | None = Field(
-        default=None, description="column of the target sentence, found in the same way"
+        default=None, description="column of the target sentence, by default found in the same way"
     )
 
 
 class ParquetEntry(TableEntry):
-    """A parquet file: two columns of text, or one column `translation` with a text a language."""
+    """A parquet file: two columns of text, or a column `translation` with one text per language."""
 
+    file_keys = ("parquet",)
     parquet: Location = Field(description="path or URL")
-    sha256: dict[Literal["parquet"], Sha256] = Field(
-        default={}, description="expected sha256 of the file as stored, under the key `parquet`"
-    )
+    sha256: dict[Literal["parquet"], Sha256] = _sha256_field("file as stored", "parquet")
 
 
 class HubEntry(TableEntry):
@@ -210,13 +216,13 @@ class HubEntry(TableEntry):
     revision: str | None = Field(
         default=None,
         min_length=1,
-        description="commit, branch or tag; by default what its main branch is when first read",
+        description="commit, branch or tag; by default the main branch when first read",
     )
     stream_above_gib: float = Field(
         default=10.0,
         ge=0,
-        description="parquet files of more than so many GiB in all, and files of other formats, "
-        "are read from the network as they are needed, and not kept",
+        description="parquet files of more than this many GiB in all, and files of other formats, "
+        "are read over the network and not kept",
     )
 
 
@@ -224,9 +230,7 @@ class OpusEntry(CodedEntry):
     """A corpus of OPUS (opus.nlpl.eu), downloaded in the Moses format, in either direction."""
 
     opus: str = Field(pattern=OPUS, description="corpus and version, such as `Europarl/v8`")
-    sha256: dict[Literal["opus"], Sha256] = Field(
-        default={}, description="expected sha256 of the archive, under the key `opus`"
-    )
+    sha256: dict[Literal["opus"], Sha256] = _sha256_field("archive", "opus")
 
 
 class SacrebleuEntry(CodedEntry):
@@ -238,56 +242,33 @@ class SacrebleuEntry(CodedEntry):
 
 
 class CldrEntry(NamedEntry):
-    """Phrase pairs generated from Unicode CLDR for the config's two languages; no download."""
+    """Phrase pairs generated from Unicode CLDR for the entry's two languages; no download."""
 
     cldr: int = Field(ge=1, description="how many pairs")
-    clean: bool = Field(default=False, description="true: the filters judge these too")
+    clean: bool = Field(default=False, description="true: the filters apply to these too")
 
 
 class MonoEntry(Section):
     """A text file in one language, in `data.mono`."""
 
+    file_keys: ClassVar[tuple[str, ...]] = ("mono",)
     name: str | None = Field(
-        default=None, pattern=SLUG, description="what messages and lock call the text"
+        default=None, pattern=SLUG, description="name of the text in messages and lock"
     )
-    mono: Location = Field(description="path or URL of sentences, one a line")
+    mono: Location = Field(description="path or URL of sentences, one per line")
     side: Literal["source", "target"] = Field(description="the side whose language it is in")
-    sha256: dict[Literal["mono"], Sha256] = Field(
-        default={}, description="expected sha256 of the file as stored, under the key `mono`"
-    )
-
-
-ENTRIES: dict[str, type[Section]] = {  # pydantic's tag of each kind of entry
-    "<files>": FilesEntry,
-    "<tsv>": TsvEntry,
-    "<jsonl>": JsonlEntry,
-    "<parquet>": ParquetEntry,
-    "<hub>": HubEntry,
-    "<opus>": OpusEntry,
-    "<sacrebleu>": SacrebleuEntry,
-    "<cldr>": CldrEntry,
-}
-_KIND_OF_KEY = {  # the keys that make an entry one of a kind
-    key: tag
-    for tag, entry in ENTRIES.items()
-    for key, field in entry.model_fields.items()
-    if field.is_required()
-}
-_ENTRY_KEYS = {key for entry in ENTRIES.values() for key in entry.model_fields}
-_ENTRY_FORMS = (
-    "`{source, target}`, `{tsv}`, `{jsonl}`, `{parquet}`, `{hub}`, `{opus}`, `{sacrebleu}` "
-    "or `{cldr}`"
-)
+    sha256: dict[Literal["mono"], Sha256] = _sha256_field("file as stored", "mono")
 
 
 def _kind_of_entry(value: Any) -> str | None:
+    """The tag of an entry, by its keys or its type."""
     if isinstance(value, dict):
         return next((tag for key, tag in _KIND_OF_KEY.items() if key in value), None)
     return next((tag for tag, entry in ENTRIES.items() if isinstance(value, entry)), None)
 
 
 def _one_kind_of_entry(value: Any) -> Any:
-    """Refuse what is no entry, or two in one; the rest is left to the kind's own model."""
+    """Refuse what is no entry, or two in one; the rest is left to the model of the kind."""
     keys = list(value) if isinstance(value, dict) else []
     by_kind = {_KIND_OF_KEY[key]: key for key in keys if key in _KIND_OF_KEY}
     if len(by_kind) > 1:
@@ -304,7 +285,7 @@ def _one_kind_of_entry(value: Any) -> Any:
     return value
 
 
-Entry = Annotated[
+_Kinds = (
     Annotated[FilesEntry, Tag("<files>")]
     | Annotated[TsvEntry, Tag("<tsv>")]
     | Annotated[JsonlEntry, Tag("<jsonl>")]
@@ -312,10 +293,21 @@ Entry = Annotated[
     | Annotated[HubEntry, Tag("<hub>")]
     | Annotated[OpusEntry, Tag("<opus>")]
     | Annotated[SacrebleuEntry, Tag("<sacrebleu>")]
-    | Annotated[CldrEntry, Tag("<cldr>")],
-    Discriminator(_kind_of_entry),
-    BeforeValidator(_one_kind_of_entry),
-]
+    | Annotated[CldrEntry, Tag("<cldr>")]
+)
+Entry = Annotated[_Kinds, Discriminator(_kind_of_entry), BeforeValidator(_one_kind_of_entry)]
+
+ENTRIES: dict[str, type[Section]] = {  # pydantic's tag -> kind of entry
+    kind.__metadata__[0].tag: kind.__origin__ for kind in get_args(_Kinds)
+}
+_REQUIRED = {  # the keys that make an entry one of a kind
+    tag: [key for key, field in kind.model_fields.items() if field.is_required()]
+    for tag, kind in ENTRIES.items()
+}
+_KIND_OF_KEY = {key: tag for tag, keys in _REQUIRED.items() for key in keys}
+_ENTRY_KEYS = {key for entry in ENTRIES.values() for key in entry.model_fields}
+_FORMS = [f"`{{{', '.join(keys)}}}`" for keys in _REQUIRED.values()]
+_ENTRY_FORMS = f"{', '.join(_FORMS[:-1])} or {_FORMS[-1]}"
 
 
 def as_entries(value: Any) -> Any:
@@ -331,7 +323,7 @@ def as_list(value: Any) -> Any:
 
 
 def as_test_sets(value: Any) -> Any:
-    """A single entry is the test set named `test`; a name without an entry is none."""
+    """A single entry is the test set named `test`; a name without an entry is ignored."""
     if isinstance(value, Section):
         return {"test": value}
     if not isinstance(value, dict):

@@ -1,11 +1,13 @@
-"""Words to choose from that several rooms accept, each set named once.
+"""Choices that several rooms accept, and the names of metrics.
 
-It imports nothing, so that the command line knows the choices before any stage is loaded.
+This module imports nothing heavy, so the command line knows the choices before a stage is loaded.
 """
 
 from __future__ import annotations
 
 from typing import Literal
+
+METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 
 DeviceOrAuto = Literal["auto", "cpu", "cuda"]
 PrecisionOrAuto = Literal["auto", "fp32", "bf16"]  # of matrix products

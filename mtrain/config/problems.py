@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words: pydantic finds the errors, this says where and what.
+"""Problems of a config in plain sentences: pydantic finds them, this module says where and what.
 
 A problem reads `configs/iwslt.yaml:14: unknown key `model.droput``, with a fix where one is known.
 """
@@ -27,7 +27,7 @@ from mtrain.config.entries import (
 )
 from mtrain.config.yaml_reader import Node, Problem, shortened
 
-# What other YAML readers take for true or false, and people for a language (Norwegian: no).
+# Words that YAML 1.1 reads as true or false; `no` is also the code of Norwegian.
 _BARE_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
 
 # Keys of earlier versions, which the configs of old runs still have, and what to do about them.
@@ -39,7 +39,7 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "bool_type": "`true` or `false`",
     "string_type": "text",
-    "string_unicode": "text without halves of characters",
+    "string_unicode": "text without surrogates",
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
@@ -63,7 +63,7 @@ _PATTERNS = {
 
 @dataclass(frozen=True)
 class Conflict:
-    """Values that are good alone and bad together; the message goes on after the key's name."""
+    """Values that are valid alone but not together; the message follows the name of the key."""
 
     key: str
     other: str
@@ -72,12 +72,12 @@ class Conflict:
 
 
 def explain(tree: Node, root: type[BaseModel]) -> list[Problem]:
-    """All that `root` and we have against the values in a tree."""
+    """All problems of the values in a tree: those of pydantic and our own."""
     return _Explainer(tree, root).problems()
 
 
 class _Explainer:
-    """Goes through pydantic's errors, and remembers which keys were complained of."""
+    """Translates pydantic's errors, and remembers which keys have one already."""
 
     def __init__(self, tree: Node, root: type[BaseModel]) -> None:
         self.tree = tree
@@ -94,18 +94,18 @@ class _Explainer:
             return found + list(self._conflicts(errors))
         unknown = [error for error in errors if _is_unknown_key(error)]
         missing = [error for error in errors if _is_missing_key(error)]
-        # Where keys are wrong inside a value, it was no mistake that it is a mapping.
+        # A mapping with wrong keys was meant to be a mapping.
         meant = {id(self._find(error["loc"][:-1])) for error in unknown + missing}
         wrong = [e for e in errors if e not in unknown + missing]
         wrong = [error for error in wrong if id(self._find(error["loc"])) not in meant]
         found += [self._unknown_key(error) for error in unknown]
         found += [problem for error in missing for problem in self._missing_key(error)]
         found += self._wrong_values(wrong)
-        # Once more without what was bad, to find what does not fit together in the rest.
+        # Validate the rest again, to find conflicts among the valid values.
         return found + list(self._conflicts(_errors(self.root, self._mended())))
 
     def _find(self, loc: tuple[int | str, ...]) -> Node:
-        """The node an error is about; parts of `loc` that are pydantic's own lead nowhere."""
+        """The node of an error; the parts of `loc` that name pydantic's types are skipped."""
         node = self.tree
         for part in loc:
             node = node.child(part) or node
@@ -119,8 +119,7 @@ class _Explainer:
             self.bad_nodes.add(id(node))
             yield Problem(
                 node.place,
-                f"`{key}` is a bare `{node.text}`, which many readers of YAML take for "
-                "true or false",
+                f"`{key}` is an unquoted `{node.text}`, which many YAML parsers read as a boolean",
                 f'quote it: `{key}: "{node.text}"`',
             )
 
@@ -153,7 +152,7 @@ class _Explainer:
         )
 
     def _wrong_values(self, errors: list[ErrorDetails]) -> Iterator[Problem]:
-        """One problem a value, though pydantic has an error for each type it might have been."""
+        """One problem per value, although pydantic reports an error per accepted type."""
         by_node: dict[int, list[ErrorDetails]] = {}
         for error in errors:
             by_node.setdefault(id(self._find(error["loc"])), []).append(error)
@@ -166,9 +165,9 @@ class _Explainer:
             yield _wrong_value(node, about_one)
 
     def _section(self, loc: tuple[int | str, ...]) -> type[BaseModel]:
-        """The model whose keys stand at a place."""
+        """The section at a place."""
         section = self.root
-        choices: dict[str, type[BaseModel]] = {}  # where other types would do as well
+        choices: dict[str, type[BaseModel]] = {}  # sections of a union
         for part in map(str, loc):
             if found := ENTRIES.get(part) or choices.get(part):
                 section = found
@@ -179,7 +178,7 @@ class _Explainer:
         return section
 
     def _mended(self) -> Any:
-        """The values without the bad ones, and with what every config must have."""
+        """The values without the invalid ones, with placeholders for required keys."""
         values = self.tree.plain(self.bad_nodes)
         if not isinstance(values, dict):
             return values
@@ -189,7 +188,7 @@ class _Explainer:
         return values | needed | {"data": {"train": {"cldr": 1}} | kept}
 
     def _conflicts(self, errors: list[ErrorDetails]) -> Iterator[Problem]:
-        """What does not fit together, unless one of the two was complained of already."""
+        """Conflicts, except those with a key that has a problem already."""
         for error in errors:
             for conflict in error.get("ctx", {}).get("all", ()):
                 assert isinstance(conflict, Conflict)
@@ -224,7 +223,7 @@ def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
 
 
 def _item_type(annotation: Any) -> Any:
-    """Of a list, what is in it."""
+    """The item type of a list; any other type itself."""
     return get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
 
 
@@ -238,7 +237,7 @@ def _is_missing_key(error: ErrorDetails) -> bool:
 
 
 def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a config has whatever its data."""
+    """All dotted keys of the sections."""
     for name, field in section.model_fields.items():
         yield prefix + name
         if _is_section(field.annotation):
@@ -273,7 +272,7 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def _fix(node: Node, errors: list[ErrorDetails]) -> str | None:
-    """How to mend a value whose mistake can be guessed."""
+    """A fix for a value whose mistake can be guessed."""
     kinds = {error["type"] for error in errors}
     choices = [choice for e in errors if e["type"] == "literal_error" for choice in _literals(e)]
     near = get_close_matches(node.text.lower(), choices, 1, cutoff=0.7)

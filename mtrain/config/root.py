@@ -25,15 +25,15 @@ from mtrain.config.sections import (
 
 
 class Config(Section):
-    """Everything that makes a run."""
+    """All settings of a run."""
 
-    name: str = Field(pattern=SLUG, max_length=100, description="names the run and its data")
+    name: str = Field(pattern=SLUG, max_length=100, description="name of the run and its data")
     source: str = Field(min_length=2, description="language code of the source, such as en")
     target: str = Field(min_length=2, description="language code of the target, such as de")
     run: Location | None = Field(
         default=None, description="the run directory; default: runs/<name>"
     )
-    data: DataConfig = Field(description="where the text comes from: `train`, `valid`, `test`")
+    data: DataConfig = Field(description="the text: `train`, `valid`, `test`")
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
@@ -42,13 +42,13 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Where the run lies, relative to the current directory."""
+        """The run directory, relative to the current directory."""
         return Path(self.run if self.run is not None else f"runs/{self.name}")
 
     @model_validator(mode="before")
     @classmethod
     def _tie_what_is_shared(cls, value: Any) -> Any:
-        """Where each side has its own vocabulary, `model.tied` is `output` unless given."""
+        """Without a shared vocabulary, `model.tied` defaults to `output`."""
         if not isinstance(value, dict):
             return value
         tokenizer, model = value.get("tokenizer"), value.get("model")
@@ -62,7 +62,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _share_with_another_run(cls, value: Any) -> Any:
-        """What begins with the weights of a run needs its pieces, unless it names others."""
+        """With `train.init_from`, the tokenizer defaults to that run's."""
         if not isinstance(value, dict) or not isinstance(value.get("train"), dict):
             return value
         origin, tokenizer = value["train"].get("init_from"), value.get("tokenizer")
@@ -88,8 +88,16 @@ class Config(Section):
 
 
 def _conflicts(config: Config) -> list[Conflict]:
-    model, train, optim = config.model, config.train, config.train.optim
-    found = []
+    return [
+        *_model_conflicts(config),
+        *_tokenizer_conflicts(config),
+        *_tag_conflicts(config.data),
+        *_train_conflicts(config),
+    ]
+
+
+def _model_conflicts(config: Config) -> list[Conflict]:
+    model, found = config.model, []
     if model.d_model % 2:
         found.append(
             Conflict(
@@ -118,25 +126,17 @@ def _conflicts(config: Config) -> list[Conflict]:
                 "set `model.tied: output`, or share the vocabulary",
             )
         )
-    found += _tokenizer_conflicts(config.tokenizer)
-    tags = {f"<{entry.tag}>" for entry in config.data.train if entry.tag is not None}
-    found += [
-        Conflict(
-            "tokenizer.user_defined_symbols",
-            "data.train",
-            f"names `{symbol}`, which is the piece of a `tag`",
-            "choose another symbol, or another tag",
-        )
-        for symbol in config.tokenizer.user_defined_symbols
-        if symbol in tags
-    ]
-    found += _tag_conflicts(config.data)
+    return found
+
+
+def _train_conflicts(config: Config) -> list[Conflict]:
+    train, optim, found = config.train, config.train.optim, []
     if config.data.temperature is not None and any(e.weight != 1 for e in config.data.train):
         found.append(
             Conflict(
                 "data.temperature",
                 "data.train",
-                "decides how often each entry comes, and some entries have a `weight` as well",
+                "sets how often each entry is sampled, but some entries also have a `weight`",
                 "keep either the temperature or the weights",
             )
         )
@@ -167,14 +167,14 @@ def _conflicts(config: Config) -> list[Conflict]:
     return found
 
 
-def _tokenizer_conflicts(tokenizer: TokenizerConfig) -> list[Conflict]:
-    found = []
+def _tokenizer_conflicts(config: Config) -> list[Conflict]:
+    tokenizer, found = config.tokenizer, []
     if tokenizer.sampling and tokenizer.type == "char":
         found.append(
             Conflict(
                 "tokenizer.sampling",
                 "tokenizer.type",
-                f"is `{tokenizer.sampling}`, but there is one way only to cut text into characters",
+                f"is `{tokenizer.sampling}`, but characters leave no choice to sample from",
                 "remove it, or choose `tokenizer.type: bpe`",
             )
         )
@@ -185,15 +185,25 @@ def _tokenizer_conflicts(tokenizer: TokenizerConfig) -> list[Conflict]:
                 "tokenizer.shared",
                 "names one model, which needs `tokenizer.shared: true`"
                 if isinstance(tokenizer.model, str)
-                else "names a model a side, which needs `tokenizer.shared: false`",
-                "give a path with a shared vocabulary, {source, target} with one a side",
+                else "names one model per side, which needs `tokenizer.shared: false`",
+                "give a path with a shared vocabulary, or {source, target} with one per side",
             )
         )
-    return found
+    tags = {f"<{entry.tag}>" for entry in config.data.train if entry.tag is not None}
+    return found + [
+        Conflict(
+            "tokenizer.user_defined_symbols",
+            "data.train",
+            f"names `{symbol}`, which is the piece of a `tag`",
+            "choose another symbol, or another tag",
+        )
+        for symbol in tokenizer.user_defined_symbols
+        if symbol in tags
+    ]
 
 
 def _direction_conflicts(config: Config) -> list[Conflict]:
-    """What is a source now and a target then has the same ids as both."""
+    """Text that is a source in one epoch and a target in another needs the same ids as both."""
     key, found = "train.both_directions", []
     if not config.tokenizer.shared:
         problem = "needs one vocabulary for both sides (`tokenizer.shared: true`)"
@@ -201,13 +211,13 @@ def _direction_conflicts(config: Config) -> list[Conflict]:
             Conflict(key, "tokenizer.shared", problem, "share the vocabulary, or set it to 0")
         )
     if any(entry.tag is not None for entry in config.data.train):
-        problem = "knows no tags, which stand in front of sources only, and training entries have"
+        problem = "does not support tags, which training entries have"
         found.append(Conflict(key, "data.train", problem, "leave out the tags, or set it to 0"))
     return found
 
 
 def _tag_conflicts(data: DataConfig) -> list[Conflict]:
-    """A tag that no training text has means nothing to the model; one that all have is needed."""
+    """A tag without training text means nothing to the model; a tag of all of it is required."""
     known = {entry.tag for entry in data.train}
     sets = {f"data.test.{name}": entry for name, entry in data.test.items()}
     if data.valid is not None:
@@ -230,7 +240,7 @@ def _tag_conflicts(data: DataConfig) -> list[Conflict]:
                 Conflict(
                     "data.train",
                     "data.train",
-                    f"has several tags ({tags}), so what is held out from it has none of its own",
+                    f"has several tags ({tags}), so text held out from it has no single tag",
                     "give `data.valid`, with its `tag`",
                 )
             )
@@ -239,7 +249,7 @@ def _tag_conflicts(data: DataConfig) -> list[Conflict]:
             f"{key}.tag",
             "data.train",
             f"is `{entry.tag}`, which no training entry has",
-            f"choose one of {tags or 'theirs: they have none'}",
+            f"choose one of {tags}" if tags else "remove it",
         )
         for key, entry in sets.items()
         if entry.tag is not None and entry.tag not in known

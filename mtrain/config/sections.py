@@ -1,7 +1,7 @@
-"""The sections of a config: each key with its default, its bounds and its meaning.
+"""The sections of a config: each key with its default, bounds and meaning.
 
-They are declared here and nowhere else; validation, the JSON schema for editors and the reference
-in the README all come from these declarations. `config` puts them together.
+Validation, the JSON schema for editors and configs/README.md all come from these declarations.
+`root` puts the sections together.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mtrain.config.literals import DeviceOrAuto, PenaltyForm, PrecisionOrAuto
 
 
 class DataConfig(Section):
-    """Where the text comes from, and what is kept of it."""
+    """Where the text comes from, and which pairs are used."""
 
     train: Annotated[
         tuple[Entry, ...],
@@ -40,7 +40,7 @@ class DataConfig(Section):
     ] = Field(description="an entry or a list of entries")
     valid: Entry | None = Field(
         default=None,
-        description="an entry; without it the smaller of 2,000 pairs and 2 % is held out of train",
+        description="an entry; default: 2,000 pairs or 2 % of train, whichever is less, held out",
     )
     test: Annotated[
         dict[TestName, Entry],
@@ -51,15 +51,16 @@ class DataConfig(Section):
         BeforeValidator(as_list, json_schema_input_type=MonoEntry | tuple[MonoEntry, ...]),
     ] = Field(
         default=(),
-        description="text in one language, a `{mono, side}` or a list of them: the tokenizer "
-        "learns from its first `tokenizer.max_sentences` lines too",
+        description="monolingual text, a `{mono, side}` entry or a list of them; the tokenizer is "
+        "trained on its first `tokenizer.max_sentences` lines as well",
     )
     temperature: float | None = Field(
         default=None,
         gt=0,
         le=100,
-        description="T: an epoch has as many pairs as there are, but of a training entry of n "
-        "pairs in proportion to n^(1/T); above 1, small entries come more often than large ones",
+        description="sampling temperature T: training entries of n pairs are sampled in proportion"
+        " to n^(1/T); above 1, small entries are seen more often; the length of an epoch stays the"
+        " same",
     )
     max_length: int = Field(
         default=256, ge=1, le=4096, description="longest side of a training pair, in pieces"
@@ -72,20 +73,20 @@ class DataConfig(Section):
         default=0.01,
         ge=0,
         le=1,
-        description="largest share of a training entry's lines that may be dropped because they "
-        "are not UTF-8 or hold a NUL; more is an error, and so is any such line in valid or test",
+        description="largest fraction of a training entry's lines that may be dropped because they"
+        " are not UTF-8 or contain a NUL; more is an error, as is any such line in valid or test",
     )
     clean: Annotated[
         CleanConfig, BeforeValidator(as_filters, json_schema_input_type=CleanConfig | bool)
     ] = Field(
         default=CleanConfig(),
-        description="which training pairs are dropped for their text; `false`: none",
+        description="filters for training pairs; `false` turns all of them off",
     )
     seed: int = Field(
         default=1,
         ge=0,
         le=4_294_967_295,
-        description="seed of held-out pairs and generated phrases",
+        description="random seed of held-out pairs and generated phrases",
     )
 
 
@@ -100,16 +101,16 @@ class TokenizerModels(Section):
 
 
 def _free_symbols(symbols: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse pieces that SentencePiece or mtrain has already, and text that never occurs."""
+    """Refuse existing pieces and text that cannot occur after normalisation."""
     for number, symbol in enumerate(symbols):
         if symbol in symbols[:number]:
             raise complaint(f"names `{symbol}` twice", "remove one of the two")
         if re.fullmatch(r"<(pad|unk|s|/s|0x[0-9A-Fa-f]{2})>|\u2581+", symbol):
-            raise complaint(f"names `{symbol}`, which is a piece already", "remove it")
+            raise complaint(f"names `{symbol}`, which is already a piece", "remove it")
         if unicodedata.normalize("NFC", symbol) != symbol or not symbol.isprintable():
             raise complaint(
-                f"names {symbol!r}, which no text holds: text is NFC, without control characters",
-                "write it as it is in normalised text",
+                f"names {symbol!r}, which never occurs: text is NFC, without control characters",
+                "write its normalised form",
             )
     return symbols
 
@@ -118,46 +119,47 @@ Symbol = Annotated[str, Field(min_length=1, max_length=16, pattern=WITHOUT_SPACE
 
 
 class TokenizerConfig(Section):
-    """SentencePiece, trained on the training text, or taken over."""
+    """SentencePiece, trained on the training text or loaded from a file."""
 
     vocab_size: int = Field(
         default=8000, ge=300, le=1_000_000, description="pieces, special symbols included"
     )
     type: Literal["unigram", "bpe", "char"] = Field(
         default="unigram",
-        description="how pieces are learnt; char: every character is one, up to vocab_size",
+        description="SentencePiece model type; char: one piece per character, up to vocab_size",
     )
     sampling: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="cut the training text into other pieces in every epoch: for bpe, the share "
-        "of merges that are left out (BPE-dropout; 0.1 is usual); for unigram, the exponent of the "
-        "probabilities that are drawn from (0.1 to 0.5; the smaller, the more random); 0: always "
-        "the best pieces",
+        description="subword regularisation, drawn again in each epoch: for bpe, the dropout "
+        "probability of merges (BPE-dropout; usually 0.1); for unigram, the smoothing exponent "
+        "alpha (0.1 to 0.5; smaller is more random); 0: off",
     )
     user_defined_symbols: Annotated[tuple[Symbol, ...], AfterValidator(_free_symbols)] = Field(
-        default=(), description="texts that are never cut, each a piece of its own"
+        default=(), description="strings that are always a single piece"
     )
     model: Location | TokenizerModels | None = Field(
         default=None,
-        description="path of a SentencePiece model to take over, or {source, target} with "
-        "`shared: false`; pieces keep their order behind our special symbols, and vocab_size, type "
-        "(but for sampling), split_digits, character_coverage, max_sentences and "
-        "user_defined_symbols mean nothing then",
+        description="path of an existing SentencePiece model, or {source, target} with `shared: "
+        "false`; its pieces follow our special symbols in their order, and vocab_size, type "
+        "(except for sampling), split_digits, character_coverage, max_sentences and "
+        "user_defined_symbols are ignored",
     )
-    shared: bool = Field(default=True, description="one vocabulary for both sides, or one a side")
-    split_digits: bool = Field(default=False, description="every digit is a piece of its own")
+    shared: bool = Field(
+        default=True, description="one vocabulary for both sides instead of one per side"
+    )
+    split_digits: bool = Field(default=False, description="make each digit a separate piece")
     character_coverage: float = Field(
         default=1.0,
         ge=0.98,
         le=1.0,
-        description="share of characters with a piece of their own; the rest is spelled in bytes",
+        description="fraction of characters in the vocabulary; the others are encoded as bytes",
     )
     max_sentences: int = Field(
         default=2_000_000,
         ge=1,
-        description="sentences to learn the pieces from, of at most 25 million characters",
+        description="sentences for training SentencePiece, at most 25 million characters",
     )
 
 
@@ -195,40 +197,45 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 class ModelConfig(Section):
-    """The Transformer: a preset, and any of its sizes overridden beside it."""
+    """The Transformer: a preset, any of whose sizes may be overridden."""
 
-    preset: Preset = Field(default="small", description="the sizes below, where not given")
+    preset: Preset = Field(default="small", description="default of the sizes below")
     d_model: int = Field(ge=8, le=65_536, description="width D of embeddings and residual stream")
     d_ff: int = Field(ge=8, le=1_048_576, description="inner width F of the feed-forward layers")
     n_heads: int = Field(ge=1, le=1024, description="attention heads H; divides d_model")
     n_encoder_layers: int = Field(ge=1, le=1000, description="encoder layers")
     n_decoder_layers: int = Field(ge=1, le=1000, description="decoder layers")
     norm: Literal["pre", "post"] = Field(
-        default="pre", description="normalise before each sub-layer, or after it as in the paper"
+        default="pre", description="normalise before each sub-layer or, as in the paper, after it"
     )
     norm_type: Literal["layernorm", "rmsnorm"] = Field(
         default="layernorm",
-        description="centre and scale, as in the paper, or scale alone (no mean, no bias)",
+        description="layernorm as in the paper, or rmsnorm (no mean, no bias)",
     )
     activation: Literal["relu", "gelu", "swiglu"] = Field(
         default="relu",
-        description="inside feed-forward; swiglu multiplies with a third matrix: take two thirds "
-        "of d_ff for as many weights",
+        description="in the feed-forward layers; swiglu has a third matrix: use two thirds of d_ff"
+        " for the same number of parameters",
     )
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="on embeddings and sub-layers")
-    attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="on attention weights")
-    activation_dropout: float = Field(default=0.0, ge=0, lt=1, description="inside feed-forward")
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="dropout of embeddings and sub-layer outputs"
+    )
+    attention_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="dropout of attention weights"
+    )
+    activation_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="dropout in feed-forward layers"
+    )
     tied: Literal["all", "output", "none"] = Field(
         default="all",
-        description="share weights: both embeddings and the output projection (needs a shared "
-        "vocabulary, and is the default where there is one), target embedding and output "
-        "projection, or nothing",
+        description="weight tying: all: both embeddings and the output projection (needs a shared "
+        "vocabulary; the default with one); output: target embedding and output projection",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_sizes(cls, value: Any) -> Any:
-        """Sizes that are not given are the preset's."""
+        """Take missing sizes from the preset."""
         if not isinstance(value, dict):
             return value
         sizes = PRESETS.get(str(value.get("preset")), PRESETS["small"])
@@ -239,49 +246,50 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    """The optimizer and its schedule. A change of these is refused when a run resumes."""
+    """The optimizer and its schedule. A resumed run refuses changes of these."""
 
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
-        description="muon: momentum made orthogonal for the matrices of the layers, AdamW for "
-        "the rest; fewer steps, each a little slower",
+        description="muon: orthogonalised momentum for the matrices of the layers, AdamW for the "
+        "rest; needs fewer steps, each a little slower",
     )
-    learning_rate: float = Field(default=7e-4, gt=0, description="the peak, reached by warm-up")
+    learning_rate: float = Field(default=7e-4, gt=0, description="peak, at the end of warm-up")
     schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = Field(
         default="inverse_sqrt",
-        description="after warm-up: with the inverse square root of the step (the paper), linearly "
-        "or by half a cosine to zero at max_steps, or as it is",
+        description="decay after warm-up: inverse square root of the step (as in the paper), "
+        "linear or cosine to zero at max_steps, or constant",
     )
     warmup_steps: int = Field(default=4000, ge=0, description="steps of linear warm-up")
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of Adam's mean gradient")
-    beta2: float = Field(
-        default=0.98, ge=0, lt=1, description="decay of Adam's mean squared gradient"
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay rate of Adam's first moment")
+    beta2: float = Field(default=0.98, ge=0, lt=1, description="decay rate of Adam's second moment")
+    epsilon: float = Field(default=1e-9, gt=0, description="Adam's epsilon")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="momentum of Muon")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="decoupled weight decay, of matrices only"
     )
-    epsilon: float = Field(default=1e-9, gt=0, description="keeps Adam from dividing by zero")
-    momentum: float = Field(default=0.95, ge=0, lt=1, description="of Muon")
-    weight_decay: float = Field(default=0.01, ge=0, description="decoupled, on matrices only")
-    clip_norm: float = Field(
-        default=1.0, ge=0, description="longest gradient of an update; 0 is no limit"
-    )
+    clip_norm: float = Field(default=1.0, ge=0, description="maximum gradient norm; 0: no clipping")
     label_smoothing: float = Field(
-        default=0.1, ge=0, lt=1, description="probability spread evenly over all pieces"
+        default=0.1, ge=0, lt=1, description="probability distributed uniformly over the vocabulary"
     )
     consistency: Literal["none", "rdrop", "simcut"] = Field(
         default="none",
-        description="a second pass over each batch whose predictions should agree with the "
-        "first's: R-Drop draws other dropout masks, SimCut also cuts words out of its inputs; "
-        "better on small data, at twice the time an update",
+        description="consistency loss between two passes over each batch: rdrop uses two dropout "
+        "masks, simcut also removes words from the input of one; helps with small data, at twice "
+        "the time per update",
     )
     consistency_weight: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="of their divergence; without it 5 for rdrop and 3 for simcut"
+        default=None,
+        description="weight of the consistency loss; default: 5 for rdrop, 3 for simcut",
     )
-    cut: float = Field(default=0.05, gt=0, lt=1, description="share of words that simcut cuts out")
+    cut: float = Field(
+        default=0.05, gt=0, lt=1, description="fraction of words that simcut removes"
+    )
     ema_decay: float = Field(
         default=0.999,
         ge=0,
         lt=1,
-        description="moving average of the weights, which validation scores and `best` holds; "
-        "0 is none",
+        description="decay of the moving average of the weights, which validation and `best` use; "
+        "0: no average",
     )
 
 
@@ -290,36 +298,35 @@ class TrainConfig(Section):
 
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="updates of the weights; 100,000 unless there is a `budget`, of which it is "
-        "the most that are made",
+        description="number of updates; default: 100,000, or no limit with a `budget`",
     )
     budget: str | None = Field(
         default=None,
         pattern=DURATION,
-        description="time to train, such as 30min or 1h30min: steps, warm-up, decay and "
-        "validations are laid out so that the last checkpoint is written then; the schedule is "
-        "linear unless given",
+        description="training time, such as 30min or 1h30min: steps, warm-up, decay and "
+        "validations are planned to write the last checkpoint by then; the schedule is linear "
+        "unless given",
     )
     init_from: Location | None = Field(
         default=None,
-        description="a run whose weights this one begins with, and whose tokenizer it takes over "
-        "unless `tokenizer.model` names another copy",
+        description="a run to take the initial weights from, and the tokenizer unless "
+        "`tokenizer.model` is given",
     )
     both_directions: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="the share of training, from its beginning and up to the end of an epoch, in "
-        "which half of the pairs, the others in every next epoch, are translated from target to "
-        "source (Ding et al., 2021); for small data",
+        description="fraction of training (from the start, rounded up to whole epochs) in which "
+        "half of the pairs are reversed, target to source; the halves alternate between epochs "
+        "(Ding et al., 2021); helps with small data",
     )
     batch_tokens: int = Field(
-        default=4096, ge=16, description="real target tokens (EOS included) in one update"
+        default=4096, ge=16, description="target tokens per update, EOS included, padding not"
     )
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="most rows x longest side in one forward pass; auto: an equal share of the "
-        "update for every thread, or what keeps a GPU busy",
+        description="limit of rows x longest side per forward pass; auto: an equal share of the "
+        "update per thread on a CPU, as much as keeps the device busy on a GPU",
     )
     validate_every: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
@@ -327,41 +334,45 @@ class TrainConfig(Section):
     )
     save_every: int = Field(default=1000, ge=1, description="steps between checkpoints")
     log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
-    keep: int = Field(default=2, ge=1, description="newest checkpoints kept, beside the best")
+    keep: int = Field(
+        default=2, ge=1, description="number of newest checkpoints to keep, besides the best"
+    )
     keep_best: int = Field(
         default=1,
         ge=1,
-        description="best weights on valid that are kept; with more than one, their average is "
-        "compared at the end, as `last`, `ema` and the average of the newest are",
+        description="number of best checkpoints to keep; at the end, their average competes with "
+        "`last`, `ema` and the average of the newest",
     )
     best_metric: Literal["chrf", "bleu", "loss"] = Field(
-        default="chrf", description="the score on valid that chooses the best checkpoint"
+        default="chrf", description="the score on valid that selects the best checkpoint"
     )
     patience: int = Field(
-        default=0, ge=0, description="stop after so many validations without a better one; 0: never"
+        default=0,
+        ge=0,
+        description="stop after this many validations without improvement; 0: never",
     )
     seed: int = Field(
-        default=1, ge=0, le=4_294_967_295, description="of initial weights, order and dropout"
+        default=1, ge=0, le=4_294_967_295, description="random seed of weights, order and dropout"
     )
     device: DeviceOrAuto = Field(
-        default="auto", description="where to train; auto: CUDA where there is one"
+        default="auto", description="where to train; auto: CUDA if available"
     )
     precision: PrecisionOrAuto = Field(
         default="auto",
-        description="of matrix products; auto: bf16 where the hardware has it; fp32 is never TF32",
+        description="of matrix products; auto: bf16 if the hardware has it; fp32 never uses TF32",
     )
     compile: bool | Literal["auto"] = Field(
         default=False,
-        description="compile the layers (torch.compile), which has not been measured on a GPU yet; "
-        "auto: on a GPU, where a training of ten minutes or more is faster by it",
+        description="compile the layers with torch.compile (not yet measured on a GPU); auto: on a"
+        " GPU, if a training of ten minutes or more is faster with it",
     )
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    threads: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
         default="auto", description="CPU threads"
     )
     tensorboard: bool = Field(
         default=False,
-        description="write the numbers of metrics.jsonl for TensorBoard too, into the run "
-        "directory (needs the extra `tensorboard`)",
+        description="also write the metrics for TensorBoard, into the run directory (needs the "
+        "extra `tensorboard`)",
     )
     optim: OptimConfig = OptimConfig()
 
@@ -376,7 +387,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _end_somewhere(cls, value: Any) -> Any:
-        """Without a budget there is a number of steps; with one, the rate reaches zero."""
+        """Without a budget, default to a number of steps; with one, to a linear schedule."""
         if not isinstance(value, dict):
             return value
         if value.get("budget") is None:
@@ -389,23 +400,23 @@ class TrainConfig(Section):
 
 
 class DecodeConfig(Section):
-    """Beam search, in validation, `eval` and `translate` alike."""
+    """Beam search in validation, `eval` and `translate`."""
 
-    beam_size: int = Field(default=5, ge=1, le=100, description="hypotheses kept; 1 is greedy")
+    beam_size: int = Field(default=5, ge=1, le=100, description="beam size; 1 is greedy search")
     length_penalty: float = Field(
         default=1.0, ge=0, description="p in: score = log-probability / length^p"
     )
     length_penalty_form: PenaltyForm = Field(
         default="power",
-        description="gnmt: ((5 + length) / 6)^p in place of length^p, as in the Transformer paper",
+        description="gnmt: ((5 + length) / 6)^p instead of length^p, as in the Transformer paper",
     )
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="source tokens x beam decoded at a time; auto: 12,288 on a CPU, in each "
-        "thread, and 65,536 on a GPU; there fewer where its free memory is small",
+        description="source tokens x beam size per batch; auto: 12,288 per thread on a CPU, 65,536"
+        " on a GPU, or fewer if its free memory is small",
     )
     precision: PrecisionOrAuto = Field(
-        default="auto", description="of matrix products; auto: bf16 where the hardware has it"
+        default="auto", description="of matrix products; auto: bf16 if the hardware has it"
     )
 
 
@@ -431,15 +442,15 @@ class EvaluateConfig(Section):
     tokenize: BleuTokenizer = Field(
         default="auto", description="BLEU's tokenizer; auto: chosen by the target language"
     )
-    lowercase: bool = Field(default=False, description="score without regard to case")
+    lowercase: bool = Field(default=False, description="ignore case in BLEU and chrF")
     comet: str | None = Field(
         default=None,
         min_length=1,
-        description="a COMET model that `eval` reminds of, such as Unbabel/wmt22-comet-da; it is "
-        "downloaded and used only where the command line names it: `eval --comet MODEL`",
+        description="a COMET model that `eval` suggests, such as Unbabel/wmt22-comet-da; it is "
+        "downloaded and used only with `eval --comet MODEL`",
     )
 
 
 def given(section: dict[str, Any]) -> dict[str, Any]:
-    """The keys that have a value, so that a default may stand in for the others."""
+    """The keys that have a value."""
     return {key: value for key, value in section.items() if value is not None}

@@ -1,4 +1,4 @@
-"""YAML whose every value knows where it was written: `configs/iwslt.yaml:14`, `--set a.b=c`.
+"""YAML values with their places: `configs/iwslt.yaml:14`, `--set a.b=c`.
 
 Scalars follow the core schema of YAML 1.2: `3e-4` is a number, `010` is ten, `1:30`, `no` and
 `on` are text. Anchors, aliases and tags are refused; duplicate keys are problems.
@@ -20,14 +20,14 @@ _AFTER_ANY_LINE = 1 << 40  # problems of overrides are listed after those of the
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value was written, as a user would say it, and how places are sorted."""
+    """Where a value was written, and the sort order of places."""
 
     text: str
     order: int
 
 
 class Problem(UsageError):
-    """One thing to mend in a config, with its place."""
+    """One problem of a config, with its place."""
 
     def __init__(self, place: Place, message: str, fix: str | None = None) -> None:
         super().__init__(f"{place.text}: {message}", fix)
@@ -196,7 +196,7 @@ def _joined(path: str, key: str) -> str:
 
 
 class _UnsupportedYamlError(yaml.MarkedYAMLError):
-    """YAML that a config has no need of."""
+    """A YAML feature that configs do not support."""
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -217,7 +217,7 @@ class _CoreLoader(yaml.SafeLoader):
         )
 
 
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what escapes such as "\\ud800" can write
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # from escapes such as "\\ud800"
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -248,7 +248,7 @@ def _scalar(node: yaml.ScalarNode) -> bool | int | float | str | None:
 
 
 def apply_override(root: Node, argument: str, number: int) -> list[Problem]:
-    """Put the value of `--set KEY=VALUE` (the number-th of them) into the tree."""
+    """Put the value of the number-th `--set KEY=VALUE` into the tree."""
     place = Place(f"--set {shortened(argument)}", _AFTER_ANY_LINE + number)
     key, equals, text = argument.partition("=")
     key = key.strip()
@@ -263,7 +263,7 @@ def apply_override(root: Node, argument: str, number: int) -> list[Problem]:
 
 
 def _put(node: Node, parts: list[str], value: Node) -> None:
-    """Descend along the parts of a key, making mappings where nothing is yet."""
+    """Descend along the parts of a key, creating missing mappings."""
     if node.value is None:
         node.value = {}
     name, rest = _next_key(node, parts)
@@ -295,7 +295,7 @@ def _put(node: Node, parts: list[str], value: Node) -> None:
 
 
 def _next_key(node: Node, parts: list[str]) -> tuple[str, list[str]]:
-    """The key to follow, and what comes after it; names of test sets may hold dots."""
+    """The next key and the rest; names of test sets may contain dots."""
     for n in range(len(parts), 1, -1):
         if node.child(".".join(parts[:n])) is not None:
             return ".".join(parts[:n]), parts[n:]
@@ -306,7 +306,7 @@ def _next_key(node: Node, parts: list[str]) -> tuple[str, list[str]]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever some reader, of YAML 1.1 or 1.2, could take for something else than text."""
+    """Quotes text that a YAML 1.1 or 1.2 parser could read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

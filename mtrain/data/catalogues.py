@@ -1,6 +1,8 @@
-"""Corpora that are known by a name: of OPUS, and the test sets of sacreBLEU.
+"""Corpora known by a name: those of OPUS, and the test sets of sacreBLEU.
 
-Both come as archives by URL, which the lock, the cache and MTRAIN_MIRROR treat as any other.
+Both are archives at a URL, for which lock, cache and MTRAIN_MIRROR work as for any other file.
+sacreBLEU makes the text of its test sets itself, but does not download them: its own downloader
+has neither a mirror nor limits, and keeps no sha256.
 """
 
 from __future__ import annotations
@@ -8,87 +10,85 @@ from __future__ import annotations
 import copy
 import gzip
 import hashlib
-import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 from mtrain.config.entries import OpusEntry, SacrebleuEntry
-from mtrain.data.downloads import Lock, cache_dir, fetch
-from mtrain.data.files import StoredFile, member_names
+from mtrain.data.downloads import cache_dir, fetch
+from mtrain.data.files import StoredFile
+from mtrain.data.lines import read_aligned
+from mtrain.data.reading import Source, Texts
 from mtrain.errors import DataError, DownloadError
-from mtrain.storage import sha256_of, storage_errors
+from mtrain.storage import lock_file, new_directory, sha256_of
 
 OPUS_URL = "https://object.pouta.csc.fi/OPUS-{corpus}/{version}/moses/{languages}.txt.zip"
 _LICENCE_CHARACTERS = 300
 
-FilePair = tuple[StoredFile, StoredFile]  # source, target
+# What sacreBLEU raises on a damaged or hostile archive.
+_ARCHIVE_ERRORS = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RecursionError),
+    *(KeyError, ValueError, gzip.BadGzipFile, URLError, NotImplementedError),
+)
 
 
-# -- OPUS ------------------------------------------------------------------------------------
+class OpusSource(Source):
+    """`{opus}`: an archive with a text file for each language."""
 
+    entry: OpusEntry
 
-def opus_url(entry: OpusEntry) -> str:
-    """The archive of a language pair; OPUS names it by the codes in alphabetical order."""
-    assert entry.languages is not None
-    corpus, version = entry.opus.split("/")
-    languages = "-".join(sorted(entry.languages))
-    return OPUS_URL.format(corpus=corpus, version=version, languages=languages)
+    @property
+    def label(self) -> str:
+        return f"opus:{self.entry.opus} {_pair(self.entry)}"
 
+    @property
+    def url(self) -> str:
+        """The archive; OPUS sorts the two language codes in its name."""
+        assert self.entry.languages is not None
+        corpus, version = self.entry.opus.split("/")
+        languages = "-".join(sorted(self.entry.languages))
+        return OPUS_URL.format(corpus=corpus, version=version, languages=languages)
 
-def fetch_opus(entry: OpusEntry, where: str, lock: Lock) -> StoredFile:
-    """The archive."""
-    url = opus_url(entry)
-    try:
-        path = fetch(url, entry.sha256.get("opus"), lock)
-    except DownloadError as error:
-        raise DownloadError(
-            f"{where}: {error.message}",
-            f"{error.fix}; https://opus.nlpl.eu lists corpora, versions and languages",
-        ) from error
-    sha256 = lock.expect(url)
-    assert sha256 is not None  # fetch recorded it
-    return StoredFile(url, path, sha256)
+    def named_files(self) -> dict[str, str | None]:
+        return {self.url: self.entry.sha256.get("opus")}
 
+    def download(self, url: str) -> Path:
+        try:
+            return fetch(url, self.entry.sha256.get("opus"), self.reading.lock)
+        except DownloadError as error:
+            raise DownloadError(
+                f"{self.reading.where}: {error.message}",
+                f"{error.fix}; https://opus.nlpl.eu lists corpora, versions and languages",
+            ) from error
 
-def locate_opus(entry: OpusEntry, where: str, lock: Lock) -> FilePair:
-    """The two sides inside the archive; its licence goes into the lock."""
-    archive = fetch_opus(entry, where, lock)
-    names = member_names(archive)
-    assert entry.languages is not None
-    source, target = (
-        archive.inside(_side(names, language, archive.location, where))
-        for language in entry.languages
-    )
-    lock.describe(opus_label(entry), url=archive.location, licence=_licence(archive, names))
-    return source, target
+    def texts(self) -> Iterator[tuple[Texts, Texts]]:
+        archive = StoredFile(self.url, self.download(self.url))
+        names = archive.member_names()
+        assert self.entry.languages is not None
+        source, target = (self._side(names, code) for code in self.entry.languages)
+        licence = _licence(archive, names)
+        self.reading.lock.describe(self.label, url=self.url, licence=licence)
+        yield from read_aligned(source, target, self.reading)
 
-
-def opus_label(entry: OpusEntry) -> str:
-    """What the lock calls the corpus."""
-    assert entry.languages is not None
-    return f"opus:{entry.opus} {'-'.join(entry.languages)}"
-
-
-def _side(names: list[str], language: str, url: str, where: str) -> str:
-    found = [name for name in names if name.endswith(f".{language}")]
-    if len(found) != 1:
-        raise DataError(
-            f"{where}: {url} has {len(found)} files in `{language}` (files: {', '.join(names)})",
-            f"correct `languages` of {where}, or name the files: `{url}!FILE`",
-        )
-    return found[0]
+    def _side(self, names: list[str], language: str) -> StoredFile:
+        found = [name for name in names if name.endswith(f".{language}")]
+        if len(found) != 1:
+            raise DataError(
+                f"{self.reading.where}: {self.url} has {len(found)} files in `{language}` "
+                f"(files: {', '.join(names)})",
+                f"correct `languages` of {self.reading.where}, or name the files: "
+                f"`{self.url}!FILE`",
+            )
+        return self.reading.locate(f"{self.url}!{found[0]}", self.entry.sha256.get("opus"))
 
 
 def _licence(archive: StoredFile, names: list[str]) -> str | None:
-    """The beginning of the archive's LICENSE, as one line."""
+    """The beginning of the archive's LICENSE on one line."""
     for name in names:
         if Path(name).stem.upper() in ("LICENSE", "LICENCE"):
             with archive.inside(name).open() as stream:
@@ -97,146 +97,122 @@ def _licence(archive: StoredFile, names: list[str]) -> str | None:
     return None
 
 
-# -- sacreBLEU -------------------------------------------------------------------------------
+class SacrebleuSource(Source):
+    """`{sacrebleu}`: a test set as sacreBLEU itself reads it, with its first reference."""
+
+    entry: SacrebleuEntry
+
+    @property
+    def label(self) -> str:
+        return f"sacrebleu:{self.entry.sacrebleu} {_pair(self.entry)}"
+
+    def named_files(self) -> dict[str, str | None]:
+        return dict.fromkeys(self._test_set().data)
+
+    def download(self, url: str) -> Path:
+        """Return what sacreBLEU would download: from its own cache, or through ours."""
+        test_set, lock = self._test_set(), self.reading.lock
+        md5 = dict(zip(test_set.data, test_set.md5 or (), strict=False)).get(url)
+        path = Path(test_set._rawdir, test_set._get_tarball_filename(url))
+        if path.is_file() and md5 in (None, _md5_of(path)):
+            sha256 = sha256_of(path)
+            if lock.expect(url) in (None, sha256):
+                lock.record(url, sha256, path.stat().st_size)
+                return path
+        path = fetch(url, None, lock)
+        if md5 not in (None, actual := _md5_of(path)):
+            raise DownloadError(
+                f"{self.reading.where}: {url} has the wrong md5: sacreBLEU expects {md5}, got "
+                f"{actual}",
+                f"delete {path} and repeat; the file may have changed since this sacreBLEU was "
+                "released",
+            )
+        return path
+
+    def texts(self) -> Iterator[tuple[Texts, Texts]]:
+        source, reference, *_ = self.sides()
+        for file in (source, reference):
+            size_bytes = file.path.stat().st_size
+            self.reading.lock.record(file.location, sha256_of(file.path), size_bytes)
+        yield from read_aligned(source, reference, self.reading)
+
+    def sides(self) -> list[StoredFile]:
+        """The source and all references, as text files."""
+        test_set = self._test_set()
+        archives = [self.download(url) for url in test_set.data]
+        digest = hashlib.sha256("".join(map(sha256_of, archives)).encode()).hexdigest()
+        name = f"{self.entry.sacrebleu.replace('/', '_')}-{_pair(self.entry)}-{digest[:16]}"
+        directory = cache_dir() / "sacrebleu" / name
+        waiting = f"another process is unpacking {self.label}: waiting for it"
+        if not directory.is_dir():
+            with lock_file(directory.with_name(f"{name}.lock"), waiting):
+                if not directory.is_dir():
+                    self._unpack(test_set, archives, directory)
+        source, reference, *others = self._text_files(test_set, directory)
+        sides = {"source": source, "reference": reference}
+        sides |= {f"reference {number}": path for number, path in enumerate(others, start=2)}
+        return [StoredFile(f"{self.label} {side}", path) for side, path in sides.items()]
+
+    def _test_set(self) -> Any:
+        """sacreBLEU's description of the test set."""
+        from sacrebleu.dataset import DATASETS
+
+        name, where = self.entry.sacrebleu, self.reading.where
+        test_set = DATASETS.get(name)
+        if test_set is None:
+            near = get_close_matches(name, DATASETS, 3, cutoff=0.5)
+            raise DataError(
+                f"{where}: sacreBLEU has no test set `{name}`",
+                f"did you mean {' or '.join(near)}?" if near else "`sacrebleu --list` shows all",
+            )
+        pair = _pair(self.entry)
+        if pair not in test_set.langpairs:
+            raise DataError(
+                f"{where}: sacreBLEU's `{name}` has no {pair} "
+                f"(found: {', '.join(test_set.langpairs)})",
+                f"choose another test set, or give its codes as `languages` of {where}",
+            )
+        return test_set
+
+    def _unpack(self, test_set: Any, archives: list[Path], directory: Path) -> None:
+        """Unpack the archives as sacreBLEU does, and let it make its text; all or nothing."""
+        with new_directory(directory) as made:
+            try:
+                (made / "raw").mkdir()
+                for url, archive in zip(test_set.data, archives, strict=True):
+                    _extract(archive, made / "raw", test_set._get_tarball_filename(url))
+                self._text_files(test_set, made)
+            except _ARCHIVE_ERRORS as error:
+                raise DataError(
+                    f"what sacreBLEU needs of {', '.join(map(str, archives))} cannot be read: "
+                    f"{error}",
+                    "delete the file, so that it is downloaded again",
+                ) from error
+
+    def _text_files(self, test_set: Any, directory: Path) -> list[Path]:
+        """The files of source and references, made unless they exist."""
+        placed = copy.copy(test_set)  # in this directory instead of ~/.sacrebleu
+        placed._outdir, placed._rawdir = str(directory), str(directory / "raw")
+        pair = _pair(self.entry)
+        return list(map(Path, (placed.get_source_file(pair), *placed.get_reference_files(pair))))
 
 
-def sacrebleu_label(entry: SacrebleuEntry) -> str:
-    """What the lock calls the test set."""
+def _extract(archive: Path, directory: Path, name: str) -> None:
+    """Copy an archive into a directory under this name, and extract it there."""
+    copied = directory / name
+    copied.write_bytes(archive.read_bytes())
+    if tarfile.is_tarfile(copied):
+        with tarfile.open(copied) as tar:
+            tar.extractall(directory, filter="data")
+    elif zipfile.is_zipfile(copied):
+        with zipfile.ZipFile(copied) as zipped:
+            zipped.extractall(directory)
+
+
+def _pair(entry: OpusEntry | SacrebleuEntry) -> str:
+    """The languages, such as `en-de`."""
     assert entry.languages is not None
-    return f"sacrebleu:{entry.sacrebleu} {'-'.join(entry.languages)}"
-
-
-def sacrebleu_urls(entry: SacrebleuEntry, where: str) -> list[str]:
-    """What sacreBLEU downloads for a test set."""
-    return list(_test_set(entry, where).data)
-
-
-def fetch_sacrebleu(entry: SacrebleuEntry, where: str, lock: Lock) -> list[Path]:
-    """What sacreBLEU downloads for a test set, from its own cache or through ours."""
-    test_set = _test_set(entry, where)
-    checksums = test_set.md5 or [None] * len(test_set.data)
-    return [
-        _archive(test_set, url, md5, where, lock)
-        for url, md5 in zip(test_set.data, checksums, strict=True)
-    ]
-
-
-def locate_sacrebleu(entry: SacrebleuEntry, where: str, lock: Lock) -> FilePair:
-    """Source and first reference, as sacreBLEU makes them from what it downloads."""
-    source, first, *_ = _located(entry, where, lock)
-    return source, first
-
-
-def other_references(entry: SacrebleuEntry, where: str, lock: Lock) -> list[StoredFile]:
-    """The references behind the first one, of a test set that has several."""
-    return _located(entry, where, lock)[2:]
-
-
-def _located(entry: SacrebleuEntry, where: str, lock: Lock) -> list[StoredFile]:
-    """Source and references."""
-    test_set = _test_set(entry, where)
-    archives = fetch_sacrebleu(entry, where, lock)
-    assert entry.languages is not None
-    pair = "-".join(entry.languages)
-    digest = hashlib.sha256("".join(sha256_of(path) for path in archives).encode()).hexdigest()
-    name = f"{entry.sacrebleu.replace('/', '_')}-{pair}-{digest[:16]}"
-    directory = cache_dir() / "sacrebleu" / name
-    if not directory.is_dir():
-        _unpack(test_set, archives, pair, directory)
-    return [
-        StoredFile(f"{sacrebleu_label(entry)} {side}", path, sha256_of(path))
-        for path, side in zip(
-            _sides(test_set, pair, directory),
-            ("source", "reference", *(f"reference {n}" for n in range(2, 100))),
-            strict=False,
-        )
-    ]
-
-
-def _test_set(entry: SacrebleuEntry, where: str) -> Any:
-    """sacreBLEU's own description of a test set that has the languages."""
-    from sacrebleu.dataset import DATASETS
-
-    test_set = DATASETS.get(entry.sacrebleu)
-    if test_set is None:
-        near = get_close_matches(entry.sacrebleu, DATASETS, 3, cutoff=0.5)
-        raise DataError(
-            f"{where}: sacreBLEU has no test set `{entry.sacrebleu}`",
-            f"did you mean {' or '.join(near)}?" if near else "`sacrebleu --list` shows all",
-        )
-    assert entry.languages is not None
-    pair = "-".join(entry.languages)
-    if pair not in test_set.langpairs:
-        raise DataError(
-            f"{where}: sacreBLEU's `{entry.sacrebleu}` has no {pair} "
-            f"(found: {', '.join(test_set.langpairs)})",
-            f"choose another test set, or give its codes as `languages` of {where}",
-        )
-    return test_set
-
-
-def _archive(test_set: Any, url: str, md5: str | None, where: str, lock: Lock) -> Path:
-    """What sacreBLEU would download, from its own cache or through ours."""
-    path = Path(test_set._rawdir, test_set._get_tarball_filename(url))
-    if path.is_file() and md5 in (None, _md5_of(path)):
-        actual = sha256_of(path)
-        if lock.expect(url) in (None, actual):
-            lock.record(url, actual, path.stat().st_size)
-            return path
-    path = fetch(url, None, lock)
-    if md5 not in (None, _md5_of(path)):
-        raise DownloadError(
-            f"{where}: {url} has the wrong md5: sacreBLEU expects {md5}, got {_md5_of(path)}",
-            f"delete {path} and repeat; the file may have changed since this sacreBLEU was made",
-        )
-    return path
-
-
-def _unpack(test_set: Any, archives: list[Path], pair: str, directory: Path) -> None:
-    """Lay the archives out as sacreBLEU does, and let it make its text; whole or not at all."""
-    with storage_errors(directory), _archive_errors(archives):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=directory.parent))
-        try:
-            raw = made / "raw"
-            raw.mkdir()
-            for url, archive in zip(test_set.data, archives, strict=True):
-                named = raw / test_set._get_tarball_filename(url)
-                shutil.copyfile(archive, named)
-                if tarfile.is_tarfile(named):
-                    with tarfile.open(named) as tar:
-                        tar.extractall(raw, filter="data")
-                elif zipfile.is_zipfile(named):
-                    with zipfile.ZipFile(named) as zipped:
-                        zipped.extractall(raw)
-            _sides(test_set, pair, made)
-            if not directory.is_dir():  # no other process was quicker
-                made.rename(directory)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _archive_errors(archives: list[Path]) -> Iterator[None]:
-    """What reading a damaged or hostile archive may raise, in our words."""
-    try:
-        yield
-    except (
-        *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RecursionError),
-        *(KeyError, ValueError, gzip.BadGzipFile, URLError, NotImplementedError),
-    ) as error:
-        names = ", ".join(map(str, archives))
-        raise DataError(
-            f"what sacreBLEU needs of {names} cannot be read: {error}",
-            "delete the file, so that it is downloaded again",
-        ) from error
-
-
-def _sides(test_set: Any, pair: str, directory: Path) -> list[Path]:
-    """The files of source and references, made where they are not there yet."""
-    placed = copy.copy(test_set)  # with another directory than ~/.sacrebleu
-    placed._outdir, placed._rawdir = str(directory), str(directory / "raw")
-    return list(map(Path, (placed.get_source_file(pair), *placed.get_reference_files(pair))))
+    return "-".join(entry.languages)
 
 
 def _md5_of(path: Path) -> str:

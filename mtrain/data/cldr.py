@@ -21,7 +21,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from mtrain.data.sources import Pair
+from mtrain.data.reading import Pair
 from mtrain.errors import DataError, UsageError
 from mtrain.languages import language
 

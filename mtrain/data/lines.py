@@ -1,26 +1,29 @@
 """The lines of a stored file, thousands at a time.
 
-Text is passed on as it is stored: lines end at `\\n` and nowhere else (not at U+2028, U+0085 or a
-form feed), one trailing `\\r` goes, a UTF-8 byte order mark at the start of a file goes. What is
-no text (bytes that are not UTF-8, a NUL) is an error, or counted where the caller can do without.
+Text is passed on as stored: lines end at `\\n` and nowhere else (not at U+2028, U+0085 or a form
+feed); one `\\r` before it and a UTF-8 byte order mark at the start of the file are removed. A line
+that is not text (not UTF-8, or with a NUL) is an error, or noted where the caller allows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import BinaryIO, cast
 
+import numpy as np
+
 from mtrain.data.files import StoredFile
+from mtrain.data.misalignment import Lengths, lines_that_fit
+from mtrain.data.reading import Reading, Texts
 from mtrain.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-BLOCK_BYTES = 1 << 21  # decoded at once: far quicker than line by line
-MAX_LINE_BYTES = 1 << 20  # a longer line is no sentence, and may have no end
+MAX_LINE_BYTES = 1 << 20  # a longer line is not a sentence, and may have no end
+BLOCK_BYTES = MAX_LINE_BYTES  # decoded at once: far faster than line by line
 OVERLONG = b"\0"  # stands for such a line
 
-# What other files than text begin with, and what to do with them.
+# First bytes of files that are not text, and what to do with them.
 _EXTRACT = "extract the text from it, and name that file"
 _FORMATS = {
     b"PK\x03\x04": ("a zip archive or an Office document", "name the member: `FILE.zip!member`"),
@@ -38,123 +41,95 @@ _FORMATS = {
     b"\x89PNG": ("a picture", _EXTRACT),
     b"\xff\xd8\xff": ("a picture", _EXTRACT),
     b"\x7fELF": ("a program", _EXTRACT),
-    LFS_POINTER: (
-        "a pointer of Git LFS, not the file that it stands for",
-        "get the file itself with `git lfs pull`",
+    b"version https://git-lfs.github.com/spec/": (
+        "a pointer of Git LFS, not the file itself",
+        "get the file with `git lfs pull`",
     ),
 }
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-class Unreadable:
-    """Pairs of a training entry that cannot be read: dropped, counted, up to a share of them.
-
-    n_pairs  so many were dropped
-    first    why the first of them was, with its file and line
-    """
-
-    def __init__(self, max_share: float) -> None:
-        self.max_share = max_share
-        self.n_pairs = 0
-        self.first: DataError | None = None
-
-    def note(self, problem: DataError) -> None:
-        """Remember the first problem; the pairs are counted by whoever drops them."""
-        self.first = self.first or problem
-
-    def drop(self, n_pairs: int, n_read: int, where: str) -> None:
-        """Count dropped pairs of `n_read` so far; an error when they are too many."""
-        self.n_pairs += n_pairs
-        # Judged by ten thousand pairs at least, so that a few at the start are no reason to stop.
-        if self.n_pairs > self.max_share * max(n_read, 10_000):
-            self.check(n_read, where)
-
-    def check(self, n_read: int, where: str) -> None:
-        """An error when more than the share of all the pairs were dropped."""
-        if self.n_pairs <= self.max_share * n_read:
-            return
-        assert self.first is not None
-        raise DataError(
-            f"{where}: {self.n_pairs:,} of the first {n_read:,} pairs cannot be read, more than "
-            f"{self.max_share:.1%}; the first of them: {self.first.message}",
-            f"{self.first.fix}; or raise `data.max_unreadable`",
-        )
+# -- files -----------------------------------------------------------------------------------
 
 
 def read_lines(file: StoredFile) -> Iterator[str]:
-    """All lines; one that is no text is an error."""
-    for block in read_blocks(file):
+    """Yield all lines; one that is not text is an error."""
+    for block in _read_blocks(file, None):
         yield from cast(list[str], block)
 
 
-def read_blocks(
-    file: StoredFile, unreadable: Unreadable | None = None
-) -> Iterator[list[str | None]]:
-    """The lines, many at a time.
+def read_chunks(file: StoredFile, reading: Reading) -> Iterator[tuple[int, Texts]]:
+    """Yield (number of the first line, lines), `chunk_pairs` lines at a time but for the last.
 
-    One that is no text is None and noted in `unreadable`, or an error where none is given.
+    A line that is not text is None. The number of lines is recorded in the lock at the end.
     """
+    n_read, waiting = 0, list[str | None]()
+    for block in _read_blocks(file, reading):
+        waiting += block
+        while len(waiting) >= reading.chunk_pairs:
+            chunk, waiting = waiting[: reading.chunk_pairs], waiting[reading.chunk_pairs :]
+            yield n_read + 1, chunk
+            n_read += len(chunk)
+    if waiting:
+        yield n_read + 1, waiting
+    reading.lock.record_lines(file.location, n_read + len(waiting))
+
+
+def read_aligned(
+    source: StoredFile, target: StoredFile, reading: Reading
+) -> Iterator[tuple[Texts, Texts]]:
+    """Yield line n of one file with line n of the other, `chunk_pairs` lines at a time."""
+    chunks = (read_chunks(file, reading) for file in (source, target))
+    for (_, src), (_, tgt) in zip_longest(*chunks, fillvalue=(0, [])):
+        if len(src) != len(tgt):
+            raise _misaligned(source, target, reading)
+        yield src, tgt
+
+
+def _misaligned(source: StoredFile, target: StoredFile, reading: Reading) -> DataError:
+    """An error with both line counts and, if the lengths of the lines tell, the place."""
+    lengths = _lengths(source, reading), _lengths(target, reading)
+    n_source, n_target = map(len, lengths)
+    n_fit = lines_that_fit(*lengths)
+    if n_fit is None:
+        place = ""
+    elif n_fit == 0:
+        place = "; by their lengths they do not match from the first line on"
+    elif n_fit == min(n_source, n_target):
+        place = "; by their lengths all lines of the shorter one match: its end may be missing"
+    else:
+        place = f"; by their lengths they match up to about line {n_fit:,}, and not after it"
+    return DataError(
+        f"{reading.where}: {source.location} has {n_source:,} lines but {target.location} has "
+        f"{n_target:,}{place}",
+        "line n of one file must translate line n of the other; find where they diverge",
+    )
+
+
+def _lengths(file: StoredFile, reading: Reading) -> Lengths:
+    """Characters of each line."""
+    tolerant = Reading(reading.where, reading.lock, max_unreadable=1)
+    blocks = [np.array([len(line or "") for line in b]) for b in _read_blocks(file, tolerant)]
+    return np.concatenate(blocks) if blocks else np.empty(0, np.int64)
+
+
+def _read_blocks(file: StoredFile, reading: Reading | None) -> Iterator[Texts]:
+    """Yield the lines of one block after the other."""
     n_lines = 0
     for block in _whole_lines(file):
-        lines = _decode(block, file.location, n_lines, unreadable)
+        lines = _decode_lines(block, file.location, n_lines, reading)
         n_lines += len(lines)
         yield lines
 
 
-def _has_longer_line(block: bytes) -> bool:
-    """Whether a line has more than MAX_LINE_BYTES."""
-    start = 0
-    while len(block) - start > MAX_LINE_BYTES:
-        end = block.rfind(b"\n", start, start + MAX_LINE_BYTES + 1) + 1
-        if not end:
-            return True
-        start = end
-    return False
-
-
-def decode(raw: bytes, place: str, unreadable: Unreadable | None) -> str | None:
-    """The text at a place, or None and a note in `unreadable` (an error without) if it is none."""
-    try:
-        text = raw.decode()
-        if len(raw) > MAX_LINE_BYTES:
-            text = "\0"
-    except UnicodeDecodeError as error:
-        problem = DataError(
-            f"{place}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start})",
-            "convert the file, for example with `iconv -f latin1 -t utf-8`",
-        )
-    else:
-        if "\0" not in text:
-            return text
-        problem = (
-            DataError(
-                f"{place}: a line of more than {MAX_LINE_BYTES:,} bytes",
-                "cut or remove the line; a file without line ends is no text",
-            )
-            if len(raw) > MAX_LINE_BYTES
-            else DataError(
-                f"{place}: a NUL character at position {text.index(chr(0))}",
-                "mend or remove the line; many of them mean that the file is no text",
-            )
-        )
-    note_or_raise(problem, unreadable)
-    return None
-
-
-def note_or_raise(problem: DataError, unreadable: Unreadable | None) -> None:
-    """Remember why a pair is dropped, where pairs may be."""
-    if unreadable is None:
-        raise problem
-    unreadable.note(problem)
-
-
 def _whole_lines(file: StoredFile) -> Iterator[bytes]:
-    """The text in blocks that end where a line ends, without byte order mark."""
+    """Yield the text in blocks that end at the end of a line, without byte order mark."""
     parts: list[bytes] = []
     is_start = True
     with file.open() as stream:
         while block := stream.read(BLOCK_BYTES):
             if is_start:
-                refuse_what_is_no_text(block, file.location)
+                check_is_text(block, file.location)
                 block = block.removeprefix(BYTE_ORDER_MARK)
                 is_start = False
             end = block.rfind(b"\n") + 1
@@ -168,35 +143,59 @@ def _whole_lines(file: StoredFile) -> Iterator[bytes]:
         yield last
 
 
-def refuse_what_is_no_text(start: bytes, location: str) -> None:
-    """A DataError that names what a file is, by its first bytes, where that is no UTF-8 text."""
-    for magic, (kind, fix) in _FORMATS.items():
-        if start.startswith(magic):
-            raise DataError(f"{location} is {kind}, not text", fix.replace("FILE", location))
-    if start[257:262] == b"ustar":
-        raise DataError(
-            f"{location} is a tar archive, not text", f"name the member: `{location}!member`"
-        )
-    if start.startswith(UTF_16_MARKS) or _has_every_second_byte_zero(start):
-        raise DataError(
-            f"{location} is UTF-16, not UTF-8", "convert the file: `iconv -f utf-16 -t utf-8`"
-        )
-    if b"\r" in start.rstrip(b"\r\n") and b"\n" not in start:
-        raise DataError(
-            f"{location} has lines that end in a carriage return alone",
-            "convert the file: `tr '\\r' '\\n'`",
-        )
+def _decode_lines(block: bytes, location: str, n_before: int, reading: Reading | None) -> Texts:
+    """The lines of a block; `n_before` lines of the file precede it."""
+    try:
+        text = block.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    # Blocks are no longer than a line may be, so only the first line can be too long.
+    is_overlong = len(block) > MAX_LINE_BYTES and block.find(b"\n", 0, MAX_LINE_BYTES + 1) < 0
+    if "\0" not in text and not is_overlong:
+        lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+        if text.endswith("\r"):  # the last line of the file, without its \n
+            lines[-1] = lines[-1].removesuffix("\r")
+        return cast(Texts, lines)
+    raw_lines = block.removesuffix(b"\n").split(b"\n")
+    return [
+        decode(line.removesuffix(b"\r"), f"{location}:{number}", reading)
+        for number, line in enumerate(raw_lines, start=n_before + 1)
+    ]
 
 
-def _has_every_second_byte_zero(start: bytes) -> bool:
-    """As UTF-16 has, without a mark, where most characters are ASCII."""
-    n_pairs = len(start) // 2
-    shares = [start[i : 2 * n_pairs : 2].count(0) / max(1, n_pairs) for i in (0, 1)]
-    return n_pairs > 2 and max(shares) > 0.4 and min(shares) < 0.1
+def decode(raw: bytes, place: str, reading: Reading | None) -> str | None:
+    """The text of a line, or None if it is not text, which is noted in `reading`, if any."""
+    if len(raw) > MAX_LINE_BYTES:
+        problem = DataError(
+            f"{place}: a line of more than {MAX_LINE_BYTES:,} bytes",
+            "cut or remove the line; a file without line ends is not text",
+        )
+    else:
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            problem = DataError(
+                f"{place}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start})",
+                "convert the file, for example with `iconv -f latin1 -t utf-8`",
+            )
+        else:
+            if "\0" not in text:
+                return text
+            problem = DataError(
+                f"{place}: a NUL character at position {text.index(chr(0))}",
+                "mend or remove the line; many of them mean that the file is not text",
+            )
+    if reading is None:
+        raise problem
+    reading.reject(problem)
+    return None
+
+
+# -- streams ---------------------------------------------------------------------------------
 
 
 def limited_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines of a stream with their ends; OVERLONG for one of more than MAX_LINE_BYTES."""
+    """Yield the lines of a stream with their ends; OVERLONG instead of an over-long one."""
     while line := stream.readline(MAX_LINE_BYTES + 2):
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
             while line and not line.endswith(b"\n"):
@@ -205,21 +204,25 @@ def limited_lines(stream: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _decode(
-    block: bytes, location: str, n_before: int, unreadable: Unreadable | None
-) -> list[str | None]:
-    """The lines of a block, of which `n_before` lines of the file come before."""
-    try:
-        text = block.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" not in text and not _has_longer_line(block):
-        lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-        if text.endswith("\r"):  # the last line of the file, without its \n
-            lines[-1] = lines[-1].removesuffix("\r")
-        return cast(list[str | None], lines)
-    raw_lines = block.removesuffix(b"\n").split(b"\n")
-    return [
-        decode(line.removesuffix(b"\r"), f"{location}:{number}", unreadable)
-        for number, line in enumerate(raw_lines, start=n_before + 1)
-    ]
+def check_is_text(start: bytes, location: str) -> None:
+    """Raise a DataError that names the format if a file does not begin as UTF-8 text."""
+    for magic, (kind, fix) in _FORMATS.items():
+        if start.startswith(magic):
+            raise DataError(f"{location} is {kind}, not text", fix.replace("FILE", location))
+    if start[257:262] == b"ustar":
+        raise DataError(
+            f"{location} is a tar archive, not text", f"name the member: `{location}!member`"
+        )
+    # UTF-16 without a mark: in text that is mostly ASCII, every second byte is zero.
+    n_pairs = len(start) // 2
+    zeros = [start[i : 2 * n_pairs : 2].count(0) / max(1, n_pairs) for i in (0, 1)]
+    is_utf_16 = n_pairs > 2 and max(zeros) > 0.4 and min(zeros) < 0.1
+    if is_utf_16 or start.startswith(_UTF_16_MARKS):
+        raise DataError(
+            f"{location} is UTF-16, not UTF-8", "convert the file: `iconv -f utf-16 -t utf-8`"
+        )
+    if b"\r" in start.rstrip(b"\r\n") and b"\n" not in start:
+        raise DataError(
+            f"{location} has lines that end in a carriage return alone",
+            "convert the file: `tr '\\r' '\\n'`",
+        )

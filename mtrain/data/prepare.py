@@ -30,7 +30,6 @@ from mtrain.config.root import Config
 from mtrain.data.cleaning import TextPair
 from mtrain.data.corpus import Cleaner, Corpus
 from mtrain.data.data_report import UNREADABLE, DataReport, find_repeated, table_of_entries
-from mtrain.data.downloads import Lock
 from mtrain.data.encoding import Encoder, encode_corpus
 from mtrain.data.filters import PairFilter
 from mtrain.data.identity import (
@@ -45,6 +44,7 @@ from mtrain.data.identity import (
     train_names,
     train_tags,
 )
+from mtrain.data.lock import Lock
 from mtrain.data.sources import languages_of
 from mtrain.data.statistics import Norms
 from mtrain.data.store import SIDES, TokenStore, read_target_hashes
@@ -283,10 +283,10 @@ def _clean(
     report = corpus.report
     for name, pair, sample in zip(names, languages, samples.values(), strict=True):
         report.suspicions += suspicions_of_sample(sample, pair, norms[pair], name)
-    for number, unreadable in enumerate(inputs.unreadable):
-        report.entries[number].n_read += unreadable.n_pairs
-        if unreadable.n_pairs:
-            report.add_dropped(number, UNREADABLE, n_pairs=unreadable.n_pairs)
+    for number, n_unreadable in enumerate(inputs.n_unreadable):
+        report.entries[number].n_read += n_unreadable
+        if n_unreadable:
+            report.add_dropped(number, UNREADABLE, n_pairs=n_unreadable)
     corpus.select(config.data)
     corpus.save()
     lock.save(Path("data", config.name))  # with the numbers of lines that were read

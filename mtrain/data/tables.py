@@ -12,41 +12,49 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from mtrain.config.entries import HubEntry, ParquetEntry
+from mtrain.config.entries import ParquetEntry, TableEntry
 from mtrain.data.files import StoredFile
-from mtrain.data.lines import Unreadable, decode
+from mtrain.data.lines import decode
+from mtrain.data.reading import Reading, Source, Texts
 from mtrain.errors import DataError
 
-Texts = list[str | None]  # None: no text, and noted so
 ROWS_PER_BATCH = 20_000
 
 
+class ParquetSource(Source):
+    """`{parquet}`"""
+
+    entry: ParquetEntry
+
+    def texts(self) -> Iterator[tuple[Texts, Texts]]:
+        yield from read_parquet(self.locate("parquet"), self.entry, self.reading)
+
+
 def read_parquet(
-    file: StoredFile, entry: ParquetEntry | HubEntry, where: str, unreadable: Unreadable | None
+    file: StoredFile, entry: TableEntry, reading: Reading
 ) -> Iterator[tuple[Texts, Texts]]:
-    """Sources and targets of a parquet file, many at a time."""
+    """Yield the sources and targets in a parquet file, many at a time."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         with _seekable(file) as stream:
             table = parquet.ParquetFile(stream)
-            columns = find_columns(table.schema_arrow, entry, file.location, where)
+            columns = find_columns(table.schema_arrow, entry, file.location, reading)
             n_rows = 0
             for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
-                yield texts_of(batch, columns, file.location, n_rows, unreadable)
+                yield texts_of(batch, columns, file.location, n_rows, reading)
                 n_rows += batch.num_rows
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        first_line = str(error).strip().split("\n")[0]
         raise DataError(
-            f"{file.location} is no whole parquet file: {_first_line(error)}", "get the file again"
+            f"{file.location} is no whole parquet file: {first_line}", "get the file again"
         ) from error
 
 
-def find_columns(
-    schema: Any, entry: ParquetEntry | HubEntry, place: str, where: str
-) -> tuple[str, str]:
-    """The paths of the source and the target column in an Arrow schema."""
-    paths = _text_columns(schema)
+def find_columns(schema: Any, entry: TableEntry, place: str, reading: Reading) -> tuple[str, str]:
+    """Return the paths of the source and the target column in an Arrow schema."""
+    paths = list(_text_columns(schema))
     assert entry.languages is not None
     found = []
     for side, language in zip(("source", "target"), entry.languages, strict=True):
@@ -57,43 +65,37 @@ def find_columns(
             wanted = " or ".join(f"`{candidate}`" for candidate in candidates)
             raise DataError(
                 f"{place}: no column of text {wanted} (found: {', '.join(paths) or 'none'})",
-                f"name it: `{side}_column` of {where}",
+                f"name it: `{side}_column` of {reading.where}",
             )
         found.append(path)
     return found[0], found[1]
 
 
-def _text_columns(schema: Any) -> list[str]:
-    """The paths of all columns of strings."""
-    import pyarrow
-
-    paths = []
-    for field in schema:
-        if pyarrow.types.is_struct(field.type):
-            inner = [field.type.field(i) for i in range(field.type.num_fields)]
-            paths += [f"{field.name}.{item.name}" for item in inner if _is_text(item.type)]
-        elif _is_text(field.type):
-            paths.append(field.name)
-    return paths
-
-
-def _is_text(kind: Any) -> bool:
+def _text_columns(schema: Any) -> Iterator[str]:
+    """Yield the paths of all columns of strings."""
     from pyarrow import types
 
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind))
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return bool(types.is_string(kind) or types.is_large_string(kind))
+
+    for field in schema:
+        if types.is_struct(field.type):
+            inner = [field.type.field(i) for i in range(field.type.num_fields)]
+            yield from (f"{field.name}.{item.name}" for item in inner if is_text(item.type))
+        elif is_text(field.type):
+            yield field.name
 
 
 def texts_of(
-    table: Any, columns: Sequence[str], place: str, n_before: int, unreadable: Unreadable | None
+    table: Any, columns: Sequence[str], place: str, n_before: int, reading: Reading
 ) -> tuple[Texts, Texts]:
-    """Two columns of an Arrow table or batch; a null is an empty text.
+    """Return two columns of an Arrow table or batch; a null is an empty text.
 
-    n_before rows of the same place come before, for the numbers in messages.
+    n_before  rows that precede the table, for the row numbers in messages
     """
     source, target = (
-        _texts(_column(table, path), f"{place}: row ", n_before, unreadable) for path in columns
+        _texts(_column(table, path), f"{place}: row ", n_before, reading) for path in columns
     )
     return source, target
 
@@ -103,12 +105,11 @@ def _column(table: Any, path: str) -> Any:
 
     name, _, inner = path.partition(".")
     if name not in table.schema.names or path in table.schema.names:
-        name, inner = path, ""
-    column = table.column(name)
-    return compute.struct_field(column, inner) if inner else column
+        return table.column(path)
+    return compute.struct_field(table.column(name), inner)
 
 
-def _texts(column: Any, place: str, n_before: int, unreadable: Unreadable | None) -> Texts:
+def _texts(column: Any, place: str, n_before: int, reading: Reading) -> Texts:
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):
@@ -121,14 +122,14 @@ def _texts(column: Any, place: str, n_before: int, unreadable: Unreadable | None
     if "\0" not in whole:
         return [text.decode() for text in raw]
     return [
-        decode(text, f"{place}{number}", unreadable)
+        decode(text, f"{place}{number}", reading)
         for number, text in enumerate(raw, start=n_before + 1)
     ]
 
 
 @contextmanager
 def _seekable(file: StoredFile) -> Iterator[IO[bytes]]:
-    """A parquet file is read from its end: one in an archive is unpacked to a temporary file."""
+    """Open a parquet file, which is read from its end: an archived one is unpacked temporarily."""
     with file.open() as stream:
         if isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO):
             yield stream
@@ -137,7 +138,3 @@ def _seekable(file: StoredFile) -> Iterator[IO[bytes]]:
                 shutil.copyfileobj(stream, unpacked)
                 unpacked.seek(0)
                 yield unpacked
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -21,8 +21,8 @@ from mtrain.data.lines import (
     BYTE_ORDER_MARK,
     MAX_LINE_BYTES,
     OVERLONG,
+    check_is_text,
     limited_lines,
-    refuse_what_is_no_text,
 )
 from mtrain.decoding.alignment import Alignment, AlignmentHead, align
 from mtrain.decoding.translate import Options, Progress, ScoredPair, Translation, Translator
@@ -177,7 +177,7 @@ def waiting_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
     is_start = True
     while data := os.read(descriptor, READ_BYTES):  # all that waits; sleeps only for the first byte
         if is_start:
-            refuse_what_is_no_text(data, str(getattr(stream, "name", "the input")))
+            check_is_text(data, str(getattr(stream, "name", "the input")))
             data, is_start = data.removeprefix(BYTE_ORDER_MARK), False
         begun.append(data)
         if b"\n" in data:

@@ -13,12 +13,13 @@ from statistics import median
 from typing import Any
 
 from mtrain import console
+from mtrain.config.literals import METRIC_NAMES
 from mtrain.delivery.facts import RunFacts
 from mtrain.delivery.side_by_side import SideBySide
 from mtrain.evaluation.samples import samples
 from mtrain.languages import language
+from mtrain.run import ScoreKey
 
-METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 LOWER_IS_BETTER = {"ter"}
 _UNREMARKABLE = ("power",)  # the form of length penalty that everybody means
 
@@ -280,7 +281,7 @@ def score_table(runs: Sequence[RunFacts]) -> ScoreTable:
     other: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
     for number, run in enumerate(runs):
         for name, entry in run.scores.items():
-            group = other if "[" in name else own
+            group = other if ScoreKey.parse(name).settings else own
             group.setdefault((name, entry.get("test_set_sha256", "")), []).append((number, entry))
     entries = [entry for _, _, entry in _entries(own, other)]
     metrics = list(dict.fromkeys(metric for entry in entries for metric in scored_metrics(entry)))

@@ -307,7 +307,7 @@ def _usual(fault: Diagnostic) -> str:
 
 
 def _weak_spots(breakdown: Breakdown) -> list[str]:
-    names = ("source_length", "rarest_word", "data_source")
+    names = ("source_length", "rarest_word")
     groupings = [one for name in names if (one := _grouping(breakdown, name))]
     sentences = [sentence for one in groupings if (sentence := _gap_sentence(one))]
     if breakdown.calibration:

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from mtrain.config.load import read_run_config
 from mtrain.config.root import Config
 from mtrain.data.cleaning import hash_text, normalize
-from mtrain.data.identity import train_names
-from mtrain.data.store import TokenStore, read_target_hashes
-from mtrain.data.tokenizer import tokenizers_of
+from mtrain.data.store import read_target_hashes
 from mtrain.evaluation.breakdown import Breakdown, break_down
 from mtrain.evaluation.diagnostics import Diagnosis, diagnose
 from mtrain.evaluation.metrics import composed, reference_streams, statistics
-from mtrain.evaluation.nearest import nearest_entries
 from mtrain.run import RunDir
 
 
@@ -67,7 +62,6 @@ class TrainingText:
 
     was_seen: Callable[[str], bool] | None  # as a target, word for word
     source_counts: Mapping[str, int] | None  # of the words of valid and the test sets
-    nearest: Callable[[Sequence[str]], list[str]] | None  # training entry that each source is like
 
     @classmethod
     def of(cls, run: RunDir) -> TrainingText:
@@ -77,7 +71,6 @@ class TrainingText:
         return cls(
             was_seen=None if hashes is None else _membership(hashes),
             source_counts=None if counts is None else counts["source"],
-            nearest=None if directory is None else _nearest(run, directory),
         )
 
 
@@ -122,21 +115,8 @@ def analyse(
         chrf,
         model_scores=model_scores,
         training_counts=training.source_counts,
-        data_sources=None if training.nearest is None else training.nearest(sources),
     )
     return Analysis(diagnosis, breakdown)
-
-
-def _nearest(run: RunDir, directory: Path) -> Callable[[Sequence[str]], list[str]] | None:
-    """Finds the nearest of several training entries; None where there is but one."""
-    names = train_names(read_run_config(run))
-    if len(names) < 2:
-        return None
-    store, (tokenizer, _) = (
-        TokenStore.open(directory),
-        tokenizers_of(run),
-    )
-    return lambda sources: nearest_entries(sources, tokenizer, store, names)
 
 
 def _membership(hashes: Any) -> Callable[[str], bool]:

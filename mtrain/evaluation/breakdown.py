@@ -39,7 +39,7 @@ class Group:
 class Grouping:
     """A test set cut into groups by one property of its sentences."""
 
-    name: str  # source_length, rarest_word, sentence_chrf, model_score, data_source
+    name: str  # source_length, rarest_word, sentence_chrf, model_score
     title: str
     groups: list[Group]
 
@@ -89,14 +89,12 @@ def break_down(
     *,
     model_scores: Sequence[float] | None = None,
     training_counts: Mapping[str, int] | None = None,
-    data_sources: Sequence[str] | None = None,
 ) -> Breakdown:
     """Cut a test set into groups and score each.
 
     bleu, chrf        of these hypotheses and references, line by line
     model_scores      log-probability / length^p of each output
     training_counts   how often each lower-cased word of the sources occurs in training
-    data_sources      name of the training corpus nearest to each source
     """
     score = _GroupScorer(bleu, chrf)
     each = np.array(chrf.of_each())
@@ -109,10 +107,6 @@ def break_down(
         skipped["rarest_word"] = "this run keeps no counts of the words in its training data"
     else:
         groupings.append(_by_rarest_word(sources, training_counts, score))
-    if data_sources is None:
-        skipped["data_source"] = "the prepared training data is not here, or has one source only"
-    else:
-        groupings.append(_by_name("data_source", "nearest training data", data_sources, score))
     calibration = None
     if model_scores is None:
         skipped["calibration"] = "the model's own scores were not kept"
@@ -186,13 +180,6 @@ def _by_rarest_word(
     labels = ["never", "1-9 times", "10-99 times", "100-999 times", "1,000 times or more"]
     groups = [score(labels[i], np.flatnonzero(number == i)) for i in np.unique(number)]
     return Grouping("rarest_word", "rarest source word in training", groups)
-
-
-def _by_name(name: str, title: str, names: Sequence[str], score: _GroupScorer) -> Grouping:
-    """By a name of each line, the most frequent first."""
-    found = np.array(names)
-    groups = [score(key, np.flatnonzero(found == key)) for key, _ in Counter(names).most_common()]
-    return Grouping(name, title, groups)
 
 
 # -- words -----------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from typing import Any
 from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest, Result
 
+from mtrain.config.literals import METRIC_NAMES
 from mtrain.evaluation.metrics import (
-    LABELS,
     METRICS,
     References,
     check_counts,
@@ -142,7 +142,7 @@ def _paired_test(
 
 
 def _sentence(metric: str, score: PairedScore, baseline: str) -> str:
-    label, size = LABELS[metric], abs(score.difference)
+    label, size = METRIC_NAMES[metric], abs(score.difference)
     p = f"p = {score.p_randomization:.2g}" if score.p_randomization >= 0.001 else "p < 0.001"
     if score.difference == 0:
         return f"{label} equals that of {baseline}"

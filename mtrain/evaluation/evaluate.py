@@ -10,54 +10,37 @@ Torch is imported only where something is translated: scoring a given file does 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtrain import console
-from mtrain.config.entries import SacrebleuEntry
 from mtrain.config.load import read_run_config
 from mtrain.config.root import Config, in_languages
 from mtrain.config.sections import DecodeConfig
-from mtrain.data.catalogues import other_references
 from mtrain.data.cleaning import MIN_WORDS_ALONE, count_words
-from mtrain.data.downloads import Lock
-from mtrain.data.files import StoredFile
-from mtrain.data.lines import read_lines as read_stored_lines
-from mtrain.data.sources import read_entry
 from mtrain.errors import DataError, StorageError, UsageError
-from mtrain.evaluation.analysis import Analysis, TrainingText, analyse
+from mtrain.evaluation.analysis import TrainingText, analyse
 from mtrain.evaluation.comet import check_installed, comet_score
-from mtrain.evaluation.comparison import Comparison, compare
-from mtrain.evaluation.metrics import METRICS, Score, notices, score_all
+from mtrain.evaluation.comparison import compare
+from mtrain.evaluation.given import (
+    GivenFiles,
+    check_aligned,
+    read_files,
+    read_lines,
+    read_sacrebleu,
+)
+from mtrain.evaluation.metrics import METRICS, notices, score_all
+from mtrain.evaluation.results import Evaluation, keep, keep_comparison, own_checkpoint
 from mtrain.evaluation.samples import keep_attention
 from mtrain.run import RunDir, Split
-from mtrain.storage import atomic_write, write_json
 
 if TYPE_CHECKING:
     from mtrain.decoding.translate import Progress, Translator
-
-FILE = "file"  # what a given pair of files is called among the results; then file2, file3, ...
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One test set, translated and scored."""
-
-    split: Split  # without sources where only a hypothesis was given
-    scores: dict[str, Score]  # bleu, chrf, ter; comet where asked for
-    hypotheses: list[str]
-    model_scores: list[float] | None = None  # log-probability / length^p of each hypothesis
-    facts: dict[str, Any] = field(default_factory=dict)  # beside the scores in JSON
-    analysis: Analysis | None = None  # None in validation, and without sources
-    comparison: Comparison | None = None  # where one was asked for
-    kept_as: str | None = None  # its key in the run's scores.json
 
 
 @dataclass(frozen=True)
@@ -76,15 +59,6 @@ class Decoding:
         return config.decode.model_copy(
             update={key: value for key, value in changed.items() if value is not None}
         )
-
-
-@dataclass(frozen=True)
-class GivenFiles:
-    """Line-aligned files: a source to be translated, or a hypothesis (perhaps with its source)."""
-
-    references: tuple[Path, ...]  # of the same sentences
-    source: Path | None = None
-    hypothesis: Path | None = None
 
 
 def evaluate_split(translator: Translator, split: Split, config: Config) -> Evaluation:
@@ -115,8 +89,8 @@ def evaluate_run(
             raise UsageError(f"{run.path} has no test set", "score its valid set: --split valid")
     splits = [
         *(run.read_split(name) for name in names),
-        *_read_files(files),
-        *(_read_sacrebleu(name, config) for name in sacrebleu),
+        *read_files(files),
+        *(read_sacrebleu(name, config) for name in sacrebleu),
     ]
     if decoding.tag is not None:
         splits = [replace(split, tag=decoding.tag) for split in splits]
@@ -130,7 +104,7 @@ def evaluate_run(
         result = _analysed(result, config, training)
         result = _with_contamination(result, run, training)
         _give_notice(result, config)
-        results[split.name] = _kept(result, run, config) if split.name in names else result
+        results[split.name] = keep(result, run, config) if split.name in names else result
     _keep_attention(run, translator, results.values())
     return results
 
@@ -143,10 +117,10 @@ def evaluate_hypotheses(
     config = _read_config(run, comet)
     training = TrainingText.of(run)
     results = {}
-    for given, split in zip(files, _read_files(files), strict=True):
+    for given, split in zip(files, read_files(files), strict=True):
         assert given.hypothesis is not None
         hypotheses = read_lines(given.hypothesis)
-        _check_aligned(given.hypothesis, hypotheses, given.references[0], split.references)
+        check_aligned(given.hypothesis, hypotheses, given.references[0], split.references)
         facts = {"sentences": len(hypotheses), "hypothesis": str(given.hypothesis)}
         result = _with_scores(Evaluation(split, {}, hypotheses, facts=facts), config)
         result = _analysed(result, config, training) if split.sources else result
@@ -156,8 +130,8 @@ def evaluate_hypotheses(
 
 
 def compare_with(
-    path: str | Path, results: dict[str, Evaluation], against: Path | None, device: str = "auto"
-) -> dict[str, Evaluation]:
+    path: str | Path, results: Mapping[str, Evaluation], against: Path | None, device: str = "auto"
+) -> Mapping[str, Evaluation]:
     """Test each result of a run against what another run, or a file, makes of the same text."""
     if against is None:
         return results
@@ -167,7 +141,7 @@ def compare_with(
     compared = {}
     for name, result in results.items():
         split = result.split
-        _check_aligned(against, outputs[name], Path(f"the reference of {name}"), split.references)
+        check_aligned(against, outputs[name], Path(f"the reference of {name}"), split.references)
         comparison = compare(
             result.hypotheses,
             outputs[name],
@@ -178,9 +152,7 @@ def compare_with(
             baseline_name=str(against),
         )
         compared[name] = replace(result, comparison=comparison)
-        if result.kept_as is not None:
-            with run.scores_locked():
-                _write_score(run, result.kept_as, {"against": comparison.to_json()})
+        keep_comparison(compared[name], run)
     return compared
 
 
@@ -198,17 +170,6 @@ def _baseline_outputs(
         )
     lines = read_lines(against)
     return dict.fromkeys(results, lines)
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a given file, plain or compressed, as stored."""
-    if path.is_dir() or not path.exists():
-        raise DataError(
-            f"{path} is a directory" if path.exists() else f"there is no file {path}",
-            "correct the path; relative paths start at the current directory",
-        )
-    # No hash: it would read the file twice, which `<(zcat FILE)` does not allow.
-    return list(read_stored_lines(StoredFile(str(path), path, sha256="")))
 
 
 # -- translating and scoring -----------------------------------------------------------------
@@ -230,19 +191,6 @@ def _evaluate_checkpoint(
     }
     scored = _with_scores(result, config)
     return replace(scored, facts=scored.facts | facts)
-
-
-def own_checkpoint(run: RunDir) -> str:
-    """The name of the weights that a run translates with where none is named.
-
-    It is what won at the end of training, such as `avg`; until then, and in an exported file, which
-    does not know, `best`.
-    """
-    if not run.weights.exists():
-        return "best"
-    from mtrain.model.weights import read_facts
-
-    return str(read_facts(run.weights).get("checkpoint", "best"))
 
 
 def _translate(
@@ -399,6 +347,18 @@ def _give_notice(result: Evaluation, config: Config) -> None:
         console.warn(f"{result.split.name}: {notice}")
 
 
+def _keep_attention(run: RunDir, translator: Translator, results: Iterable[Evaluation]) -> None:
+    """Keep the attention of a few sentences of the first test set scored with the own settings."""
+    own = [result for result in results if result.kept_as == result.split.name]
+    for result in own[:1]:
+        assert result.analysis is not None
+        chrf = result.analysis.breakdown.sentence_chrf
+        try:
+            keep_attention(run, translator, result.split.sources, result.hypotheses, chrf)
+        except StorageError as error:
+            console.warn(f"the attention of {result.split.name} is not kept: {error.message}")
+
+
 def _read_config(run: RunDir, comet: str | None) -> Config:
     """A run's config with the COMET model of the command line, or with none.
 
@@ -415,137 +375,3 @@ def _read_config(run: RunDir, comet: str | None) -> Config:
         )
     evaluate = config.evaluate.model_copy(update={"comet": comet})
     return config.model_copy(update={"evaluate": evaluate})
-
-
-# -- files -----------------------------------------------------------------------------------
-
-
-def _read_files(files: Sequence[GivenFiles]) -> Iterator[Split]:
-    for number, given in enumerate(files, start=1):
-        name = FILE if number == 1 else f"{FILE}{number}"
-        first, *others = given.references
-        references = read_lines(first)
-        more = tuple(map(read_lines, others))
-        for path, lines in zip(others, more, strict=True):
-            _check_aligned(path, lines, first, references)
-        sources = []
-        if given.source is not None:
-            sources = read_lines(given.source)
-            _check_aligned(given.source, sources, first, references)
-        digest = _digest(sources, references, *more)
-        yield Split(name, sources, references, digest, more_references=more)
-
-
-def _read_sacrebleu(name: str, config: Config) -> Split:
-    """A test set by its name in sacreBLEU, in a run's languages; fetched if it is not there."""
-    entry = SacrebleuEntry(sacrebleu=name, languages=(config.source, config.target))
-    where, lock = f"--sacrebleu {name}", Lock(Path("sacrebleu.lock"), {})
-    pairs = list(read_entry(entry, where, lock))
-    sources, references = [pair.src for pair in pairs], [pair.tgt for pair in pairs]
-    others = other_references(entry, where, lock)
-    more = tuple([line.rstrip("\n") for line in read_stored_lines(file)] for file in others)
-    digest = _digest(sources, references, *more)
-    return Split(name, sources, references, digest, more_references=more)
-
-
-def _check_aligned(
-    first: Path, first_lines: Sequence[str], second: Path, second_lines: Sequence[str]
-) -> None:
-    """Two files of which line n of the one belongs to line n of the other."""
-    if len(first_lines) != len(second_lines):
-        raise DataError(
-            f"{first} has {len(first_lines):,} lines, but {second} has {len(second_lines):,}",
-            "give two files of which line n of the one belongs to line n of the other",
-        )
-    if not first_lines:
-        raise DataError(f"{first} and {second} are empty", "give files with at least one sentence")
-
-
-def _kept(result: Evaluation, run: RunDir, config: Config) -> Evaluation:
-    """Keep the translations, the scores and the analysis of a split in the run.
-
-    Scores stand under the name of the split; those made with another checkpoint or decoding than
-    the run's own under the name and what differs, as `flickr[beam_size=1]`. The same settings
-    replace what they scored before. A run that cannot be written keeps nothing, with a warning.
-    """
-    try:
-        with run.scores_locked():
-            return replace(result, kept_as=_keep(result, run, config))
-    except StorageError as error:
-        console.warn(f"the scores of {result.split.name} are not kept in the run: {error.message}")
-        return result
-
-
-def _keep(result: Evaluation, run: RunDir, config: Config) -> str:
-    """The key in scores.json under which it is kept."""
-    name, checkpoint = result.split.name, result.facts["checkpoint"]
-    own = {"beam_size": config.decode.beam_size, "length_penalty": config.decode.length_penalty}
-    used = result.facts["decode"]
-    changed = [f"{key}={used[key]}" for key in own if used[key] != own[key]]
-    is_own = checkpoint == own_checkpoint(run)
-    settings = ([] if is_own else [f"checkpoint={checkpoint}"]) + changed
-    key = f"{name}[{','.join(settings)}]" if settings else name
-    stem = ".".join([name, checkpoint, *changed])
-    _warn_of_another_text(run, key, result)
-    _keep_translations(run, stem, result)
-    _write_score(run, key, scores_and_facts(result) | {"translations": stem}, is_new=True)
-    return key
-
-
-def _keep_attention(run: RunDir, translator: Translator, results: Iterable[Evaluation]) -> None:
-    """Of a few sentences of the first test set that was scored in the run's own way."""
-    own = [result for result in results if result.kept_as == result.split.name]
-    for result in own[:1]:
-        assert result.analysis is not None
-        chrf = result.analysis.breakdown.sentence_chrf
-        try:
-            keep_attention(run, translator, result.split.sources, result.hypotheses, chrf)
-        except StorageError as error:
-            console.warn(f"the attention of {result.split.name} is not kept: {error.message}")
-
-
-def _write_score(run: RunDir, key: str, entry: dict[str, Any], is_new: bool = False) -> None:
-    """Put an entry into scores.json, or add to the one that is there."""
-    scores = run.read_scores()
-    scores[key] = entry if is_new else scores[key] | entry
-    write_json(run.scores, scores)
-
-
-def _keep_translations(run: RunDir, stem: str, result: Evaluation) -> None:
-    """As text, as JSON lines beside their sources, and what was found in them."""
-    assert result.model_scores is not None
-    assert result.analysis is not None
-    split = result.split
-    columns = (split.sources, split.references, result.hypotheses, result.model_scores)
-    keys = ("source", "reference", "translation", "score")
-    rows = (dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True))
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    for suffix, texts in (("txt", result.hypotheses), ("jsonl", lines)):
-        atomic_write(run.translations / f"{stem}.{suffix}", "".join(f"{t}\n" for t in texts))
-    write_json(run.translations / f"{stem}.analysis.json", result.analysis.to_json())
-
-
-def _warn_of_another_text(run: RunDir, key: str, result: Evaluation) -> None:
-    sha256 = result.split.sha256
-    before = run.read_scores().get(key, {}).get("test_set_sha256", sha256)
-    if before != sha256:
-        console.warn(
-            f"the text of `{key}` was changed since it was last scored (sha256 {before[:12]}, now "
-            f"{sha256[:12]}): its old scores in {run.scores} are replaced, and cannot be compared "
-            "with the new ones"
-        )
-
-
-def scores_and_facts(result: Evaluation) -> dict[str, Any]:
-    """Metric -> score, low, high, signature; facts, and a comparison, stand beside the metrics."""
-    scores = {name: asdict(score) for name, score in result.scores.items()}
-    facts = result.facts
-    if result.comparison is not None:
-        facts = facts | {"against": result.comparison.to_json()}
-    return scores | facts
-
-
-def _digest(*files: list[str]) -> str:
-    """The hash of given files, as `prepare` makes it of the two sides of its splits."""
-    sides = ("".join(f"{line}\n" for line in side).encode() for side in files)
-    return hashlib.sha256(b"\0".join(sides)).hexdigest()

@@ -33,7 +33,6 @@ from mtrain.languages import language
 Scored = TypeVar("Scored", CHRFScore, TERScore)
 
 METRICS = ("bleu", "chrf", "ter")
-LABELS = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 BOOTSTRAP_SAMPLES = 1000
 BOOTSTRAP_SEED = 12345
 

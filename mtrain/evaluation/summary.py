@@ -8,11 +8,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from mtrain import console
+from mtrain.config.literals import METRIC_NAMES
 from mtrain.config.load import read_run_config
 from mtrain.config.root import Config
 from mtrain.evaluation.diagnostics import Diagnostic
-from mtrain.evaluation.evaluate import Evaluation, scores_and_facts
-from mtrain.evaluation.metrics import LABELS, Score
+from mtrain.evaluation.metrics import Score
+from mtrain.evaluation.results import Evaluation
 from mtrain.run import RunDir
 
 Results = Mapping[str, Evaluation]  # by test set
@@ -42,7 +43,7 @@ Spreads = Mapping[str, Mapping[str, Spread]]  # test set -> metric
 def score_rows(results: Results) -> list[tuple[str, str, str, str, str]]:
     """Test set, metric, score, interval, signature, as text."""
     return [
-        (name, LABELS[metric], f"{score.score:.2f}", _interval(score), score.signature)
+        (name, METRIC_NAMES[metric], f"{score.score:.2f}", _interval(score), score.signature)
         for name, result in results.items()
         for metric, score in result.scores.items()
     ]
@@ -110,7 +111,7 @@ def to_json(runs: Mapping[str, Results], means: Spreads) -> dict[str, Any]:
 
 def _as_object(result: Evaluation) -> dict[str, Any]:
     analysis = {} if result.analysis is None else result.analysis.to_json()
-    return scores_and_facts(result) | analysis
+    return result.to_json() | analysis
 
 
 def mean_sentences(means: Spreads) -> list[str]:
@@ -118,7 +119,7 @@ def mean_sentences(means: Spreads) -> list[str]:
     sentences = []
     for name, metrics in means.items():
         scores = ", ".join(
-            f"{spread.mean:.2f} ± {spread.std:.2f} {LABELS[metric]}"
+            f"{spread.mean:.2f} ± {spread.std:.2f} {METRIC_NAMES[metric]}"
             for metric, spread in metrics.items()
         )
         n_runs = next(iter(metrics.values())).n_runs
