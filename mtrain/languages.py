@@ -1,9 +1,9 @@
-"""What is known of languages and scripts: the one place that everything else asks.
+"""All knowledge of languages and scripts.
 
-A language goes by a code of ISO 639 with an optional script and territory: `bn`, `ben`, `ben_Beng`
-and `bn-IN` are one language. Codes, names and usual scripts come from CLDR by way of Babel, the
-script of each character from Unicode by way of fontTools; both are imported when first asked.
-A script goes by its ISO 15924 code (`Latn`, `Cyrl`, `Jpan`).
+A language has a code of ISO 639 with an optional script and territory: `bn`, `ben`, `ben_Beng` and
+`bn-IN` are one language. Codes, names and usual scripts come from CLDR through Babel, the script of
+each character from Unicode through fontTools; both are imported on first use. A script has a code
+of ISO 15924 (`Latn`, `Cyrl`, `Jpan`). Text is identified by py3langid, if installed.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 from unicodedata import category
+
+from mtrain.errors import UsageError
 
 if TYPE_CHECKING:
     from babel import Locale
 
 WORD = re.compile(r"[^\W\d_]+")
 
-# Codes for the ways to write a language, of which each character has one of these scripts; the
-# first one tells whether words are separated.
+# Script codes for writing systems, and the scripts of their characters; the first script tells
+# whether words are separated.
 _COMPOSITE = {
     **dict.fromkeys(("Hans", "Hant", "Hani", "Hanb"), ("Hani", "Bopo")),
     "Jpan": ("Hira", "Kana", "Hani"),
@@ -36,10 +39,10 @@ _COMPOSITE = {
     **dict.fromkeys(("Syre", "Syrj", "Syrn"), ("Syrc",)),
     "Geok": ("Geor",),
 }
-_NO_SCRIPT = {"Zyyy", "Zinh", "Zzzz"}  # common to several, inherited from the base, unknown
+_NO_SCRIPT = {"Zyyy", "Zinh", "Zzzz"}  # common, inherited from the base character, unknown
 
-# Scripts that set no space between words: those of class SA (complex context) and ID (ideographic)
-# of Unicode's line breaking (UAX 14), and those of South-East Asia that were added to it later.
+# Scripts without spaces between words: those of classes SA (complex context) and ID (ideographic)
+# of Unicode's line breaking (UAX 14), and scripts of South-East Asia that were added to it later.
 _WITHOUT_SPACES = (
     *("Hani", "Hira", "Kana", "Bopo", "Yiii", "Tang", "Nshu"),
     *("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Tale", "Talu", "Tavt", "Ahom"),
@@ -49,17 +52,18 @@ _WITHOUT_SPACES = (
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language as its code says, in canonical form.
+    """A language, in canonical form.
 
-    primary  the shortest code of ISO 639: `bn` for `ben`; lower case
-    script   that the code names, or else the usual one; None where CLDR does not know it
-    names_script  whether the code names one
+    primary       the shortest code of ISO 639, in lower case: `bn` for `ben`
+    script        the one in the code, or else the usual one; None if CLDR does not know it
+    is_unusual    the script is not the usual one of the language
+    names_script  the script is in the code
     """
 
     primary: str
     script: str | None
     territory: str | None
-    is_unusual: bool  # the script is not the one that the language mostly has
+    is_unusual: bool
     names_script: bool
 
     @property
@@ -75,7 +79,7 @@ class Language:
 
     @property
     def has_spaces(self) -> bool:
-        """Whether words are separated by spaces; so it is assumed of unknown languages."""
+        """Whether words are separated by spaces; assumed of unknown languages."""
         return scripts_of(self.script or "")[0] not in _WITHOUT_SPACES
 
     @property
@@ -89,7 +93,7 @@ class Language:
         return str(Locale("en").languages.get(self.primary, self.canonical))
 
     def locale(self) -> Locale | None:
-        """CLDR's data of the language; of its territory where there is such, as for `pt_BR`."""
+        """CLDR's data of the language, and of its territory if available, as for `pt_BR`."""
         from babel import Locale, UnknownLocaleError
 
         for code in (self.canonical, self.canonical.removesuffix(f"_{self.territory}")):
@@ -102,8 +106,19 @@ class Language:
                 return locale
         return None
 
+    def months(self) -> dict[int, set[str]]:
+        """1 to 12 -> CLDR's names of the month, whole and short, casefolded; empty if unknown."""
+        locale = self.locale()
+        names: dict[int, set[str]] = {}
+        for context in locale.months.values() if locale else ():
+            for width in ("wide", "abbreviated"):
+                for number, name in context.get(width, {}).items():
+                    if len(name) >= 3 and not name[0].isdigit():
+                        names.setdefault(number, set()).add(name.casefold().rstrip("."))
+        return names
+
     def words(self) -> set[str]:
-        """CLDR's words for "and" and "or", the months and the days, in lower case; few or none."""
+        """CLDR's words for "and" and "or", months and days, in lower case; empty if unknown."""
         locale = self.locale()
         if locale is None:
             return set()
@@ -115,9 +130,9 @@ class Language:
 
 @cache
 def language(code: str) -> Language:
-    """What a code stands for: `deu`, `de-AT`, `zho_Hant`, `pt_BR`; any text is some language.
+    """The language of a code: `deu`, `de-AT`, `zho_Hant`, `pt_BR`; never fails.
 
-    A subtag that is no script of Unicode is ignored, and of `x-klingon` all is private.
+    A subtag that is not a script of Unicode is ignored, and `x-klingon` is private as a whole.
     """
     from babel.core import get_global
 
@@ -143,7 +158,7 @@ def primary(code: str) -> str:
 
 
 def is_kind_of(code: str, other: str) -> bool:
-    """The same language, or a variety by its name: Egyptian Arabic is a kind of Arabic."""
+    """True for the same language, and for a variety by its name: Egyptian Arabic is Arabic."""
     return primary(code) == primary(other) or language(code).name.endswith(language(other).name)
 
 
@@ -159,7 +174,7 @@ def _is_script(code: str) -> bool:
 
 
 def scripts_of(script: str) -> tuple[str, ...]:
-    """The scripts of the characters in text: `Jpan` has Hira, Kana and Hani; `Latn` itself."""
+    """The scripts of the characters: Hira, Kana and Hani for `Jpan`, `Latn` for itself."""
     return _COMPOSITE.get(script, (script,))
 
 
@@ -172,7 +187,7 @@ def name_of_script(script: str) -> str:
 
 @cache
 def script_of(character: str) -> str | None:
-    """The script of a letter; None of other characters, and of letters that many scripts share."""
+    """The script of a letter; None for other characters, and for letters of many scripts."""
     from fontTools import unicodedata
 
     if not character.isalpha():
@@ -182,9 +197,9 @@ def script_of(character: str) -> str | None:
 
 
 def main_script(texts: Iterable[str]) -> str | None:
-    """The script of most letters in some texts; None where there are no letters.
+    """The script of most letters in some texts; None if there are no letters.
 
-    Kana stand for all of Japanese, Chinese characters alone for `Hans`.
+    Some kana mean `Jpan`, Chinese characters alone `Hans`.
     """
     counts = Counter(character for text in texts for character in text if character.isalpha())
     scripts: Counter[str] = Counter()
@@ -201,15 +216,15 @@ def main_script(texts: Iterable[str]) -> str | None:
 
 
 def n_letters(text: str) -> int:
-    """The letters of a text in any script, with their marks."""
+    """The number of letters in any script, with their marks."""
     return sum(character.isalpha() or category(character)[0] == "M" for character in text)
 
 
 @cache
 def runs_outside(*scripts: str) -> re.Pattern[str]:
-    """Matches runs of characters that are neither of these scripts nor common to several.
+    """Matches runs of characters that are neither in these scripts nor common to several.
 
-    Besides letters they have the marks, digits and signs of other scripts: see `n_letters`.
+    Besides letters, these are marks, digits and signs of other scripts: see `n_letters`.
     """
     inside = {part for script in scripts for part in scripts_of(script)} | _NO_SCRIPT
     return re.compile(f"[^ªº{_ranges(frozenset(inside))}]+")
@@ -217,7 +232,7 @@ def runs_outside(*scripts: str) -> re.Pattern[str]:
 
 @cache
 def unspaced() -> re.Pattern[str]:
-    """Matches a character of a script that sets no space between words."""
+    """Matches a character of a script without spaces between words."""
     return re.compile(f"[{_ranges(frozenset(_WITHOUT_SPACES))}]")
 
 
@@ -232,3 +247,52 @@ def _ranges(scripts: frozenset[str]) -> str:
         for start, end, name in zip(Scripts.RANGES, ends, Scripts.VALUES, strict=True)
         if name in scripts
     )
+
+
+# -- the language of a text ------------------------------------------------------------------
+
+
+def can_identify() -> bool:
+    """True if the extra `langid` is installed."""
+    return find_spec("py3langid") is not None
+
+
+def require_identifier() -> None:
+    """A UsageError that names the extra if it is not installed."""
+    if not can_identify():
+        raise UsageError(
+            "`data.clean.language` needs the language identifier py3langid",
+            "install it with `pip install 'mtrain[langid]'`, or remove the key",
+        )
+
+
+def identifies(code: str) -> bool:
+    """True if py3langid knows a language, in the script that the code names."""
+    usual = language(primary(code)).script or ""
+    has_usual = scripts_of(language(code).script or "") == scripts_of(usual)
+    return primary(code) in _identifier_labels() and has_usual
+
+
+def identify(text: str) -> str:
+    """The primary code of the most probable language of a text."""
+    return primary(_identifier().classify(text)[0])
+
+
+def probability(text: str, code: str) -> float:
+    """The probability that a text is in a language which py3langid knows."""
+    return float(dict(_identifier().rank(text))[_identifier_labels()[primary(code)]])
+
+
+@cache
+def _identifier_labels() -> dict[str, str]:
+    """Primary code -> label of py3langid: `fil` -> `tl`."""
+    return {primary(label): label for label in _identifier().labels}
+
+
+@cache
+def _identifier() -> Any:
+    """One per process: it takes half a second and some 100 MB."""
+    require_identifier()
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

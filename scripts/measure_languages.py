@@ -23,7 +23,7 @@ from mtrain.config.clean import CleanConfig
 from mtrain.data.cleaning import normalize
 from mtrain.data.filters import PairFilter
 from mtrain.data.statistics import Norms
-from mtrain.data.suspicions import check_sides, suspicions
+from mtrain.data.suspicions import check_sides, suspicions_of_sample
 from mtrain.errors import DataError
 from mtrain.languages import language
 
@@ -84,7 +84,7 @@ def judge(pairs: list[tuple[str, str]], codes: tuple[str, str]) -> Direction:
         if reason := pair_filter.reason(source, target):
             result.reasons[reason] += 1
             result.dropped.append((f"line {line}: {reason}", source, target))
-    result.warnings = suspicions(pairs, codes, norms, "the entry")
+    result.warnings = suspicions_of_sample(pairs, codes, norms, "the entry")
     try:
         check_sides(pairs, codes, "the entry")
     except DataError as error:

@@ -74,7 +74,6 @@ def test_a_part_does_not_depend_on_those_after_it(parts: list[list[Pair]]) -> No
                 "Germany": "Deutschland",
                 "Welsh": "Walisisch",
                 "Swiss Franc": "Schweizer Franken",
-                "German (Switzerland)": "Deutsch (Schweiz)",
             },
         ),
         ("fr", {"Germany": "Allemagne", "Welsh": "gallois", "Swiss Franc": "franc suisse"}),
@@ -83,33 +82,31 @@ def test_a_part_does_not_depend_on_those_after_it(parts: list[list[Pair]]) -> No
 )
 def test_names_are_those_of_cldr(target: str, known: dict[str, str]) -> None:
     phrases = _Phrases(_locale("en"), _locale(target), random.Random(1))
-    tables = phrases.places, phrases.languages, phrases.currencies, phrases.variants
+    tables = phrases.places, phrases.languages, phrases.currencies
     names = {name.src: name.tgt for table in tables for name in table.values()}
     assert known.items() <= names.items()
 
 
 @pytest.mark.skipif(babel.__version__ != "2.18.0", reason="other data of CLDR, other phrases")
 def test_phrases_of_all_kinds_are_right() -> None:
-    """One of each kind, read by a person."""
+    """One phrase of each kind, checked by a person."""
     phrases = _Phrases(_locale("en"), _locale("de"), random.Random(5))
     assert {make.__name__: _spaced(make()) for make in phrases.kinds()} == {
         "calendar_date": ("Wed, Nov 1, 1995", "Mi., 1. Nov. 1995"),
         "clock_time": ("1:03 AM", "01:03"),
-        "time_in_zone": ("11:37:42 PM British Summer Time", "23:37:42 Britische Sommerzeit"),
-        "date_time": ("Wednesday, April 22, 1959, 5:42 AM", "Mittwoch, 22. April 1959, 05:42"),
-        "relative_time": ("61 weeks ago", "vor 61 Wochen"),
-        "date_interval": ("Nov 20 – Dec 9, 1988", "20. Nov. – 9. Dez. 1988"),
-        "time_interval": ("09:32 – 13:55", "09:32–13:55 Uhr"),
-        "money": ("9.00 Polish zlotys", "9,00 Polnische Złoty"),
-        "measure": ("0.2 acre-feet", "0,2 Acre-Feet"),
-        "rate": ("22.1 megabytes per second", "22,1 Megabyte pro Sekunde"),
-        "percentage": ("98.4%", "98,4 %"),
-        "name": ("Scottish Gaelic", "Gälisch (Schottland)"),
-        "list_of_names": (
-            "Kuwait, Eritrea, and St. Vincent & Grenadines",
-            "Kuwait, Eritrea und St. Vincent und die Grenadinen",
+        "date_time": (
+            "Thursday, September 8, 1994, 11:37:42 PM",
+            "Donnerstag, 8. September 1994, 23:37:42",
         ),
-        "list_of_phrases": ("42.5 volts or 15 milliamperes", "42,5 Volt oder 15 Milliampere"),
+        "relative_time": ("in 15 months", "in 15 Monaten"),
+        "date_interval": ("Jan 27 – Feb 9", "27. Jan. – 9. Feb."),
+        "money": ("PGK47.00", "47,00 PGK"),
+        "measure": ("74 calories", "74 Kalorien"),
+        "name": ("India", "Indien"),
+        "list_of_names": (
+            "Rwandan Franc, Cuban Peso, Cape Verdean Escudo, and United Arab Emirates Dirham",
+            "Ruanda-Franc, Kubanischer Peso, Cabo-Verde-Escudo und VAE-Dirham",
+        ),
     }
 
 
@@ -157,9 +154,9 @@ def test_an_unknown_language_is_a_sentence() -> None:
 
 
 def test_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Phrases, "kinds", lambda self: {self.percentage: 1})
+    monkeypatch.setattr(_Phrases, "kinds", lambda self: {self.name: 1})
     monkeypatch.setattr(cldr, "MAX_REPEATS", 20_000)
-    with pytest.raises(DataError, match=r"only 1,000 different phrase pairs .* en-de, but 1,001"):
+    with pytest.raises(DataError, match=r"only 626 different phrase pairs .* en-de, but 1,001"):
         cldr_pairs("en", "de", [1, 1000], seed=1)
 
 

@@ -117,7 +117,7 @@ def test_the_first_of_equal_pairs_stays() -> None:
 def test_so_many_of_one_hash_stay(values: list[int], limit: int, in_parts: bool) -> None:
     spread = [value << 61 for value in values]  # parts are told by the highest bits
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cleaning, "_SORTED_AT_ONCE", 2 if in_parts else 1000)
+        patch.setattr(cleaning, "_MAX_SORTED", 2 if in_parts else 1000)
         is_excess = find_excess(hashes(*spread), limit).tolist()
     assert is_excess == [values[:i].count(value) >= limit for i, value in enumerate(values)]
 

@@ -17,6 +17,8 @@ from mtrain.data.data_report import (
     table_of_entries,
 )
 from mtrain.data.overlap import NearMatch
+from mtrain.data.store import Sentences
+from mtrain.data.suspicions import suspicions_of_report
 
 IS_BYTE = (np.arange(10) == 9, np.arange(10) == 8)
 Kept = tuple[int, tuple[str, str], tuple[list[int], list[int]]]
@@ -24,11 +26,15 @@ Kept = tuple[int, tuple[str, str], tuple[list[int], list[int]]]
 
 def make(kept: Sequence[Kept], dropped: Sequence[tuple[int, str, tuple[str, str]]]) -> DataReport:
     """A report of two entries."""
-    report = DataReport(["crawl", "news"], IS_BYTE)
+    report = DataReport.of(["crawl", "news"])
     for entry, reason, pair in dropped:
+        report.entries[entry].n_read += 1
         report.add_dropped(entry, reason, pair)
-    if kept:
-        report.add_kept(*map(list, zip(*kept, strict=True)))  # type: ignore[arg-type]
+    for entry, texts, ids in kept:
+        report.entries[entry].n_read += 1
+        for side, statistics in enumerate(report.sides):
+            statistics.add_texts([texts[side]])
+            statistics.add_ids(Sentences.of([ids[side]], np.dtype("<u2")), IS_BYTE[side])
     return report
 
 
@@ -37,6 +43,7 @@ def test_what_is_counted() -> None:
         [(0, ("ein Haus", "a house"), ([4, 9], [5])), (1, ("ja", "a house"), ([4], [8, 8, 8]))],
         [(1, "numbers", ("3 Häuser", "4 houses"))],
     )
+    report.entries[1].n_read += 3
     report.add_dropped(1, "repeated", n_pairs=3)
     tree = json.loads(json.dumps(report.to_json()))
     crawl, news = tree["entries"]
@@ -103,7 +110,7 @@ def test_near_matches_show_both_sentences() -> None:
 def test_suspicions_that_counts_give_rise_to() -> None:
     kept: list[Kept] = [(0, (f"s{i}", f"t{i}"), ([9] * 5, [1])) for i in range(30)]
     report = make(kept, [(0, "numbers", (f"{i}", "x")) for i in range(20)])
-    numbers, in_bytes = report.to_json()["suspicions"]
+    numbers, in_bytes = suspicions_of_report(report, {})
     assert "`data.clean.numbers` drops 40% of crawl" in numbers
     assert "100% of the source pieces spell a character in bytes" in in_bytes
 
@@ -123,19 +130,4 @@ def test_a_target_that_is_too_frequent_is_suspicious() -> None:
     report.repeated_targets = [("Page not found", 20)]
     tree = report.to_json()
     assert tree["repeated_targets"] == [{"text": "Page not found", "n_pairs": 20}]
-    assert "2.0% of the targets are `Page not found`" in tree["suspicions"][0]
-
-
-def test_what_cleaning_noted_survives_as_plain_values() -> None:
-    report = DataReport(["a", "b"])
-    report.add_dropped(1, "numbers", ("one 1", "zwei 2"))
-    report.add_dropped(0, "copies", n_pairs=3)
-    report.add_near_match(
-        NearMatch("test", 1, "target", "known text", 0.6), ("source", "found text")
-    )
-    report.suspicions.append("odd")
-    again = DataReport.from_cleaning(json.loads(json.dumps(report.of_cleaning())))
-    assert again.to_json() == report.to_json()
-    again.add_dropped(1, "numbers", ("one 1", "zwei 2"))  # the same example again
-    assert again.dropped[1, "numbers"].n_pairs == 2
-    assert len(again.dropped[1, "numbers"].examples) == 1
+    assert "2.0% of the targets are `Page not found`" in suspicions_of_report(report, {})[0]

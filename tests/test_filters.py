@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import random
 from typing import Any
@@ -12,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from mtrain import languages as languages_module
 from mtrain.config.clean import CleanConfig, as_filters
 from mtrain.data.cleaning import count_words, normalize
 from mtrain.data.filters import REASONS, PairFilter, numbers_differ
-from mtrain.data.identifier import Identifier
 from mtrain.data.statistics import LengthRatio, Norms
 from mtrain.errors import UsageError
 
@@ -392,7 +391,7 @@ def test_language() -> None:
 
 
 def test_a_missing_identifier_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Identifier, "is_installed", staticmethod(lambda: False))
+    monkeypatch.setattr(languages_module, "can_identify", lambda: False)
     PairFilter(CleanConfig(), "en", "de")
     with pytest.raises(UsageError, match="needs the language identifier") as error:
         only("language", 0.01)
@@ -429,11 +428,6 @@ def test_copies_of_one_length_do_not_make_everything_else_odd() -> None:
     ratio = LengthRatio.learn([("x" * 10, "y" * 10)] * 1000)
     assert ratio.deviation(10, 13) < 4
     assert LengthRatio.learn([]).deviation(10, 13) < 4
-
-
-def test_norms_survive_json() -> None:
-    norms = Norms.learn([GOOD] * 100)
-    assert Norms.from_json(json.loads(json.dumps(norms.to_json()))) == norms
 
 
 @given(st.text(), st.text())

@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 from mtrain.config.clean import CleanConfig
 from mtrain.data.cldr import cldr_pairs
 from mtrain.data.filters import PairFilter
-from mtrain.data.identifier import Identifier
 from mtrain.data.statistics import Norms
 from mtrain.decoding.alignment import Side
 from mtrain.evaluation import number_words
 from mtrain.evaluation.metrics import Score, bleu_tokenizer, score_all
 from mtrain.languages import (
+    identifies,
+    identify,
     is_kind_of,
     language,
     main_script,
     primary,
+    probability,
     runs_outside,
     script_of,
     scripts_of,
@@ -200,11 +202,10 @@ def test_the_text_tells_a_script_that_the_code_leaves_open(
 @pytest.mark.parametrize("code", ["tgl_Latn", "fil", "tl", "zho_Hant", "zh", "ben_Beng", "deu"])
 def test_the_identifier_knows_a_language_by_any_code(code: str) -> None:
     pytest.importorskip("py3langid")
-    identifier = Identifier()
-    assert identifier.knows(code)
-    assert 0 <= identifier.probability("Ang mga bata ay naglalaro.", code) <= 1
-    assert not identifier.knows("deu_Cyrl")
-    assert identifier.identify("Ang mga bata ay naglalaro sa labas ng bahay.") == "fil"
+    assert identifies(code)
+    assert 0 <= probability("Ang mga bata ay naglalaro.", code) <= 1
+    assert not identifies("deu_Cyrl")
+    assert identify("Ang mga bata ay naglalaro sa labas ng bahay.") == "fil"
 
 
 @pytest.mark.parametrize(

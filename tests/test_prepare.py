@@ -441,7 +441,7 @@ def test_when_cleaning_leaves_nothing_its_filter_is_named() -> None:
     assert "`data.clean.numbers`" in (error.value.fix or "")
 
 
-def test_sides_in_each_others_place_are_an_error() -> None:
+def test_swapped_sides_are_an_error() -> None:
     months = [("January", "Januar"), ("March", "März"), ("June", "Juni"), ("July", "Juli")]
     pairs = [
         (f"Im {monat} und im {other} regnet es.", f"It rains in {month} and {another}.")
@@ -479,7 +479,7 @@ def test_a_directory_that_cannot_be_written() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize(
     ("module", "name", "is_first_step"),
-    [(corpus, "corpus.text", True), (store, "train.target.ids", False)],
+    [(store, "corpus.text", True), (store, "train.target.ids", False)],
 )
 def test_a_full_disk_is_named_and_only_whole_steps_stay(
     module: ModuleType, name: str, is_first_step: bool, monkeypatch: pytest.MonkeyPatch
@@ -536,7 +536,7 @@ def test_whole_steps_are_not_done_again(
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "train_tokenizers", None)
         assert hashes(prepare(config, CONFIG).path) == expected
-    assert "after: cleaning the text, learning the pieces" in capsys.readouterr().err
+    assert "after: cleaned-text, tokenizer" in capsys.readouterr().err
     assert leftovers() == []
 
 
@@ -602,7 +602,7 @@ def test_a_killed_prepare_leaves_no_process_and_is_gone_on_with(tmp_path: Path) 
     done = subprocess.run(
         command, env=mtrain_environment(), capture_output=True, text=True, check=True
     )
-    assert "going on in" in done.stderr
+    assert "resuming in" in done.stderr
     assert leftovers() == []
     prepared = find_prepared(config, CONFIG)
     assert prepared is not None

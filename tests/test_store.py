@@ -11,7 +11,6 @@ from conftest import mtrain_environment
 
 from mtrain.data.store import Sentences, StoreWriter, TokenStore, TurnedStore
 from mtrain.errors import DataError
-from mtrain.storage import sha256_of
 
 PAIRS = [([5, 6, 7], [8]), ([9], [10, 11]), ([], [12, 13, 14])]
 
@@ -72,14 +71,6 @@ def test_an_id_beyond_its_type_is_no_silent_overflow(tmp_path: Path) -> None:
         pytest.raises(OverflowError),
     ):
         writer.append([([70_000], [1])])
-
-
-def test_counts_and_hashes_are_those_of_the_files(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path, "train", (1000, 1000))
-    writer.append(PAIRS)
-    counts = writer.close()
-    assert (counts.n_pairs, counts.n_source_tokens, counts.n_target_tokens) == (3, 4, 6)
-    assert counts.sha256 == {path.name: sha256_of(path) for path in tmp_path.iterdir()}
 
 
 def test_arrays_cannot_be_written(tmp_path: Path) -> None:

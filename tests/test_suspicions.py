@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from mtrain.data.identifier import Identifier
+from mtrain.data import suspicions
 from mtrain.data.statistics import Norms
-from mtrain.data.suspicions import check_sides, suspicions
+from mtrain.data.suspicions import check_sides, suspicions_of_sample
 from mtrain.errors import DataError
 
 ENGLISH = ["we met in {} and went to the sea", "they come in {} or on monday, not before"]
@@ -27,11 +27,11 @@ def _identifier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Everything is found without the language identifier, and is not lost with it."""
     if request.param:
         pytest.importorskip("py3langid")
-    monkeypatch.setattr(Identifier, "is_installed", staticmethod(lambda: request.param))
+    monkeypatch.setattr(suspicions, "can_identify", lambda: request.param)
 
 
 def say(pairs: list[tuple[str, str]]) -> list[str]:
-    return suspicions(pairs, ("en", "de"), Norms.learn(pairs), "data.train.0")
+    return suspicions_of_sample(pairs, ("en", "de"), Norms.learn(pairs), "data.train.0")
 
 
 def test_swapped_sides_are_an_error_that_says_which() -> None:
@@ -60,7 +60,7 @@ def test_text_that_does_not_tell_is_left_alone() -> None:
 
 def test_good_text_is_not_suspicious() -> None:
     assert say(PAIRS) == []
-    assert suspicions([], ("en", "de"), Norms.learn(PAIRS), "x") == []
+    assert suspicions_of_sample([], ("en", "de"), Norms.learn(PAIRS), "x") == []
 
 
 def test_a_share_of_the_target_in_the_source_language_is_named() -> None:
@@ -87,7 +87,7 @@ def test_text_in_another_script_is_named() -> None:
 )
 def test_traces_of_preprocessing(spoil: Callable[[str], str], said: str) -> None:
     pairs = [(source, spoil(target)) for source, target in PAIRS]
-    found = suspicions(pairs, ("en", "de"), Norms.learn(PAIRS), "x")
+    found = suspicions_of_sample(pairs, ("en", "de"), Norms.learn(PAIRS), "x")
     assert [sentence for sentence in found if "source" in sentence] == []
     assert any(sentence.startswith(said) for sentence in found)
 
@@ -95,5 +95,5 @@ def test_traces_of_preprocessing(spoil: Callable[[str], str], said: str) -> None
 def test_a_handful_of_lines_is_no_evidence() -> None:
     tokenized = [(f"{source} .", f"{target} .") for source, target in PAIRS]
     norms = Norms.learn(PAIRS)
-    assert suspicions(tokenized[:10], ("en", "de"), norms, "x") == []
-    assert suspicions(tokenized[:20], ("en", "de"), norms, "x") != []
+    assert suspicions_of_sample(tokenized[:10], ("en", "de"), norms, "x") == []
+    assert suspicions_of_sample(tokenized[:20], ("en", "de"), norms, "x") != []

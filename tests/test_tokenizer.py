@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from mtrain.config.sections import TokenizerConfig
 from mtrain.data.cleaning import normalize
-from mtrain.data.sentencepiece_model import adopt
 from mtrain.data.tokenizer import (
     BOS,
     EOS,
@@ -23,6 +22,7 @@ from mtrain.data.tokenizer import (
     PAD,
     UNK,
     Tokenizer,
+    adopt,
     load_tokenizers,
     train_tokenizers,
 )
@@ -226,12 +226,12 @@ def test_a_foreign_model_without_bytes_is_warned_about(
     assert "no pieces for bytes" in capsys.readouterr().err
 
 
-def test_what_is_no_model_cannot_be_taken_over(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_cannot_be_used(tmp_path: Path) -> None:
     path = tmp_path / "text.model"
     with pytest.raises(DataError, match="cannot read the tokenizer"):
         train(tmp_path, model=str(path))
     path.write_text("not a model")
-    with pytest.raises(DataError, match="is no SentencePiece model"):
+    with pytest.raises(DataError, match="is not a SentencePiece model"):
         train(tmp_path, model=str(path))
     for damaged in (b"\x0a\xff", b"\x0b", b"\x80"):
         with pytest.raises(ValueError, match="it "):
@@ -282,6 +282,6 @@ def test_long_text_is_sampled_by_its_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     n_characters = sum(len(source) + len(target) for source, target in PAIRS)
-    monkeypatch.setattr("mtrain.data.tokenizer._MOST_CHARACTERS", 5 * n_characters)
+    monkeypatch.setattr("mtrain.data.tokenizer._MAX_CHARACTERS", 5 * n_characters)
     train(tmp_path, PAIRS * 20)
     assert f"learning the pieces from {5 * len(PAIRS)} pairs" in capsys.readouterr().err

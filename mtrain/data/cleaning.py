@@ -1,8 +1,7 @@
-"""Normalises text, and decides which training pairs stay.
+"""Normalises text, and finds training pairs that repeat others or leak evaluation sentences.
 
-`normalize` is applied to every training text and, the same, to whatever is translated. The other
-functions answer one question each about a pair; `prepare` asks them in turn and counts.
-Sentences are compared by 64-bit hashes, so that a corpus need not be held in memory.
+`normalize` is applied to all training text and to all text that is translated. Sentences are
+compared by 64-bit hashes, so that a corpus need not fit into memory.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ from numpy.typing import NDArray
 from mtrain.languages import unspaced
 
 Hashes = NDArray[np.uint64]
+TextPair = tuple[str, str]  # source, target
 
-# A side of so many words identifies a sentence; fewer may be said in many places.
+# A side of at least so many words identifies a sentence; a shorter one may occur anywhere.
 MIN_WORDS_ALONE = 5
 
-# All control characters that are no white space, and the byte order mark. The joiners U+200C and
-# U+200D stay: Persian, Hindi and emoji are spelled with them.
+# All control characters except white space, and the byte order mark. The joiners U+200C and U+200D
+# stay: Persian, Hindi and emoji need them.
 _DROPPED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]")
 _NO_LETTERS = re.compile(r"[\W\d_]+")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-_SORTED_AT_ONCE = 1 << 21  # hashes
+_MAX_SORTED = 1 << 21  # hashes at a time
 
 
 def normalize(text: str) -> str:
-    """One clean line: NFC, no control characters, white space of any kind as single spaces.
+    """One clean line: NFC, no control characters, single spaces instead of any white space.
 
-    Applying it twice changes nothing. Half a surrogate pair, which no UTF-8 file can hold, becomes
-    U+FFFD.
+    Idempotent. Half a surrogate pair, which UTF-8 cannot encode, becomes U+FFFD.
     """
     if not (text.isascii() and text.isprintable()):
         text = _SURROGATES.sub("\ufffd", _DROPPED.sub("", text))
@@ -50,12 +49,12 @@ def count_words(text: str) -> int:
 
 
 def digest(text: str) -> bytes:
-    """8 bytes that stand for a text, the same on every machine."""
+    """A hash of 8 bytes, the same on every machine."""
     return blake2b(text.encode(), digest_size=8).digest()
 
 
 def hash_text(text: str) -> int:
-    """The digest as a number of 64 bits."""
+    """The digest as a 64-bit number."""
     return int.from_bytes(digest(text), "little")
 
 
@@ -65,35 +64,29 @@ def hashes_of(digests: Sequence[bytes]) -> Hashes:
 
 
 def loosen(text: str) -> str:
-    """What is left of a text without case, digits and punctuation; itself where that is nothing."""
+    """A text without case, digits and punctuation; unchanged if nothing else is in it."""
     return " ".join(_NO_LETTERS.sub(" ", text.casefold()).split()) or text
 
 
 class EvaluationText:
-    """The sentences of valid and test sets, by which leaked training pairs are recognised.
+    """The sentences of valid and test sets, to recognise leaked training pairs."""
 
-    names  of the sets; a sentence knows its sets by the bits of a number, the first set's is 1
-    """
-
-    def __init__(self, splits: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+    def __init__(self, splits: Mapping[str, Iterable[TextPair]]) -> None:
         self.names = list(splits)
-        self._sources: dict[bytes, int] = {}  # digest -> bits of the sets that hold the sentence
+        # Digest -> the sets with this sentence, as bits; bit 0 is the first set.
+        self._sources: dict[bytes, int] = {}
         self._targets: dict[bytes, int] = {}
         for number, pairs in enumerate(splits.values()):
             for pair in pairs:
-                self._add(pair, 1 << number)
-
-    def _add(self, pair: tuple[str, str], bit: int) -> None:
-        """Know both sides; an empty line identifies nothing."""
-        for text, known in zip(map(normalize, pair), (self._sources, self._targets), strict=True):
-            if text:
-                key = digest(text)
-                known[key] = known.get(key, 0) | bit
+                for text, known in zip(pair, (self._sources, self._targets), strict=True):
+                    if text := normalize(text):  # an empty line identifies nothing
+                        key = digest(text)
+                        known[key] = known.get(key, 0) | 1 << number
 
     def find(self, source: str, target: str, digests: tuple[bytes, bytes]) -> list[str]:
-        """The sets of which a normalised training pair would give a sentence away.
+        """The sets with a sentence of a normalised training pair.
 
-        One side of five words or more is enough; of shorter ones both sides must be known.
+        One known side of five words or more is enough; otherwise both sides must be known.
         """
         in_source = self._sources.get(digests[0], 0)
         in_target = self._targets.get(digests[1], 0)
@@ -111,13 +104,13 @@ class EvaluationText:
 
 
 def find_repeats(sources: Hashes, targets: Hashes) -> NDArray[np.bool_]:
-    """(n,) True where both sides occurred together before; the first occurrence is no repeat."""
+    """(n,) True where the same two sides have occurred before."""
     # The order of the sides matters.
     return find_excess(sources * np.uint64(0x9E3779B97F4A7C15) ^ targets, 1)
 
 
 def find_excess(hashes: Hashes, limit: int) -> NDArray[np.bool_]:
-    """(n,) True where a hash had occurred `limit` times before."""
+    """(n,) True where a hash has occurred `limit` times before."""
     is_excess = np.zeros(len(hashes), dtype=bool)
     for positions in _groups(hashes):
         values = hashes[positions]
@@ -131,9 +124,9 @@ def find_excess(hashes: Hashes, limit: int) -> NDArray[np.bool_]:
 def _groups(hashes: Hashes) -> Iterator[NDArray[np.int64]]:
     """Positions sorted by (hash, position), in parts that never separate equal hashes.
 
-    A part is sorted at a time, so that memory stays small beside the hashes themselves.
+    One part is sorted at a time, which needs little memory.
     """
-    bits = max(0, len(hashes) // _SORTED_AT_ONCE).bit_length()
+    bits = max(0, len(hashes) // _MAX_SORTED).bit_length()
     top = hashes.view("<u2")[3::4] >> (16 - bits) if bits else np.zeros(len(hashes), np.uint16)
     for part in range(1 << bits):
         positions = np.flatnonzero(top == part)
@@ -147,7 +140,7 @@ def choose_valid(
 
     Returns the (n_valid,) ascending indices of the drawn pairs, preferably of sentences that
     occur once, and (n,) True for every pair that shares a sentence with one of them (itself
-    included) and so cannot stay in training.
+    included) and so cannot be trained on.
     """
     shares = _occurs_again(sources) | _occurs_again(targets)
     order = np.random.default_rng(seed).permutation(len(sources))

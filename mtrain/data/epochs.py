@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from mtrain import console
 from mtrain.config.root import Config
 from mtrain.data.batching import BatchPlan
-from mtrain.data.corpus import CHUNK_PAIRS
-from mtrain.data.encoding import SubwordSampler, TextChunk
+from mtrain.data.corpus import CHUNK_PAIRS, read_pairs
+from mtrain.data.encoding import SubwordSampler
 from mtrain.data.identity import train_tags
 from mtrain.data.order import Mixture
+from mtrain.data.reading import Pairs
 from mtrain.data.store import StoreWriter, TokenStore, TurnedStore
 from mtrain.data.tokenizer import load_tokenizers
 from mtrain.machine.process_pool import map_in_order
@@ -95,14 +96,14 @@ class Epochs:
             self._config.data.max_length,
         )
 
-    def _text_chunks(self, epoch: int) -> Iterator[TextChunk]:
-        """The text of all pairs, each chunk of one entry."""
+    def _text_chunks(self, epoch: int) -> Iterator[tuple[Pairs, tuple[int, ...]]]:
+        """The text of all pairs, and the random seed of each chunk."""
         n_chunks = 0
         with open(self._prepared / "train.text", "rb") as file:
             for entry, size in enumerate(self._mixture.sizes):
                 for start in range(0, size, CHUNK_PAIRS):
-                    lines = b"".join(islice(file, min(CHUNK_PAIRS, size - start)))
-                    yield TextChunk(entry, lines, (self._config.train.seed, epoch, n_chunks))
+                    pairs = read_pairs(entry, islice(file, min(CHUNK_PAIRS, size - start)))
+                    yield pairs, (self._config.train.seed, epoch, n_chunks)
                     n_chunks += 1
 
 

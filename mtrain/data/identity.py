@@ -23,8 +23,9 @@ from mtrain import console
 from mtrain.config.entries import CldrEntry, Entry
 from mtrain.config.root import Config
 from mtrain.config.sections import TokenizerModels
-from mtrain.data.cleaning import normalize
-from mtrain.data.corpus import CHUNK_PAIRS, RawChunk, TextPair
+from mtrain.data.cldr import VERSION as CLDR_VERSION
+from mtrain.data.cleaning import TextPair, normalize
+from mtrain.data.corpus import CHUNK_PAIRS
 from mtrain.data.lock import Lock
 from mtrain.data.reading import Pairs, Reading, Source
 from mtrain.data.sources import (
@@ -78,7 +79,8 @@ def identify(config: Config, lock: Lock, download: bool) -> str:
     is_generated = any(isinstance(entry, CldrEntry) for _, entry in entries_of(config))
     identity: dict[str, Any] = {
         "format": FORMAT,
-        "cldr": version("babel") if is_generated else None,  # its phrases change with CLDR
+        # Generated phrases change with CLDR and with their generator.
+        "cldr": f"{version('babel')} {CLDR_VERSION}" if is_generated else None,
         "inputs": inputs,
         "source": config.source,
         "target": config.target,
@@ -217,12 +219,11 @@ class Inputs:
             key.removeprefix("data.").removeprefix("test."): self._read_split(key) for key in keys
         }
 
-    def training_chunks(self) -> Iterator[RawChunk]:
+    def training_chunks(self) -> Iterator[Pairs]:
         """Yield the training text, entry after entry; counts what is not text."""
         for number, key in enumerate(train_keys(self._config)):
             reading = self._reading(key, number, self._config.data.max_unreadable)
-            for pairs in self._read(key, reading):
-                yield RawChunk(pairs.entry, pairs.src, pairs.tgt)
+            yield from self._read(key, reading)
             self.n_unreadable[number] = reading.n_unreadable
 
     def samples(self) -> dict[str, list[TextPair]]:

@@ -1,8 +1,8 @@
-"""Training pairs that are nearly a sentence of valid or test: they share most of its long n-grams.
+"""Training pairs that nearly equal a sentence of valid or test: they share most long n-grams.
 
-Exact matches are removed (`cleaning.EvaluationText`); near ones are found here and reported, for
-the user to judge. Only the evaluation text is indexed, so memory does not grow with the training
-text, and a pair costs a few microseconds unless all its words are known ones.
+Exact matches are removed (`cleaning.EvaluationText`); near matches are found here and reported for
+the user to judge. Only the evaluation text is indexed, so that memory does not grow with the
+training text, and a pair takes a few microseconds unless all its words are indexed.
 """
 
 from __future__ import annotations
@@ -12,35 +12,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mtrain.data.cleaning import normalize
+from mtrain.data.cleaning import TextPair, normalize
 from mtrain.data.store import SIDES
 from mtrain.languages import unspaced
 
 N_WORDS = 8  # of an n-gram; in scripts without spaces, twice as many characters
 MIN_SHARE = 0.5  # of an evaluation sentence's n-grams, for a near match
 
-TextPair = tuple[str, str]  # source, target
-
 
 @dataclass(frozen=True, slots=True)
 class NearMatch:
-    """An evaluation sentence that a training pair shares much with."""
+    """An evaluation sentence that nearly equals a side of a training pair."""
 
     split: str  # `valid`, or the name of a test set
-    line: int  # of the split, counted from 1
+    line: int  # of the split, from 1
     side: str  # `source` or `target`
     text: str  # the evaluation sentence, normalised
-    share: float  # of its n-grams that the training sentence has
+    share: float  # of its n-grams that are in the training sentence
 
 
 class NearMatches:
-    """The n-grams of evaluation sentences, by side; picklable, no state changed by calls."""
+    """The n-grams of evaluation sentences, by side."""
 
     def __init__(self, splits: Mapping[str, Sequence[TextPair]]) -> None:
         self._indices = tuple(_Index(side, splits) for side in range(len(SIDES)))
 
     def find(self, source: str, target: str) -> NearMatch | None:
-        """The evaluation sentence most of which is in a normalised training pair, if any."""
+        """An evaluation sentence that nearly equals a side of a normalised training pair."""
         for index, text in zip(self._indices, (source, target), strict=True):
             match = index.find(text)
             if match is not None:
@@ -49,7 +47,7 @@ class NearMatches:
 
 
 class _Index:
-    """One side of all splits: n-gram -> the sentences that it is in."""
+    """One side of all splits: n-gram -> the sentences with it."""
 
     def __init__(self, side: int, splits: Mapping[str, Sequence[TextPair]]) -> None:
         self._side = SIDES[side]
@@ -76,7 +74,7 @@ class _Index:
                 self._sentences_with[gram] = (*self._sentences_with.get(gram, ()), number)
 
     def find(self, text: str) -> NearMatch | None:
-        """The sentence with the largest share of its n-grams in a text, if that is large."""
+        """The sentence with the largest share of its n-grams in a text, if large enough."""
         units = self._units(text)
         if len(units) < self._n or not self._may_share(units):
             return None
@@ -91,13 +89,13 @@ class _Index:
         return NearMatch(split, line, self._side, known, shares[best])
 
     def _may_share(self, units: list[str]) -> bool:
-        """Nearly all text fails here: it has no n words in a row that the index knows."""
+        """A fast check that fails for nearly all text: n words in a row that are indexed."""
         return b"\1" * self._n in bytes(map(self._known.__contains__, units)) and b"\1" * (
             self._n - 1
         ) in bytes(map(self._bigrams.__contains__, pairwise(units)))
 
     def _units(self, text: str) -> list[str]:
-        """Words in lower case; characters where most of the evaluation text has no spaces."""
+        """Words in lower case, or characters if most of the evaluation text has no spaces."""
         return text.lower().split(" ") if self._is_spaced else list(text.lower().replace(" ", ""))
 
     def _grams(self, units: list[str]) -> set[str]:

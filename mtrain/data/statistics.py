@@ -1,8 +1,7 @@
-"""What is usual in a corpus: how long translations are, which script and words each side has.
+"""The norms of a corpus: usual length ratios, and the script and words of each side.
 
-Filters that need no knowledge of languages judge a pair against these. They are learnt from a
-sample of the very data that is cleaned, by medians and counts, so that a share of noise does
-little to them.
+Filters judge pairs by them without any knowledge of the languages. They are learnt from a sample
+of the data to be cleaned, by medians and counts, which are robust to noise.
 """
 
 from __future__ import annotations
@@ -10,32 +9,30 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
+from mtrain.data.cleaning import TextPair
 from mtrain.languages import language, main_script
 
-TextPair = tuple[str, str]  # source, target
-
-_SCRIPT_PAIRS = 2000  # enough to know the script that most text is in
+_SCRIPT_PAIRS = 2000  # enough to know the main script
 _MIN_PAIRS = 50  # of one length, to learn its deviation
-_MIN_DEVIATION = 0.1  # of the logarithm: copies and numbers, all of one ratio, stay apart from this
+_MIN_DEVIATION = 0.1  # of the logarithm, against a corpus of copies or numbers with a single ratio
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 _MIN_COUNT, _MAX_WORDS = 5, 100_000  # of the words whose side is learnt
-_MAX_ODDS = 2.0  # what one word may say of its side: it takes several to be sure
+_MAX_ODDS = 2.0  # of one word, so that it takes several to be sure
 _CLEAR_ODDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class LengthRatio:
-    """log(target / source characters): its middle and deviation, for pairs of similar length.
+    """Median and deviation of log(target / source characters), for pairs of similar length.
 
     Pairs of 2^i up to 2^(i+1) characters, both sides together, have `middles[i]` and
-    `deviations[i]`; short pairs deviate more. Medians of absolute deviations, so noise has little
-    say.
+    `deviations[i]`; short pairs deviate more. Deviations are medians of absolute deviations.
     """
 
     middles: tuple[float, ...]
@@ -43,7 +40,7 @@ class LengthRatio:
 
     @classmethod
     def learn(cls, pairs: Iterable[TextPair]) -> LengthRatio:
-        """From normalised pairs; lengths that are rare in them take on the nearest's norms."""
+        """From normalised pairs; rare lengths get the norms of the nearest frequent length."""
         lengths = np.array([(len(source), len(target)) for source, target in pairs]).reshape(-1, 2)
         lengths = lengths[lengths.min(axis=1, initial=1) > 0]
         ratios = np.log(lengths[:, 1] / lengths[:, 0])
@@ -61,22 +58,22 @@ class LengthRatio:
         return cls(tuple(norm[0] for norm in nearest), tuple(norm[1] for norm in nearest))
 
     def deviation(self, n_source: int, n_target: int) -> float:
-        """How far a pair of so many characters is from the middle, in deviations."""
+        """The distance from the median of a pair with so many characters, in deviations."""
         size = min((n_source + n_target).bit_length() - 1, len(self.middles) - 1)
         return abs(math.log(n_target / n_source) - self.middles[size]) / self.deviations[size]
 
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """What the filters know of a corpus; picklable, and JSON by `to_json` and `from_json`."""
+    """What the filters know of a corpus."""
 
     length_ratio: LengthRatio
-    scripts: tuple[str | None, str | None]  # of source and target: that of most letters
+    scripts: tuple[str | None, str | None]  # of most letters of source and target
     words: dict[str, float]  # log-odds of a word to be of the target side rather than the source
 
     @classmethod
     def learn(cls, pairs: Iterable[TextPair]) -> Norms:
-        """From normalised pairs, a few thousand or more of them drawn from all the data."""
+        """From a sample of normalised pairs, a few thousand or more."""
         sample = list(pairs)
         few = sample[:: max(1, len(sample) // _SCRIPT_PAIRS)]
         return cls(
@@ -86,10 +83,10 @@ class Norms:
         )
 
     def scripts_of(self, side: int, code: str) -> tuple[str, ...]:
-        """The scripts of a side: its language's; where the code names none, also what most have.
+        """The scripts of a side: those of its language and, if its code names none, the main one.
 
-        But not the other side's script, which may be text without a translation, where CLDR has
-        data of the language and so is sure of its script.
+        Not the main one if it is also that of the other side, as the text may be untranslated, and
+        CLDR has data of the language, so that its script is certain.
         """
         known, found = language(code), self.scripts[side]
         is_sure = found == self.scripts[1 - side] and known.scripts and known.locale() is not None
@@ -98,28 +95,13 @@ class Norms:
         return tuple(dict.fromkeys((*known.scripts, found)))
 
     def leaning(self, words: Sequence[str]) -> float:
-        """Log-odds of words to be in the target's language; 0 where they do not clearly tell."""
+        """Log-odds of words to be in the target language; 0 if they are not clear."""
         odds = sum(map(self.words.get, words, repeat(0.0)))
         return odds if abs(odds) > _CLEAR_ODDS else 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """A tree of plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> Norms:
-        """The reverse of `to_json`, also after JSON made lists of tuples."""
-        ratio = tree["length_ratio"]
-        source, target = tree["scripts"]
-        return cls(
-            LengthRatio(tuple(ratio["middles"]), tuple(ratio["deviations"])),
-            (source, target),
-            dict(tree["words"]),
-        )
-
 
 def _middle_and_deviation(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
-    """Median, and deviation as of a normal distribution with the same median absolute one."""
+    """Median, and the standard deviation of a normal distribution with the same MAD."""
     if not len(ratios):
         return 0.0, 1.0
     middle = float(np.median(ratios))
@@ -128,9 +110,9 @@ def _middle_and_deviation(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> tupl
 
 
 def _sides_of_words(sample: list[TextPair]) -> dict[str, float]:
-    """Log-odds of each frequent word in lower case to be of the target side.
+    """Log-odds of each frequent lower-case word to be on the target side.
 
-    Words with capitals are left out: names are the same on both sides, and tell nothing.
+    Capitalised words are left out: names are the same on both sides.
     """
     counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     for pair in sample:

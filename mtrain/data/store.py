@@ -1,24 +1,24 @@
-"""Memory-mapped token ids: what training reads.
+"""Memory-mapped token ids: the input of training.
 
-A store of n pairs named `train` is a few files in a directory, little-endian:
+A store of n pairs named `train` consists of these files in a directory, little-endian:
 
     train.json              number of pairs and tokens, types of ids
-    train.source.ids        all source ids, one sentence after the other, without BOS and EOS
+    train.source.ids        all source ids, sentence after sentence, without BOS and EOS
     train.source.offsets    n + 1 int64: sentence i is ids[offsets[i]:offsets[i + 1]]
     train.target.ids        the same for the target
     train.target.offsets
-    train.sources           n uint16: the number of each pair's entry in data.train, ascending
-    train.target.hashes     n uint64: `cleaning.hash_text` of each target, where stored
-    train.text              `source TAB target` a line, where pieces are drawn anew every epoch
+    train.sources           n uint16: the index of each pair's entry in data.train, ascending
+    train.target.hashes     optional, n uint64: `cleaning.hash_text` of each target
+    train.text              optional, `source TAB target` per line: for sampled subwords
 
-Ids are uint16 where the vocabulary allows, uint32 otherwise. Opening maps the files and compares
-their sizes with train.json; nothing is read, however large the store. `check` reads all of it once.
+Ids are uint16 if the vocabulary allows, uint32 otherwise. Opening maps the files and compares their
+sizes with train.json; nothing is read, however large the store. `check` reads all of it once.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -31,11 +31,10 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from mtrain.errors import DataError
-from mtrain.storage import parse_json, read_bytes, sha256_of, storage_errors, write_json
+from mtrain.storage import parse_json, read_bytes, storage_errors, write_json
 
 FORMAT = 2
 SIDES = ("source", "target")
-
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 48)]
 
@@ -51,71 +50,57 @@ _HEADER: TypeAdapter[dict[str, Any]] = TypeAdapter[Any](_Header)
 
 Ids = NDArray[Any]  # uint16 or uint32
 _OFFSET_DTYPE, _ENTRY_DTYPE, _HASH_DTYPE = np.dtype("<i8"), np.dtype("<u2"), np.dtype("<u8")
-_READ_AT_ONCE = 1 << 20  # offsets
+_CHUNK = 1 << 20  # items read at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Sentences:
-    """One side of some pairs: all ids, one sentence after the other, and how many each has."""
+    """One side of some pairs: all ids, sentence after sentence, and the number in each."""
 
     ids: Ids
     lengths: NDArray[np.int64]
 
     @classmethod
     def of(cls, sentences: Sequence[Sequence[int]], dtype: np.dtype[Any]) -> Sentences:
-        """From a list of ids a sentence."""
+        """From one list of ids per sentence."""
         lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
         ids = np.fromiter(chain.from_iterable(sentences), dtype, int(lengths.sum()))
         return cls(ids, lengths)
 
 
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest type that holds the ids of a vocabulary."""
+    """The smallest type for the ids of a vocabulary."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-
-
-@dataclass(frozen=True)
-class StoreCounts:
-    """What a finished store holds; sha256 of each file by its name."""
-
-    n_pairs: int
-    n_source_tokens: int
-    n_target_tokens: int
-    sha256: dict[str, str]
 
 
 class StoreWriter:
     """Writes a store, some pairs at a time; it is readable once closed.
 
-    The directory is one under construction: whoever owns it renames it when all is written.
-    As a context manager it leaves no file open; only `close` finishes the store.
+    The directory is one under construction, which its owner renames when all is written. As a
+    context manager it leaves no file open; only `close` finishes the store.
     """
 
     def __init__(self, directory: Path, name: str, vocab_sizes: tuple[int, int]) -> None:
-        self._header = directory / f"{name}.json"
-        self._n_pairs = 0
-        self._entries = _HashedFile(directory / f"{name}.sources")
-        self._hashes_path = directory / f"{name}.target.hashes"
-        self._hashes: _HashedFile | None = None
-        self._text_path = directory / f"{name}.text"
-        self._text: _HashedFile | None = None
-        self._source, self._target = (
-            _SideWriter(directory, f"{name}.{side}", vocab_size)
-            for side, vocab_size in zip(SIDES, vocab_sizes, strict=True)
-        )
+        self._directory, self._name = directory, name
+        self._dtypes = [id_dtype(vocab_size) for vocab_size in vocab_sizes]
+        self._n_pairs, self._n_tokens = 0, [0, 0]
+        self._files: dict[str, OutputFile] = {}
+        self._open_files = ExitStack()
+        self._write("sources", b"")
+        for side in SIDES:
+            self._write(f"{side}.ids", b"")
+            self._write(f"{side}.offsets", np.zeros(1, _OFFSET_DTYPE).tobytes())
 
     def __enter__(self) -> StoreWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._close_files()
+        self._open_files.close()
 
     def append(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Add pairs of (source ids, target ids), without specials, of entry 0."""
-        self.extend(
-            Sentences.of([source for source, _ in pairs], self._source.dtype),
-            Sentences.of([target for _, target in pairs], self._target.dtype),
-        )
+        """Add pairs of (source ids, target ids), without special symbols, of entry 0."""
+        source, target = ([pair[side] for pair in pairs] for side in (0, 1))
+        self.extend(Sentences.of(source, self._dtypes[0]), Sentences.of(target, self._dtypes[1]))
 
     def extend(
         self,
@@ -123,88 +108,71 @@ class StoreWriter:
         target: Sentences,
         entry: int = 0,
         target_hashes: NDArray[np.uint64] | None = None,
+        text: bytes = b"",
     ) -> None:
-        """Add pairs of one entry of data.train; with hashes always, or never."""
-        self._source.extend(source)
-        self._target.extend(target)
-        self._entries.write(np.full(len(source.lengths), entry, _ENTRY_DTYPE).tobytes())
+        """Add pairs of one entry of data.train; hashes and text are those of all pairs, or none.
+
+        text  `source TAB target LF` per pair
+        """
+        for side, sentences in enumerate((source, target)):
+            ids = sentences.ids.astype(self._dtypes[side], copy=False)
+            self._write(f"{SIDES[side]}.ids", ids.tobytes())
+            offsets = self._n_tokens[side] + np.cumsum(sentences.lengths)
+            self._write(f"{SIDES[side]}.offsets", offsets.astype(_OFFSET_DTYPE).tobytes())
+            self._n_tokens[side] += len(ids)
+        n_pairs = len(source.lengths)
+        self._write("sources", np.full(n_pairs, entry, _ENTRY_DTYPE).tobytes())
         if target_hashes is not None:
-            if self._hashes is None:
-                self._hashes = _HashedFile(self._hashes_path)
-            self._hashes.write(target_hashes.tobytes())
-        self._n_pairs += len(source.lengths)
+            self._write("target.hashes", target_hashes.tobytes())
+        if text:
+            self._write("text", text)
+        self._n_pairs += n_pairs
 
-    def keep_text(self, lines: bytes) -> None:
-        """Add the text of pairs, as `source TAB target LF` each; of all pairs, or of none."""
-        if self._text is None:
-            self._text = _HashedFile(self._text_path)
-        self._text.write(lines)
+    def close(self) -> None:
+        """Finish the files; the header comes last, so that a store without one is unfinished."""
+        self._open_files.close()
+        header = {
+            "format": FORMAT,
+            "n_pairs": self._n_pairs,
+            "n_tokens": self._n_tokens,
+            "dtypes": [dtype.str for dtype in self._dtypes],
+        }
+        write_json(self._directory / f"{self._name}.json", header)
 
-    def close(self) -> StoreCounts:
-        """Finish the files; the header comes last, so a store without one is no store."""
-        sha256 = self._close_files()
-        write_json(
-            self._header,
-            {
-                "format": FORMAT,
-                "n_pairs": self._n_pairs,
-                "n_tokens": [self._source.n_tokens, self._target.n_tokens],
-                "dtypes": [self._source.dtype.str, self._target.dtype.str],
-            },
-        )
-        sha256[self._header.name] = sha256_of(self._header)
-        return StoreCounts(self._n_pairs, self._source.n_tokens, self._target.n_tokens, sha256)
-
-    def _close_files(self) -> dict[str, str]:
-        files = [*self._source.files, *self._target.files, self._entries]
-        files += [file for file in (self._hashes, self._text) if file is not None]
-        return {file.path.name: file.close() for file in files}
+    def _write(self, suffix: str, data: bytes) -> None:
+        """Append to a file of the store."""
+        if suffix not in self._files:
+            file = OutputFile(self._directory / f"{self._name}.{suffix}")
+            self._files[suffix] = self._open_files.enter_context(closing(file))
+        self._files[suffix].write(data)
 
 
-class _SideWriter:
-    """Appends one side's ids and offsets to their two files, hashing as it goes."""
-
-    def __init__(self, directory: Path, name: str, vocab_size: int) -> None:
-        self.dtype = id_dtype(vocab_size)
-        self.n_tokens = 0
-        self._ids = _HashedFile(directory / f"{name}.ids")
-        self._offsets = _HashedFile(directory / f"{name}.offsets")
-        self._offsets.write(np.zeros(1, _OFFSET_DTYPE).tobytes())
-        self.files = (self._ids, self._offsets)
-
-    def extend(self, sentences: Sentences) -> None:
-        self._ids.write(sentences.ids.astype(self.dtype, copy=False).tobytes())
-        offsets = self.n_tokens + np.cumsum(sentences.lengths)
-        self._offsets.write(offsets.astype(_OFFSET_DTYPE, copy=False).tobytes())
-        self.n_tokens += len(sentences.ids)
-
-
-class _HashedFile:
-    """A file that is written once, in order, and knows its sha256 at the end."""
+class OutputFile:
+    """A new file that is written in order; its errors are StorageErrors that name it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._digest = hashlib.sha256()
+        self._path = path
         with storage_errors(path):
             self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
 
     def write(self, data: bytes) -> None:
-        with storage_errors(self.path):
+        """Append, and flush so that a full disk is an error at once."""
+        with storage_errors(self._path):
             self._file.write(data)
-        self._digest.update(data)
+            self._file.flush()
 
-    def close(self) -> str:
-        with storage_errors(self.path):
+    def close(self) -> None:
+        """Close the file; may be repeated."""
+        with storage_errors(self._path):
             self._file.close()
-        return self._digest.hexdigest()
 
 
 class TokenStore:
-    """A finished store: ids and lengths of n pairs, read from disk only as they are touched.
+    """A finished store: ids and lengths of n pairs, read from disk when accessed.
 
-    src_ids, tgt_ids          all ids of a side, one sentence after the other
+    src_ids, tgt_ids          all ids of a side, sentence after sentence
     src_offsets, tgt_offsets  (n + 1,) int64: sentence i is ids[offsets[i]:offsets[i + 1]]
-    entries                   (n,) uint16, ascending: the number of each pair's entry in data.train
+    entries                   (n,) uint16, ascending: the index of each pair's entry in data.train
     """
 
     def __init__(self, arrays: Sequence[NDArray[Any]], offset_files: Sequence[Path]) -> None:
@@ -213,18 +181,21 @@ class TokenStore:
 
     @classmethod
     def open(cls, directory: Path, name: str = "train") -> TokenStore:
-        """Map a store's files, or raise a DataError that names the one that is damaged."""
+        """Map a store's files; a DataError names a damaged one."""
         header = _read_header(directory / f"{name}.json")
         n_pairs = header["n_pairs"]
         arrays, offset_files = [], []
         for side, n_tokens, dtype in zip(SIDES, header["n_tokens"], header["dtypes"], strict=True):
             path = directory / f"{name}.{side}.offsets"
-            offsets = _map(path, _OFFSET_DTYPE, n_pairs + 1)
+            offsets = map_array(path, _OFFSET_DTYPE, n_pairs + 1)
             if offsets[0] != 0 or offsets[-1] != n_tokens:
                 raise _damaged(path, f"its ends are not 0 and {n_tokens}")
-            arrays += [_map(directory / f"{name}.{side}.ids", np.dtype(dtype), n_tokens), offsets]
+            arrays += [
+                map_array(directory / f"{name}.{side}.ids", np.dtype(dtype), n_tokens),
+                offsets,
+            ]
             offset_files.append(path)
-        arrays.append(_map(directory / f"{name}.sources", _ENTRY_DTYPE, n_pairs))
+        arrays.append(map_array(directory / f"{name}.sources", _ENTRY_DTYPE, n_pairs))
         return cls(arrays, offset_files)
 
     def check(self, vocab_sizes: tuple[int, int], max_length: int, n_entries: int) -> None:
@@ -270,7 +241,7 @@ class TokenStore:
 
 
 class TurnedStore(TokenStore):
-    """The pairs of a store, some of them the other way round: their target is the source here."""
+    """The pairs of a store, some of them reversed: their target is the source here."""
 
     def __init__(self, store: TokenStore, is_turned: NDArray[np.bool_]) -> None:
         """is_turned (n,)"""
@@ -294,28 +265,28 @@ class TurnedStore(TokenStore):
 
 
 def _lengths(path: Path, n_sentences: int) -> NDArray[np.uint16]:
-    """(n,) from a file of n + 1 offsets, read in order: mapped, all of it would stay in memory."""
+    """(n,) from a file of n + 1 offsets, read in order: if mapped, it would stay in memory."""
     lengths = np.empty(n_sentences, np.uint16)  # `data.max_length` is far below 2^16
     with open(path, "rb") as file:
-        for start in range(0, n_sentences, _READ_AT_ONCE):
+        for start in range(0, n_sentences, _CHUNK):
             file.seek(start * _OFFSET_DTYPE.itemsize)
-            offsets = np.fromfile(file, _OFFSET_DTYPE, _READ_AT_ONCE + 1)
-            lengths[start : start + _READ_AT_ONCE] = np.diff(offsets)
+            offsets = np.fromfile(file, _OFFSET_DTYPE, _CHUNK + 1)
+            lengths[start : start + _CHUNK] = np.diff(offsets)
     return lengths
 
 
 def _parts(array: NDArray[Any], overlap: int = 0) -> Iterator[NDArray[Any]]:
     """An array in parts that share `overlap` items, so that little of it is in memory."""
-    for start in range(0, max(0, len(array) - overlap), _READ_AT_ONCE):
-        yield array[start : start + _READ_AT_ONCE + overlap]
+    for start in range(0, max(0, len(array) - overlap), _CHUNK):
+        yield array[start : start + _CHUNK + overlap]
 
 
 def read_target_hashes(directory: Path, name: str = "train") -> NDArray[np.uint64] | None:
-    """(n,) `cleaning.hash_text` of each normalised target, mapped; None where none were stored."""
+    """(n,) `cleaning.hash_text` of each normalised target, mapped; None if not stored."""
     path = directory / f"{name}.target.hashes"
     if not path.exists():
         return None
-    return _map(path, _HASH_DTYPE, _read_header(directory / f"{name}.json")["n_pairs"])
+    return map_array(path, _HASH_DTYPE, _read_header(directory / f"{name}.json")["n_pairs"])
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -327,8 +298,8 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise _damaged(path, str(error)) from error
 
 
-def _map(path: Path, dtype: np.dtype[Any], n_items: int) -> NDArray[Any]:
-    """The file as a read-only array, after a look at its size."""
+def map_array(path: Path, dtype: np.dtype[Any], n_items: int) -> NDArray[Any]:
+    """A file as a read-only array; a DataError if it has another size."""
     try:
         size_bytes = path.stat().st_size
     except OSError as error:

@@ -1,12 +1,12 @@
-"""Ways to cut a word into pieces, one of them drawn: subword regularisation.
+"""Samples a segmentation of a word into pieces: subword regularisation.
 
-SentencePiece can draw as well, but what it draws differs from process to process whatever the
-seed, so that no run could be resumed exactly. Here a cut is a function of the model, the word and
-a number u in [0, 1). Pieces never reach across a space, so a text is cut word by word.
+SentencePiece's own samples differ from process to process whatever the seed, so that no run could
+be resumed exactly. Here a segmentation (a cut) is a function of the model, the word and a number u
+in [0, 1). Pieces never contain a space within, so that a text is cut word by word.
 
     unigram  one of the 64 best cuts, with probabilities in proportion to p^strength (Kudo, 2018)
-    BPE      merges in their order, each left out with the probability `strength` where it could
-             be made (BPE-dropout, Provilkov et al., 2020); one of 64 such cuts of a word
+    BPE      merges in their order, each skipped with the probability `strength` when possible
+             (BPE-dropout, Provilkov et al., 2020); one of 64 such cuts of a word
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from mtrain.data.cleaning import digest
 N_CUTS = 64  # of a word
 _SPACE = "\u2581"  # as SentencePiece writes it, in front of every word
 
-# What is remembered, in a process: the words that come first, which are mostly frequent ones.
-_MAX_WORDS = 50_000  # unigram, with some 2 kB each
+# Cached per process: the first words, which are mostly frequent ones.
+_MAX_WORDS = 50_000  # unigram, some 2 kB each
 _MAX_CUTS = 500_000  # BPE
 
 DrawCut = Callable[[str, float], list[int]]  # (word, u in [0, 1)) -> ids
 
 
 class UnigramCutter:
-    """Draws cuts of words; processor is a SentencePieceProcessor of a unigram model."""
+    """Samples cuts of words; processor is a SentencePieceProcessor of a unigram model."""
 
     def __init__(self, processor: Any, strength: float) -> None:
         self._processor, self._strength = processor, strength
         self._scores: list[float] = list(map(processor.get_score, range(processor.vocab_size())))
-        self._known: dict[str, tuple[array[float], array[int], array[int]]] = {}
+        self._cached: dict[str, tuple[array[float], array[int], array[int]]] = {}
 
     def __call__(self, word: str, u: float) -> list[int]:
         """The ids of a cut; u = 0 gives the best one."""
-        sums, ids, ends = self._known.get(word) or self._weigh(word)
+        sums, ids, ends = self._cached.get(word) or self._weigh(word)
         number = min(bisect(sums, u * sums[-1]), len(sums) - 1)
         return ids[ends[number] : ends[number + 1]].tolist()
 
     def _weigh(self, word: str) -> tuple[array[float], array[int], array[int]]:
-        """The best cuts: sums of probabilities up to each, ids of all, where each begins."""
+        """The best cuts: cumulative probabilities, the ids of all cuts, and where each begins."""
         cuts: list[list[int]] = self._processor.nbest_encode_as_ids(word, nbest_size=N_CUTS)
         logs = [self._strength * sum(self._scores[i] for i in cut) for cut in cuts]
         most = max(logs)
@@ -56,13 +56,13 @@ class UnigramCutter:
             array("L", chain.from_iterable(cuts)),
             array("L", accumulate(map(len, cuts), initial=0)),
         )
-        if len(self._known) < _MAX_WORDS:
-            self._known[word] = found
+        if len(self._cached) < _MAX_WORDS:
+            self._cached[word] = found
         return found
 
 
 class BpeCutter:
-    """Draws cuts of words; processor is a SentencePieceProcessor of a BPE model.
+    """Samples cuts of words; processor is a SentencePieceProcessor of a BPE model.
 
     user_defined  pieces that are never joined with others, nor cut
     """
@@ -85,24 +85,24 @@ class BpeCutter:
         self._dropout = dropout
         longest_first = sorted(user_defined, key=len, reverse=True)
         self._symbols = re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
-        self._known: dict[tuple[str, int], list[int]] = {}
+        self._cached: dict[tuple[str, int], list[int]] = {}
 
     def __call__(self, word: str, u: float) -> list[int]:
         """The ids of a cut."""
         number = int(u * N_CUTS)
-        ids = self._known.get((word, number))
+        ids = self._cached.get((word, number))
         if ids is None:
             random = Random(digest(f"{number} {word}"))
             symbols = merge(
                 self._symbols.findall(_SPACE + word), self._scores, self._dropout, random
             )
             ids = [i for symbol in symbols for i in self._spell(symbol)]
-            if len(self._known) < _MAX_CUTS:
-                self._known[word, number] = ids
+            if len(self._cached) < _MAX_CUTS:
+                self._cached[word, number] = ids
         return ids
 
     def _spell(self, symbol: str) -> list[int]:
-        """A piece, or what stands for a character that is none."""
+        """The id of a piece, or those that replace a character without a piece."""
         if symbol in self._ids:
             return [self._ids[symbol]]
         if not self._has_bytes:
@@ -113,9 +113,9 @@ class BpeCutter:
 def merge(
     symbols: list[str], scores: Mapping[str, float], dropout: float, random: Random
 ) -> list[str]:
-    """Join neighbours into pieces, the one of the best score first, until none can be made.
+    """Join neighbours into pieces, that with the best score first, until there are no more.
 
-    In every round each possible piece is left out with the probability `dropout`.
+    In every round each possible piece is skipped with the probability `dropout`.
     """
     while True:
         possible = [

@@ -1,45 +1,55 @@
-"""What an expert would notice in a sample of a corpus, said in sentences with a fix.
+"""What an expert would notice in a corpus, in sentences with a fix: the warnings of `prepare`.
 
-Nothing is known of any language but what CLDR has (by way of Babel): names of languages, scripts,
-months and days, and its words for "and" and "or". The corpus itself tells the rest. Where the
-extra `mtrain[langid]` is installed, its identifier is asked as well.
+All knowledge of languages comes from CLDR (`mtrain.languages`), from the corpus itself, and from
+the language identifier where the extra `mtrain[langid]` is installed.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from mtrain.data.identifier import Identifier
+from mtrain.data.cleaning import TextPair
+from mtrain.data.data_report import DataReport, shortened
+from mtrain.data.filters import REASONS
 from mtrain.data.statistics import Norms
 from mtrain.data.store import SIDES
 from mtrain.errors import DataError
 from mtrain.languages import (
     WORD,
+    can_identify,
+    identifies,
+    identify,
     is_kind_of,
     language,
     main_script,
     n_letters,
     name_of_script,
     primary,
+    probability,
     runs_outside,
     scripts_of,
 )
 
-TextPair = tuple[str, str]  # source, target
-
-_WORTH_SAYING = 0.02  # of a side's lines
-_MIN_LINES = 20  # fewer tell nothing of a side
-_MIN_FOREIGN_LINES = 5  # that were identified; one or two may be a mistake
+# Of a sample of lines.
+_NOTEWORTHY = 0.02  # share of a side's lines
 _MOSTLY = 0.5
 _NEARLY_ALL = 0.95
-_MIN_OCCURRENCES = 3  # of a word, before it may tell the sides apart
+_MIN_LINES = 20  # in a sample
+_MIN_OCCURRENCES = 3  # of a word that tells the sides apart
 _MIN_TELLING_WORDS = 2  # of each language
 _MIN_CHARACTERS = 20  # of a line whose language can be identified
-_IMPROBABLE = 0.01  # a language: less finds right ones too, more finds little else
-_NO_LANGUAGE = "zxx"  # the identifier's word for it
+_MIN_FOREIGN_LINES = 5  # of an identified language; one or two may be mistakes
+_IMPROBABLE = 0.01  # probability of the right language; higher finds few more
+_NO_LANGUAGE = "zxx"  # a label of the identifier
 _N_IDENTIFIED = 400  # lines of a side, at half a millisecond each
+
+# Of all pairs.
+_MANY_DROPPED = 0.2  # share of an entry that one filter drops
+_MANY_BYTES = 0.01  # share of a side's tokens
+_MANY_REPEATS, _MIN_PAIRS = 0.01, 1000  # share of the targets that are the same, and of how many
+_MANY_COPIES = 0.1  # share of the pairs whose target is the source
 
 _ENTITY = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{2,5});")
 _TOKENIZED = re.compile(r" [.?!。]$")
@@ -47,16 +57,13 @@ _SUBWORDS = re.compile(r"@@ |(?:^| )\u2581")
 
 
 def check_sides(sample: Sequence[TextPair], languages: tuple[str, str], where: str) -> None:
-    """A DataError if the two sides of an entry stand in each other's place.
+    """A DataError if the two sides of an entry are swapped, as far as the text tells.
 
-    `sample` holds normalised pairs, `where` names their entry (`data.train.0`). Silent where the
-    text does not tell.
+    sample  normalised pairs
+    where   names their entry: `data.train.0`
     """
-    if not (
-        _scripts_are_swapped(sample, languages)
-        or _words_are_swapped(sample, languages)
-        or _languages_are_swapped(sample, languages)
-    ):
+    checks = (_scripts_are_swapped, _words_are_swapped, _languages_are_swapped)
+    if not any(are_swapped(sample, languages) for are_swapped in checks):
         return
     source, target = (language(code).name for code in languages)
     raise DataError(
@@ -66,10 +73,10 @@ def check_sides(sample: Sequence[TextPair], languages: tuple[str, str], where: s
     )
 
 
-def suspicions(
+def suspicions_of_sample(
     sample: Sequence[TextPair], languages: tuple[str, str], norms: Norms, where: str
 ) -> list[str]:
-    """Sentences on what is odd about an entry, from normalised pairs drawn from all of it."""
+    """What is odd about an entry, judged by a sample of its normalised pairs."""
     if len(sample) < _MIN_LINES:
         return []
     found = []
@@ -84,7 +91,47 @@ def suspicions(
     return found
 
 
-# -- the sides -------------------------------------------------------------------------------
+def suspicions_of_report(report: DataReport, splits: Mapping[str, Sequence[TextPair]]) -> list[str]:
+    """What is odd about the pairs that were dropped, those that were kept, and evaluation sets."""
+    found = []
+    for entry in report.entries:
+        for reason, dropped in entry.by_count():
+            share = dropped.n_pairs / entry.n_read
+            if reason in REASONS and share > _MANY_DROPPED:
+                found.append(
+                    f"`data.clean.{reason}` drops {_percent(share)} of {entry.name} "
+                    f"({REASONS[reason]}): look at its examples in report.json, and set "
+                    "another threshold, or `false`, if they are good"
+                )
+    for name, side in zip(SIDES, report.sides, strict=True):
+        if side.byte_share > _MANY_BYTES:
+            found.append(
+                f"{_percent(side.byte_share)} of the {name} pieces spell a character in bytes: a "
+                "larger `tokenizer.vocab_size` or `tokenizer.character_coverage` would have it "
+                "whole"
+            )
+    for text, n in report.repeated_targets[:1]:
+        if n > _MANY_REPEATS * report.n_kept and report.n_kept > _MIN_PAIRS:
+            found.append(
+                f"{_percent(n / report.n_kept)} of the targets are `{shortened(text)}`: the model "
+                "will say it too often; `data.clean.max_target_repeats` limits it"
+            )
+    if report.n_kept and report.copied_share > _MANY_COPIES:
+        found.append(
+            f"in {report.copied_share:.0%} of the training pairs the target is the source: "
+            "the model will learn to copy"
+        )
+    for name, pairs in splits.items():
+        share = sum(target.rstrip().endswith(" .") for _, target in pairs) / len(pairs)
+        if share > _MOSTLY:
+            found.append(
+                f"{share:.0%} of the references of `{name}` end in ` .`: they look tokenised, and "
+                "scores on them cannot be compared with those on raw text"
+            )
+    return found
+
+
+# -- swapped sides ---------------------------------------------------------------------------
 
 
 def _scripts_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str]) -> bool:
@@ -98,7 +145,7 @@ def _scripts_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str])
 
 
 def _words_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str]) -> bool:
-    """Most words that CLDR has of one language only are on the other language's side."""
+    """Most words that CLDR has for one language only are on the other side."""
     source, target = (language(code).words() for code in languages)
     source, target = source - target, target - source
     telling = source | target
@@ -121,8 +168,8 @@ def _words_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str]) -
 
 
 def _languages_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str]) -> bool:
-    """The identifier, where installed, takes most of each side for the other language."""
-    if not Identifier.is_installed():
+    """The identifier, if installed, takes most of each side for the other language."""
+    if not can_identify():
         return False
     return all(
         _identified([pair[side] for pair in sample], languages[side]).get(
@@ -145,20 +192,20 @@ def _other_scripts(
     share = _share(
         lines, lambda line: 2 * sum(map(n_letters, foreign.findall(line))) > n_letters(line)
     )
-    if share < _WORTH_SAYING:
+    if share < _NOTEWORTHY:
         return []
     return [
         f"{share:.0%} of {what} is not in the {name_of_script(script)} script of "
-        f"{language(code).name}: where "
-        "that is right, name the script in the language code, such as `sr_Latn`"
+        f"{language(code).name}: where that is right, name the script in the language code, such "
+        "as `sr_Latn`"
     ]
 
 
 def _other_languages(
     sample: Sequence[TextPair], side: int, languages: tuple[str, str], norms: Norms, what: str
 ) -> list[str]:
-    """Languages that a side should not have: identified, or known from the other side's words."""
-    if Identifier.is_installed():
+    """Wrong languages on a side: identified, or recognised by the other side's words."""
+    if can_identify():
         shares = _identified([pair[side] for pair in sample], languages[side])
     else:
         wrong = [norms.leaning(pair[side].split(" ")) for pair in sample]
@@ -169,7 +216,7 @@ def _other_languages(
         f"{share:.0%} of {what} is {language(code).name}: `data.clean.language` and "
         "`data.clean.wrong_side` drop such pairs"
         for code, share in shares.items()
-        if share >= _WORTH_SAYING and not is_kind_of(languages[side], code)
+        if share >= _NOTEWORTHY and not is_kind_of(languages[side], code)
     ]
 
 
@@ -177,14 +224,9 @@ def _identified(lines: Sequence[str], code: str) -> dict[str, float]:
     """The share of each other language in lines that are long enough, by py3langid."""
     long = [line for line in lines if len(line) >= _MIN_CHARACTERS]
     long = long[:: max(1, len(long) // _N_IDENTIFIED)]
-    identifier = Identifier()
-    if not long or not identifier.knows(code):
-        return {}  # unknown to it, its lines would be taken for anything
-    counts = Counter(
-        identifier.identify(line)
-        for line in long
-        if identifier.probability(line, code) < _IMPROBABLE
-    )
+    if not long or not identifies(code):
+        return {}  # lines in an unknown language would be taken for anything
+    counts = Counter(identify(line) for line in long if probability(line, code) < _IMPROBABLE)
     del counts[_NO_LANGUAGE]
     return {found: n / len(long) for found, n in counts.most_common() if n >= _MIN_FOREIGN_LINES}
 
@@ -193,7 +235,7 @@ def _looks(lines: Sequence[str], what: str) -> list[str]:
     """Traces of other tools' preprocessing."""
     found = []
     share = _share(lines, lambda line: _ENTITY.search(line) is not None)
-    if share >= _WORTH_SAYING:
+    if share >= _NOTEWORTHY:
         found.append(
             f"{share:.0%} of {what} holds HTML entities such as `&apos;` or `&amp;`, which the "
             "model will write as well: replace them (Python's html.unescape)"
@@ -214,3 +256,7 @@ def _looks(lines: Sequence[str], what: str) -> list[str]:
 
 def _share(lines: Sequence[str], is_so: Callable[[str], bool]) -> float:
     return sum(map(is_so, lines)) / len(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"

@@ -1,12 +1,12 @@
-"""Trains and applies SentencePiece; owns the ids of padding, unknown, begin and end of sentence.
+"""Trains and applies SentencePiece; defines the ids of padding, unknown, begin and end of sentence.
 
-Text reaches SentencePiece normalised by `cleaning.normalize` and leaves its own rules untouched
-(identity normalisation). What has no piece of its own is spelled in UTF-8 bytes, so no character
-is ever lost: `decode(encode(text)) == text` for any normalised text.
+Text is normalised by `cleaning.normalize`, and SentencePiece's own normalisation is off. Characters
+without a piece are encoded as UTF-8 bytes, so that no character is ever lost:
+`decode(encode(text)) == text` for any normalised text.
 
-SentencePiece writes a space as U+2581, and skips training lines that hold U+2585. So that these
-two survive as text they are escaped first, by the private character U+E000 and a digit; U+E000
-itself is escaped the same way, which makes the mapping one-to-one.
+SentencePiece writes a space as U+2581 and skips training lines that contain U+2585. To survive as
+text, these two are escaped as the private character U+E000 and a digit; U+E000 itself is escaped
+the same way, which makes the mapping one-to-one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import numpy as np
 
 from mtrain import console
 from mtrain.config.sections import TokenizerConfig, TokenizerModels
-from mtrain.data.sentencepiece_model import adopt, is_bpe, user_defined
 from mtrain.data.subwords import BpeCutter, DrawCut, UnigramCutter
 from mtrain.errors import DataError, UsageError
 from mtrain.run import RunDir
@@ -35,19 +34,23 @@ PAD, UNK, BOS, EOS = 0, 1, 2, 3
 MAX_PIECE_CHARACTERS = 16  # so a text of n characters has at least n / 16 pieces
 
 _SHARED = "tokenizer.model"
-_ONE_A_SIDE = ("tokenizer.source.model", "tokenizer.target.model")
+_PER_SIDE = ("tokenizer.source.model", "tokenizer.target.model")
 
 _ESCAPES = {"\ue000": "\ue0000", "\u2581": "\ue0001", "\u2585": "\ue0002"}
 _UNESCAPES = {escaped: character for character, escaped in _ESCAPES.items()}
 _TO_ESCAPE = re.compile("[\ue000\u2581\u2585]")
 _TO_UNESCAPE = re.compile("\ue000[012]")
 
-_MOST_CHARACTERS = 25_000_000  # SentencePiece takes up to 40 bytes of memory for each
-_MEASURED_PAIRS = 10_000  # from whose lengths those of the others are judged
+_MAX_CHARACTERS = 25_000_000  # SentencePiece needs up to 40 bytes of memory for each
+_MEASURED_PAIRS = 10_000  # whose mean length is taken for that of all
 
-# Unigram training sums floats thread by thread: with a fixed number the pieces do not depend on
-# the machine.
+# Unigram training sums floats per thread: with a fixed number of threads the pieces do not depend
+# on the machine.
 _TRAINING_THREADS = 4
+
+# Values of enums in sentencepiece_model.proto.
+_BPE = 2  # TrainerSpec.ModelType
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # SentencePiece.Type
 
 
 class Tokenizer:
@@ -60,11 +63,11 @@ class Tokenizer:
         self._processor: Any = SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self._processor.vocab_size()
         self._cutters: dict[float, DrawCut] = {}
-        self._prefix = [] if tag is None else self._tag_ids(tag)
+        self._prefix = [] if tag is None else [self._tag_id(tag)]
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> Tokenizer:
-        """The model in a file, or a DataError that names it; with a sha256, of these bytes."""
+        """Read a model file and, if given, check its sha256; a DataError names a damaged file."""
         try:
             model = read_bytes(path)
         except OSError as error:
@@ -77,50 +80,47 @@ class Tokenizer:
                 "restore the file, or train again with --fresh",
             )
         try:
-            if not model:  # SentencePiece would take it for a model without pieces
+            if not model:  # to SentencePiece, a model without pieces
                 raise RuntimeError("an empty file")
             return cls(model)
-        except (RuntimeError, ValueError) as error:  # ValueError: its message is no text
+        except (RuntimeError, ValueError) as error:  # ValueError: its message is not UTF-8
             raise DataError(
-                f"{path} is damaged: it is no SentencePiece model", "restore the file"
+                f"{path} is damaged: it is not a SentencePiece model", "restore the file"
             ) from error
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes, str | None]]:
         return Tokenizer, (self._model, self.tag)
 
     def tagged(self, tag: str | None) -> Tokenizer:
-        """The same, but that every text begins with the piece of a tag; None: with none."""
+        """The same tokenizer, but with the piece of a tag before every text; None: without one."""
         return self if tag == self.tag else Tokenizer(self._model, tag)
 
     def tags(self) -> list[str]:
-        """The tags that it knows."""
-        pieces = self.pieces(i for i in range(EOS + 1, self.vocab_size) if self._is_control(i))
-        return [piece[1:-1] for piece in pieces]
+        """The tags in the vocabulary."""
+        numbers = range(EOS + 1, self.vocab_size)
+        return [piece[1:-1] for piece in self.pieces(filter(self._processor.is_control, numbers))]
 
-    def _is_control(self, number: int) -> bool:
-        return bool(self._processor.is_control(number))
-
-    def _tag_ids(self, tag: str) -> list[int]:
+    def _tag_id(self, tag: str) -> int:
         number = int(self._processor.piece_to_id(tag_piece(tag)))
-        if number <= EOS or not self._is_control(number):
+        if number <= EOS or not self._processor.is_control(number):
             known = ", ".join(self.tags())
             raise UsageError(
                 f"the model knows no tag `{tag}` (it knows: {known or 'none'})",
                 "choose one that an entry of `data.train` has as its `tag`",
             )
-        return [number]
+        return number
 
     def encode(self, texts: Sequence[str], n_threads: int = -1) -> list[list[int]]:
         """The ids of each normalised text, without BOS and EOS; [] for an empty text.
 
-        By default, as many threads as there are cores.
+        n_threads  by default one per core
         """
         escaped = [_escape(text) for text in texts]
         ids: list[list[int]] = self._processor.encode(escaped, num_threads=n_threads)
         return self._with_tag(ids)
 
     def sample(self, texts: Sequence[str], strength: float, seed: int) -> list[list[int]]:
-        """Ids of each text, cut at random (`data.subwords`): a function of texts and seed."""
+        """The ids of each text in random pieces (`data.subwords`), determined by the seed."""
         words = [_escape(text).split(" ") if text else [] for text in texts]
         drawn = np.random.default_rng(seed).random(sum(map(len, words))).tolist()
         draw, numbers = self._cutter(strength), iter(drawn)
@@ -129,24 +129,25 @@ class Tokenizer:
         )
 
     def _cutter(self, strength: float) -> DrawCut:
-        """It remembers what it has cut, so it is kept."""
+        """Kept, as it caches the words that it has cut."""
         if strength not in self._cutters:
-            if is_bpe(self._model):
-                symbols = user_defined(self._model)
+            model = _parse(self._model)
+            if model.trainer_spec.model_type == _BPE:
+                symbols = [piece.piece for piece in model.pieces if piece.type == _USER_DEFINED]
                 self._cutters[strength] = BpeCutter(self._processor, strength, symbols)
             else:
                 self._cutters[strength] = UnigramCutter(self._processor, strength)
         return self._cutters[strength]
 
     def _with_tag(self, ids: list[list[int]]) -> list[list[int]]:
-        """An empty text stays empty."""
+        """Prepend the tag; an empty text stays empty."""
         return [self._prefix + row if row else row for row in ids] if self._prefix else ids
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Each sequence of ids as one line of text; special symbols leave no trace.
+        """Each sequence of ids as one line of text, without special symbols.
 
-        Ids that no text encodes to (bytes of a line break, of half a character) may come from a
-        model: they become a space and U+FFFD, so that one sequence is always one line.
+        A model may generate ids that no text encodes to: the bytes of a line break become a space,
+        those of half a character U+FFFD, so that one sequence is always one line.
         """
         if not ids:
             return []
@@ -154,11 +155,11 @@ class Tokenizer:
         return [" ".join(_unescape(text).split()) for text in texts]
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """The written form of each id, as SentencePiece shows it (a space is U+2581)."""
+        """The piece of each id, as SentencePiece shows it (a space is U+2581)."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
 
     def ids(self, pieces: Sequence[str]) -> list[int]:
-        """The id of each written form: the inverse of `pieces`."""
+        """The id of each piece: the inverse of `pieces`."""
         return [self._processor.piece_to_id(piece) for piece in pieces]
 
     def all_pieces(self) -> list[str]:
@@ -166,34 +167,34 @@ class Tokenizer:
         return self.pieces(range(self.vocab_size))
 
     def byte_ids(self) -> list[int]:
-        """The ids that stand for a single byte of a character without a piece."""
+        """The ids of the single bytes that encode characters without a piece."""
         return [i for i in range(self.vocab_size) if self._processor.is_byte(i)]
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The tokenizer files in a directory: one when shared, else the source's and the target's."""
+    """The model files in a directory: one if shared, else that of the source and of the target."""
     shared = directory / _SHARED
-    return [shared] if shared.exists() else [directory / name for name in _ONE_A_SIDE]
+    return [shared] if shared.exists() else [directory / name for name in _PER_SIDE]
 
 
 def load_tokenizers(
     directory: Path, sha256: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Tokenizer, Tokenizer]:
-    """The source's and the target's tokenizer: the same object twice when shared.
+    """The tokenizers of source and target: the same object twice if shared.
 
-    sha256 is that of each file by its name, as far as known; a DataError where one differs.
+    sha256  of each file by its name, as far as known; a DataError where one differs
     """
     loaded = [Tokenizer.load(path, sha256.get(path.name)) for path in model_files(directory)]
     return loaded[0], loaded[-1]
 
 
 def tokenizers_of(run: RunDir) -> tuple[Tokenizer, Tokenizer]:
-    """Those of a run, held to the sha256 in its manifest."""
+    """The tokenizers of a run, checked against the sha256 in its manifest."""
     return load_tokenizers(run.files, run.read_manifest()["files"])
 
 
 def tag_piece(tag: str) -> str:
-    """The piece that stands for a tag; no text is ever cut into it."""
+    """The piece of a tag; no text is ever cut into it."""
     return f"<{tag}>"
 
 
@@ -206,17 +207,19 @@ def train_tokenizers(
     tags: Sequence[str] = (),
     mono: Callable[[int], Iterable[str]] = lambda side: (),
 ) -> tuple[Tokenizer, Tokenizer]:
-    """Learn the pieces from training text and write them; the same text gives the same bytes.
+    """Train SentencePiece and write its models; the same text gives the same bytes.
 
-    pairs() yields the n_pairs normalised (source, target) texts, in the same order every time.
-    Of more than `config.max_sentences` texts, or about 25 million characters, a seeded sample is
-    used. Both sides' vocabularies hold the tags. mono(side) yields text of one side alone, of which
-    the first `max_sentences` are used too. Where the config names models, these are taken instead.
+    A random sample is used of more than `config.max_sentences` texts, or about 25 million
+    characters. Models that the config names are taken instead.
+
+    pairs  yields the n_pairs normalised (source, target) texts, in the same order every time
+    tags   pieces of both vocabularies
+    mono   yields additional text of side 0 or 1, whose first `max_sentences` texts are used
     """
     if config.model is not None:
         return _adopt_models(config.model, directory, tags)
     n_sampled = config.max_sentences // 2 if config.shared else config.max_sentences
-    n_sampled = max(1, min(n_sampled, _pairs_of_most_characters(pairs())))
+    n_sampled = max(1, min(n_sampled, _n_pairs_within_memory(pairs())))
     is_sampled = _sample(n_pairs, n_sampled, seed)
     console.message(f"learning the pieces from {min(n_pairs, n_sampled):,} pairs")
 
@@ -231,44 +234,83 @@ def train_tokenizers(
         tokenizer = _train(config, tags, texts(0, 1), directory / _SHARED, "the vocabulary")
         return tokenizer, tokenizer
     return (
-        _train(config, tags, texts(0), directory / _ONE_A_SIDE[0], "the source vocabulary"),
-        _train(config, tags, texts(1), directory / _ONE_A_SIDE[1], "the target vocabulary"),
+        _train(config, tags, texts(0), directory / _PER_SIDE[0], "the source vocabulary"),
+        _train(config, tags, texts(1), directory / _PER_SIDE[1], "the target vocabulary"),
     )
 
 
 def _adopt_models(
     models: str | TokenizerModels, directory: Path, tags: Sequence[str]
 ) -> tuple[Tokenizer, Tokenizer]:
-    """Take over SentencePiece models made elsewhere, with our special pieces."""
+    """Use SentencePiece models made elsewhere, with our special pieces."""
     if isinstance(models, str):
         named = {models: _SHARED}
     else:
-        named = dict(zip((models.source, models.target), _ONE_A_SIDE, strict=True))
+        named = dict(zip((models.source, models.target), _PER_SIDE, strict=True))
     for location, name in named.items():
         path = Path(location).expanduser()
-        original = Tokenizer.load(path)
-        if not original.byte_ids():
+        if not Tokenizer.load(path).byte_ids():
             console.warn(
                 f"{path} has no pieces for bytes: characters that it does not know are lost"
             )
         try:
-            model = adopt(path.read_bytes(), [tag_piece(tag) for tag in tags])
-        except (ValueError, StopIteration) as error:
+            model = adopt(path.read_bytes(), tags)
+        except ValueError as error:
             raise DataError(
-                f"{path} is no SentencePiece model that can be used: {error}", "take another one"
+                f"{path} is not a SentencePiece model that can be used: {error}", "use another one"
             ) from error
         atomic_write(directory / name, model)
     return load_tokenizers(directory)
 
 
-def _pairs_of_most_characters(pairs: Iterable[tuple[str, str]]) -> int:
-    """How many pairs like the first ones hold as much text as SentencePiece is given."""
+def adopt(model: bytes, tags: Sequence[str]) -> bytes:
+    """Put our special pieces, and those of the tags, in front of the pieces of a foreign model.
+
+    All other pieces keep their scores and their order. Raises ValueError if it is not a model.
+    """
+    proto = _parse(model)
+    trainer, pieces = proto.trainer_spec, {piece.piece: piece for piece in proto.pieces}
+    unknown = [text for text, piece in pieces.items() if piece.type == _UNKNOWN]
+    if len(unknown) != 1:
+        raise ValueError("it has no piece for unknown characters")
+    special = [trainer.pad_piece, unknown[0], trainer.bos_piece, trainer.eos_piece]
+    special += map(tag_piece, tags)
+    others = [piece for text, piece in pieces.items() if text not in special]
+    adopted = type(proto)()
+    adopted.CopyFrom(proto)
+    del adopted.pieces[:]
+    for text in special:
+        if text in pieces:
+            adopted.pieces.append(pieces[text])
+        else:
+            adopted.pieces.add(piece=text, score=0.0, type=_CONTROL)
+    adopted.pieces.extend(others)
+    spec = adopted.trainer_spec
+    spec.pad_id, spec.unk_id, spec.bos_id, spec.eos_id = PAD, UNK, BOS, EOS
+    spec.vocab_size = len(adopted.pieces)
+    serialized: bytes = adopted.SerializeToString()
+    return serialized
+
+
+def _parse(model: bytes) -> Any:
+    """The protocol buffer of a model; a ValueError if it is not one."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+
+    try:
+        return ModelProto.FromString(model)
+    except DecodeError as error:
+        raise ValueError("it cannot be parsed") from error
+
+
+def _n_pairs_within_memory(pairs: Iterable[tuple[str, str]]) -> int:
+    """How many pairs like the first ones have `_MAX_CHARACTERS` characters."""
     lengths = [len(source) + len(target) for source, target in islice(pairs, _MEASURED_PAIRS)]
-    return _MOST_CHARACTERS * len(lengths) // max(1, sum(lengths))
+    return _MAX_CHARACTERS * len(lengths) // max(1, sum(lengths))
 
 
 def _sample(n: int, n_wanted: int, seed: int) -> Sequence[bool]:
-    """n flags of which n_wanted (or all, if fewer) are True, chosen by the seed."""
+    """n flags, of which the seed sets n_wanted (or all, if fewer)."""
     if n <= n_wanted:
         return [True] * n
     flags = np.zeros(n, dtype=bool)
@@ -297,7 +339,7 @@ def _train(
             user_defined_symbols=list(map(_escape, config.user_defined_symbols)),
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
-            max_sentence_length=1 << 24,  # bytes; over-long text was dropped before
+            max_sentence_length=1 << 24,  # bytes; longer text was dropped before
             max_sentencepiece_length=MAX_PIECE_CHARACTERS,
             shuffle_input_sentence=False,
             num_threads=_TRAINING_THREADS,
@@ -314,13 +356,13 @@ def _train(
     if tokenizer.vocab_size < config.vocab_size:
         console.message(
             f"{what} was reduced from {config.vocab_size:,} to {tokenizer.vocab_size:,} pieces: "
-            "the training text holds no more"
+            "the training text has no more"
         )
     return tokenizer
 
 
 def _explain(error: RuntimeError, config: TokenizerConfig) -> Exception:
-    """SentencePiece's complaint as one of ours, where the cause is known."""
+    """A DataError instead of SentencePiece's error, where the cause is known."""
     too_small = re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error))
     if too_small is None:
         return error
@@ -328,7 +370,7 @@ def _explain(error: RuntimeError, config: TokenizerConfig) -> Exception:
         f"`tokenizer.vocab_size` {config.vocab_size} is too small for the training text: its "
         f"characters, the 256 bytes and the 4 special symbols alone take {too_small[1]} pieces",
         f"set `tokenizer.vocab_size` to {too_small[1]} or (much better) a few thousand more, or "
-        "lower `tokenizer.character_coverage`, so that rare characters are spelled in bytes",
+        "lower `tokenizer.character_coverage`, so that rare characters are encoded as bytes",
     )
 
 

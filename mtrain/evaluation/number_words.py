@@ -82,18 +82,8 @@ def _patterns(language: str) -> dict[int, tuple[str, re.Pattern[str]]]:
 
 
 @cache
-def _months(language: str) -> dict[int, tuple[str, ...]]:
-    """1 to 12 -> names of the month, whole and short, by CLDR."""
-    locale = languages.language(language).locale()
-    if locale is None:
-        return {}
-    names: dict[int, set[str]] = {}
-    for context in locale.months.values():
-        for width in ("wide", "abbreviated"):
-            for number, name in context.get(width, {}).items():
-                if len(name) >= 3 and not name[0].isdigit():
-                    names.setdefault(number, set()).add(name.casefold().rstrip("."))
-    return {number: tuple(found) for number, found in names.items()}
+def _months(language: str) -> dict[int, set[str]]:
+    return languages.language(language).months()
 
 
 def knows(language: str) -> bool:
