@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
-from mtrain.decoding.rerank import expected_chrf, pairwise_chrf
+from mtrain.decoding.mbr import by_agreement, expected_chrf, pairwise_chrf
 
 TEXTS = st.lists(st.text("abc dä漢.", max_size=14), min_size=1, max_size=5)
 
@@ -29,6 +29,10 @@ def test_the_one_that_most_agree_with_is_expected_to_be_best() -> None:
     assert even.index(min(even)) == 2
     often = expected_chrf(texts, [1, 1, 20])
     assert often.index(max(often)) == 2
+
+
+def test_samples_are_ordered_by_agreement_each_text_once() -> None:
+    assert by_agreement(["cats sleep", "a dog runs", "a dog ran", "a dog runs"]) == [1, 2, 0]
 
 
 def test_one_text_is_its_own_reference() -> None:

@@ -24,7 +24,6 @@ from mtrain import console
 from mtrain.config.entries import SacrebleuEntry
 from mtrain.config.load import read_run_config
 from mtrain.config.root import Config, in_languages
-from mtrain.config.sections import DecodeConfig
 from mtrain.data.catalogues import other_references
 from mtrain.data.cleaning import MIN_WORDS_ALONE, count_words
 from mtrain.data.downloads import Lock
@@ -41,6 +40,7 @@ from mtrain.run import RunDir, Split
 from mtrain.storage import atomic_write, write_json
 
 if TYPE_CHECKING:
+    from mtrain.decoding.engine import Search
     from mtrain.decoding.translate import Progress, Translator
 
 FILE = "file"  # what a given pair of files is called among the results; then file2, file3, ...
@@ -70,12 +70,12 @@ class Decoding:
     device: str = "auto"
     tag: str | None = None
 
-    def settings(self, config: Config) -> DecodeConfig:
-        """The settings in force."""
-        changed = {"beam_size": self.beam_size, "length_penalty": self.length_penalty}
-        return config.decode.model_copy(
-            update={key: value for key, value in changed.items() if value is not None}
-        )
+    def search(self, config: Config) -> Search:
+        """The search of a run with these changes."""
+        from mtrain.decoding.engine import Search
+
+        changes = {"beam_size": self.beam_size, "length_penalty": self.length_penalty}
+        return Search.of(config.decode, **changes)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class GivenFiles:
 
 def evaluate_split(translator: Translator, split: Split, config: Config) -> Evaluation:
     """Validation: BLEU and chrF under the run's own decoding, without intervals."""
-    result = _translate(translator, split, config.decode)
+    result = _translate(translator, split, Decoding().search(config))
     return _with_scores(result, config, intervals=False, metrics=("bleu", "chrf"))
 
 
@@ -219,8 +219,7 @@ def _evaluate_checkpoint(
 ) -> Evaluation:
     console.message(f"{split.name}: translating {len(split.sources):,} sentences")
     with console.bar(len(split.sources), split.name, "sentences") as bar:
-        decode = decoding.settings(config)
-        result = _translate(translator, split, decode, bar.update)
+        result = _translate(translator, split, decoding.search(config), bar.update)
     # A run that has not been validated yet translates with its last checkpoint.
     has_best = run.weights.exists() or bool(run.best_checkpoints())
     facts = {
@@ -246,24 +245,19 @@ def own_checkpoint(run: RunDir) -> str:
 
 
 def _translate(
-    translator: Translator, split: Split, decode: DecodeConfig, progress: Progress | None = None
+    translator: Translator, split: Split, search: Search, progress: Progress | None = None
 ) -> Evaluation:
     started_at = time.monotonic()
     if split.tag is not None:
         translator = translator.tagged(split.tag)
-    translations = translator.translate_detailed(
-        split.sources,
-        beam_size=decode.beam_size,
-        length_penalty=decode.length_penalty,
-        progress=progress,
-    )
+    translations = translator.translate_detailed(split.sources, search, progress)
     elapsed_s = time.monotonic() - started_at
     facts = {
         "sentences": len(translations),
         "decode": {
-            "beam_size": decode.beam_size,
-            "length_penalty": decode.length_penalty,
-            "length_penalty_form": decode.length_penalty_form,
+            "beam_size": search.beam_size,
+            "length_penalty": search.length_penalty,
+            "length_penalty_form": search.length_penalty_form,
             "precision": translator.precision,
         },
         "seconds": round(elapsed_s, 2),
@@ -352,7 +346,7 @@ class _Baseline:
         if known == (self.checkpoint_sha256, split.sha256):
             return [line.translation for line in self.run.read_translations(name)]
         console.message(f"{name}: translating with {self.run.path}")
-        return _translate(self.translator, split, self.config.decode).hypotheses
+        return _translate(self.translator, split, Decoding().search(self.config)).hypotheses
 
 
 # -- what is said of it ----------------------------------------------------------------------
