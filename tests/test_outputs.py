@@ -15,6 +15,7 @@ from conftest import TrainedRun, invoke, mtrain_command, mtrain_environment, wri
 
 from mtrain import console
 from mtrain.cli import app
+from mtrain.commands import translate
 from mtrain.commands.output import check_output
 from mtrain.decoding.attention import maps_of_ids
 from mtrain.decoding.translate import Translator
@@ -236,6 +237,12 @@ def test_every_option_is_known_to_have_an_effect_or_a_condition() -> None:
         for key, option in options.items():
             has_condition = not refused.isdisjoint(option.opts)
             assert has_condition or key in always[name], (name, key)
+
+
+def test_the_help_of_translate_groups_every_option() -> None:
+    group: Any = typer.main.get_command(app)
+    named = [name for names in translate.GROUPS.values() for name in names]
+    assert sorted(named) == sorted([*(p.name for p in group.commands["translate"].params), "help"])
 
 
 # -- a run that cannot be written ------------------------------------------------------------

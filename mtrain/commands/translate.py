@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from mtrain.run import RunDir
 
 if TYPE_CHECKING:
     from mtrain.decoding.engine import Search
+    from mtrain.decoding.stream import SecondFile
     from mtrain.delivery.pictures import AttentionPicture
 
 EXAMPLES = (
@@ -171,14 +172,15 @@ HeadsDrawn = Annotated[
     str, typer.Option(metavar="HEADS", help="all, mean, or numbers from 1, such as 1,3.")
 ]
 
+SEARCH, SAMPLING = "Search", "Sampling (with --method sample or mbr)"
 GROUPS = {  # of parameters in the help
     "Arguments": ("run", "source"),
     "Input and output": ("output", "force", "format", "prefix", "tab_prefix", "score"),
-    "Search": (
+    SEARCH: (
         *("beam_size", "length_penalty", "length_penalty_form", "n_best", "exact_stop"),
         *("method", "diversity", "samples"),
     ),
-    "Sampling (with --method sample or mbr)": ("temperature", "top_k", "top_p", "seed"),
+    SAMPLING: ("temperature", "top_k", "top_p", "seed"),
     "Alignment and attention": (
         *("alignment", "attention", "attention_kind", "attention_layer", "attention_head"),
     ),
@@ -241,31 +243,26 @@ def translate(
     refuse_without_effect(context, _needs(method, engine, score, attention, output))
     _check_inputs(source, prefix, tab_prefix, score)
     picture = _picture(run, attention, attention_kind, attention_layer, attention_head)
-    first, second = score or (source, prefix)
-    _check_outputs(
-        output, attention, [*files_of_run(run), *(companions or ()), first, second], force
-    )
+    _check_files(output, attention, force, run, source, prefix, *(score or ()), *(companions or ()))
+    search = _search(context, run)
     from mtrain.decoding.alignment import head_of_run
     from mtrain.decoding.attention import maps_of_lines
-    from mtrain.decoding.stream import Job, SecondFile
+    from mtrain.decoding.stream import Job
     from mtrain.decoding.translate import Translator
 
-    search = _search(context, run)
-    with _open_input(first) as lines, _open_input(second) if second else nullcontext() as others:
-        given = _few_lines(lines) if picture else lines
+    with _open_inputs(source, prefix, score, is_drawn=picture is not None) as (lines, second):
         translator = Translator.from_run(run, checkpoint, device, precision, companions or ())
         translator = translator.tagged(tag)
         if engine == "ctranslate2":
             translator = translator.with_ctranslate2(quantization)
-        beside = SecondFile(others, "target" if score else "prefix") if others else None
         head = head_of_run(RunDir.open(run), translator) if alignment else None
-        job = Job(translator, given, search, beside, head, format, tab_prefix)
+        job = Job(translator, lines, search, second, head, format, tab_prefix)
         if output is None:
             job.to_stream(stdout())
         else:
             job.to_file(output)
-    if picture and isinstance(given, io.BytesIO):
-        texts = given.getvalue().decode(errors="replace").split("\n")
+    if picture and isinstance(lines, io.BytesIO):
+        texts = lines.getvalue().decode(errors="replace").split("\n")
         picture.draw(maps_of_lines(translator, texts, search))
 
 
@@ -289,40 +286,30 @@ def _needs(
     output: Path | None,
 ) -> Needs:
     """The options that have no effect without others; see `options.refuse_without_effect`."""
-    sampling = dict.fromkeys(
-        ("temperature", "top_k", "top_p", "seed"),
-        (method in ("sample", "mbr"), "--method sample or mbr"),
-    )
-    drawing = dict.fromkeys(
-        ("attention_kind", "attention_layer", "attention_head"),
-        (attention is not None, "--attention FILE.html, .png or .svg"),
-    )
-    needs = {
-        "exact_stop": (method == "beam", "--method beam"),
-        "diversity": (method == "diverse", "--method diverse"),
-        "samples": (method == "mbr", "--method mbr"),
-        **sampling,
-        "beam_size": (method in ("beam", "diverse"), "--method beam or diverse"),
-        "quantization": (engine == "ctranslate2", "--engine ctranslate2"),
-        **dict.fromkeys(
-            ("precision", "prefix", "tab_prefix"), (engine == "mtrain", "--engine mtrain")
-        ),
-        "force": (output is not None or attention is not None, "-o OUTPUT or --attention FILE"),
-        **drawing,
-    }
+    drawing = ("attention_kind", "attention_layer", "attention_head")
+    rules = [
+        (["exact_stop"], method == "beam", "--method beam"),
+        (["diversity"], method == "diverse", "--method diverse"),
+        (["samples"], method == "mbr", "--method mbr"),
+        (["beam_size"], method in ("beam", "diverse"), "--method beam or diverse"),
+        (GROUPS[SAMPLING], method in ("sample", "mbr"), "--method sample or mbr"),
+        (["quantization"], engine == "ctranslate2", "--engine ctranslate2"),
+        (["precision", "prefix", "tab_prefix"], engine == "mtrain", "--engine mtrain"),
+        (drawing, attention is not None, "--attention FILE.html, .png or .svg"),
+        (["force"], bool(output or attention), "-o OUTPUT or --attention FILE"),
+    ]
     if score:
-        search = ("beam_size", "length_penalty", "length_penalty_form", "n_best", "exact_stop")
-        others = ("method", "diversity", "samples", "engine", "quantization", "attention")
-        translating = (False, "translating, not for --score")
-        needs |= dict.fromkeys((*search, *others, *sampling, *drawing), translating)
-    return needs
+        others = ("engine", "quantization", "attention", *drawing)
+        translating = [*GROUPS[SEARCH], *GROUPS[SAMPLING], *others]
+        rules.append((translating, False, "translating, not for --score"))
+    return {name: (has_effect, what) for names, has_effect, what in rules for name in names}
 
 
-def _check_outputs(
-    output: Path | None, attention: Path | None, read: Sequence[Path | None], force: bool
+def _check_files(
+    output: Path | None, attention: Path | None, force: bool, run: Path, *read: Path | None
 ) -> None:
     """A UsageError if an output is a file that is read, or one of another kind."""
-    inputs = [path for path in read if path is not None]
+    inputs = [*files_of_run(run), *(path for path in read if path is not None)]
     if output is not None:
         check_output(output, "text", inputs, force)
     if attention is not None:
@@ -362,6 +349,19 @@ def _picture(
 
 
 # -- input -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open_inputs(
+    source: Path | None, prefix: Path | None, score: tuple[Path, Path] | None, is_drawn: bool
+) -> Iterator[tuple[BinaryIO, SecondFile | None]]:
+    """The input, in memory if it is to be drawn, and the prefixes or the targets to be scored."""
+    from mtrain.decoding.stream import SecondFile
+
+    first, second = score or (source, prefix)
+    with _open_input(first) as lines, _open_input(second) if second else nullcontext() as others:
+        beside = SecondFile(others, "target" if score else "prefix") if others else None
+        yield _few_lines(lines) if is_drawn else lines, beside
 
 
 def _open_input(path: Path | None) -> AbstractContextManager[BinaryIO]:

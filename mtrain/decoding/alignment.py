@@ -77,13 +77,9 @@ def align(
 
     A line that had to be cut because it is too long for the model gets none.
     """
-    tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
-    src_ids = tokenizers[0].encode([normalize(source) for source in sources])
-    tgt_ids = [tokenizers[1].ids(pieces) for pieces in targets]
-    sides = (
-        [Side.of(tokenizers[0].pieces(ids), translator.config.source) for ids in src_ids],
-        [Side.of(pieces, translator.config.target) for pieces in targets],
-    )
+    src_ids = translator.src_tokenizer.encode([normalize(source) for source in sources])
+    tgt_ids = [translator.tgt_tokenizer.ids(pieces) for pieces in targets]
+    sides = _sides(translator, src_ids, tgt_ids)
     links: list[list[tuple[int, int]]] = [[] for _ in sources]
     for i, cross in _cross_attention(translator, src_ids, tgt_ids):
         shown = cross[head.layer].mean(0) if head.head is None else cross[head.layer, head.head]
@@ -119,17 +115,14 @@ def choose_head(
     translator: Translator, sources: Sequence[str], references: Sequence[str]
 ) -> AlignmentHead:
     """The layer, head and row that agree best with IBM Model 1 on given pairs of lines."""
-    tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
-    languages = translator.config.source, translator.config.target
-    ids, sides = [], []
-    for tokenizer, code, lines in zip(tokenizers, languages, (sources, references), strict=True):
-        ids.append(tokenizer.encode([normalize(line) for line in lines]))
-        sides.append([Side.of(tokenizer.pieces(row), code) for row in ids[-1]])
+    src_ids = translator.src_tokenizer.encode([normalize(line) for line in sources])
+    tgt_ids = translator.tgt_tokenizer.encode([normalize(line) for line in references])
+    sides = _sides(translator, src_ids, tgt_ids)
     lowered = [[[word.lower() for word in side.words] for side in part] for part in sides]
     posteriors = model_1(list(zip(*lowered, strict=True)))
     total: Any = 0.0
     n_words = 0
-    for i, cross in _cross_attention(translator, ids[0][:N_SENTENCES], ids[1][:N_SENTENCES]):
+    for i, cross in _cross_attention(translator, src_ids[:N_SENTENCES], tgt_ids[:N_SENTENCES]):
         candidates = np.concatenate([cross.mean(1, keepdims=True), cross], 1)  # (L, 1 + H, T, S)
         found = [
             _of_words(candidates, sides[0][i], sides[1][i], is_next_row).argmax(-1)
@@ -176,6 +169,16 @@ class Side:
     def matrix(self) -> Weights:
         """(words, pieces): 1 where a piece belongs to a word"""
         return np.equal.outer(np.arange(len(self.words)), self.owners).astype(np.float32)
+
+
+def _sides(
+    translator: Translator, src_ids: Sequence[Sequence[int]], tgt_ids: Sequence[Sequence[int]]
+) -> tuple[list[Side], list[Side]]:
+    config, (src, tgt) = translator.config, (translator.src_tokenizer, translator.tgt_tokenizer)
+    return (
+        [Side.of(src.pieces(ids), config.source) for ids in src_ids],
+        [Side.of(tgt.pieces(ids), config.target) for ids in tgt_ids],
+    )
 
 
 def _of_words(cross: Weights, source: Side, target: Side, is_next_row: bool) -> Weights:

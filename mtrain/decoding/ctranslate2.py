@@ -25,10 +25,9 @@ from mtrain.decoding.engine import Pair, Search, Segment
 from mtrain.decoding.search import Hypothesis
 from mtrain.errors import UsageError
 from mtrain.model.transformer import (
-    DecoderLayer,
-    EncoderLayer,
     FeedForward,
     MultiHeadAttention,
+    Residual,
     Transformer,
     sinusoids,
 )
@@ -227,41 +226,34 @@ def _specify(
     encoder.embeddings[0].weight = _array(model.src_embedding.weight)
     decoder.embeddings.weight = _array(model.tgt_embedding.weight)
     decoder.projection.weight = _array(model.output.weight)
+    ours: Any
     for ours, theirs in zip(model.encoder, encoder.layer, strict=True):
-        assert isinstance(ours, EncoderLayer)
-        _set_self_attention(theirs.self_attention, ours.attention, ours.around_attention.norm)
-        _set_feed_forward(theirs.ffn, ours.feed_forward, ours.around_feed_forward.norm)
+        _set_attention(theirs.self_attention, ours.attention, ours.around_attention)
+        _set_feed_forward(theirs.ffn, ours.feed_forward, ours.around_feed_forward)
     for ours, theirs in zip(model.decoder, decoder.layer, strict=True):
-        assert isinstance(ours, DecoderLayer)
-        _set_self_attention(theirs.self_attention, ours.attention, ours.around_attention.norm)
-        _set_cross_attention(
-            theirs.attention, ours.cross_attention, ours.around_cross_attention.norm
-        )
-        _set_feed_forward(theirs.ffn, ours.feed_forward, ours.around_feed_forward.norm)
+        _set_attention(theirs.self_attention, ours.attention, ours.around_attention)
+        _set_attention(theirs.attention, ours.cross_attention, ours.around_cross_attention)
+        _set_feed_forward(theirs.ffn, ours.feed_forward, ours.around_feed_forward)
     if config.norm == "pre":
         _set_norm(encoder.layer_norm, model.encoder_norm)
         _set_norm(decoder.layer_norm, model.decoder_norm)
     return specification
 
 
-def _set_self_attention(theirs: Any, ours: MultiHeadAttention, norm: nn.Module) -> None:
-    _set_norm(theirs.layer_norm, norm)
-    _set_linear(theirs.linear[0], ours.in_projection.weight, ours.in_projection.bias)
-    _set_linear(theirs.linear[1], ours.out_projection.weight, ours.out_projection.bias)
-
-
-def _set_cross_attention(theirs: Any, ours: MultiHeadAttention, norm: nn.Module) -> None:
-    """Queries, keys with values, output: three matrices from our two."""
+def _set_attention(theirs: Any, ours: MultiHeadAttention, around: Residual) -> None:
+    """Two matrices, as ours, for self-attention; for cross-attention one more, of the queries."""
     weight, bias = ours.in_projection.weight, ours.in_projection.bias
     d_model = weight.shape[1]
-    _set_norm(theirs.layer_norm, norm)
-    _set_linear(theirs.linear[0], weight[:d_model], bias[:d_model])
-    _set_linear(theirs.linear[1], weight[d_model:], bias[d_model:])
-    _set_linear(theirs.linear[2], ours.out_projection.weight, ours.out_projection.bias)
+    sizes = [3 * d_model] if len(theirs.linear) == 2 else [d_model, 2 * d_model]
+    parts = zip(torch.split(weight, sizes), torch.split(bias, sizes), strict=True)
+    _set_norm(theirs.layer_norm, around.norm)
+    for linear, part in zip(theirs.linear, parts, strict=False):
+        _set_linear(linear, *part)
+    _set_linear(theirs.linear[-1], ours.out_projection.weight, ours.out_projection.bias)
 
 
-def _set_feed_forward(theirs: Any, ours: FeedForward, norm: nn.Module) -> None:
-    _set_norm(theirs.layer_norm, norm)
+def _set_feed_forward(theirs: Any, ours: FeedForward, around: Residual) -> None:
+    _set_norm(theirs.layer_norm, around.norm)
     _set_linear(theirs.linear_0, ours.inner.weight, ours.inner.bias)
     _set_linear(theirs.linear_1, ours.outer.weight, ours.outer.bias)
     if ours.factor is not None:

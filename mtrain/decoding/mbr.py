@@ -17,19 +17,12 @@ BETA = 2  # the weight of recall against precision
 
 
 def by_agreement(samples: Sequence[str]) -> list[int]:
-    """The numbers of the samples, each different text once, best first."""
+    """The numbers of the samples, each different text once, by their mean chrF2 with all others."""
     times = Counter(samples)
     first = {text: number for number, text in reversed([*enumerate(samples)])}
     texts = list(times)
-    expected = expected_chrf(texts, list(times.values()))
+    expected = pairwise_chrf(texts) @ np.array([*times.values()], np.float64) / len(samples)
     return [first[texts[i]] for i in sorted(range(len(texts)), key=lambda i: -expected[i])]
-
-
-def expected_chrf(candidates: Sequence[str], weights: Sequence[float]) -> list[float]:
-    """The mean chrF2 (0 to 100) of each text against all of them, weighted."""
-    expected: NDArray[np.float64] = pairwise_chrf(candidates) @ np.asarray(weights, np.float64)
-    values: list[float] = (expected / sum(weights)).tolist()
-    return values
 
 
 def pairwise_chrf(texts: Sequence[str]) -> NDArray[np.float64]:

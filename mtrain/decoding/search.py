@@ -68,7 +68,7 @@ class Sources:
     """A batch of sentences to translate."""
 
     src: Tensor  # (N, S)
-    mask: Tensor | None  # (N, 1, 1, S); None where no source is padded
+    mask: Tensor | None  # (N, 1, 1, S); None if no source is padded
     max_lengths: Tensor  # (N,) most tokens of an output, EOS included
     prefixes: Tensor | None = None  # (N, P) what each output begins with, then PAD
 
@@ -85,7 +85,7 @@ def beam_search(
     n_best: int = 1,
     exact_stop: bool = False,
 ) -> list[list[Hypothesis]]:
-    """The best `n_best` outputs of every source sentence, best first; fewer where fewer exist.
+    """The best `n_best` outputs of every source sentence, best first; fewer if fewer exist.
 
     A hypothesis at its maximum length is ended there, and pays for its EOS; so do the tokens of a
     prefix. A beam of 1 is greedy and stops at its first EOS; see `_is_done` for a wider one.
@@ -353,7 +353,7 @@ def _maxima_of_blocks(logits: Tensor, n_blocks: int) -> Tensor:
 
 @dataclass(slots=True)
 class _Finished:
-    """The best K finished hypotheses of each sentence, best first; -inf where there are fewer."""
+    """The best K finished hypotheses of each sentence, best first; -inf beyond their number."""
 
     scores: Tensor  # (B, K)
     log_probs: Tensor  # (B, K)

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
@@ -237,68 +237,59 @@ class Job:
 
     def _formatted(self, translations: list[Translation], first: int) -> list[str]:
         """The output for each translation; `first` counts the input lines before them."""
-        links = self._links([(t.source, [h.tokens for h in t.hypotheses]) for t in translations])
-        format_line = _json_line if self.format == "jsonl" else _text_lines
-        return [
-            format_line(number, translation, alignments, self.search.n_best)
-            for number, (translation, alignments) in enumerate(
-                zip(translations, links, strict=True), first + 1
-            )
-        ]
-
-    def _scored(self, lines: list[str], targets: list[str], first: int) -> list[str]:
-        """The output for each pair: its log-probability, or as jsonl one object; and its links."""
-        pairs = self.translator.score(lines, targets, self.search)
+        found = [(t.source, hypothesis.tokens) for t in translations for hypothesis in t.hypotheses]
+        links = self._links(found)
         answers = []
-        links = self._links([(pair.source, [pair.tokens[:-1]]) for pair in pairs])
-        for number, (pair, alignments) in enumerate(zip(pairs, links, strict=True), first + 1):
+        for number, translation in enumerate(translations, first + 1):
+            hypotheses = [(hypothesis, next(links)) for hypothesis in translation.hypotheses]
             if self.format == "jsonl":
-                shown = {"line": number, **asdict(pair)}
-                if alignments:
-                    shown["alignment"] = asdict(alignments[0])
-                answers.append(json.dumps(shown, ensure_ascii=False) + "\n")
+                value = {
+                    "line": number,
+                    "source": translation.source,
+                    "translation": translation.text,
+                    "score": translation.score,
+                    "hypotheses": [asdict(h) | _as_json(alignment) for h, alignment in hypotheses],
+                    "warnings": translation.warnings,
+                }
+                answers.append(json.dumps(value, ensure_ascii=False) + "\n")
+            elif self.search.n_best == 1:
+                [(hypothesis, alignment)] = hypotheses
+                answers.append(f"{hypothesis.text}{_as_column(alignment)}\n")
             else:
-                answers.append("\t".join([f"{pair.log_prob:.4f}", *map(str, alignments)]) + "\n")
+                lines = [
+                    f"{number}\t{h.score:.4f}\t{h.text}{_as_column(alignment)}\n"
+                    for h, alignment in hypotheses
+                ]
+                answers.append("".join(lines + lines[-1:] * (self.search.n_best - len(lines))))
         return answers
 
-    def _links(self, found: list[tuple[str, list[list[str]]]]) -> list[list[Alignment]]:
-        """Word links of each line with the pieces of its translations; none without a head."""
+    def _scored(self, lines: list[str], targets: list[str], first: int) -> list[str]:
+        """The output for each pair."""
+        pairs = self.translator.score(lines, targets, self.search)
+        links = self._links([(pair.source, pair.tokens[:-1]) for pair in pairs])
+        answers = []
+        for number, pair in enumerate(pairs, first + 1):
+            if self.format == "jsonl":
+                value = {"line": number} | asdict(pair) | _as_json(next(links))
+                answers.append(json.dumps(value, ensure_ascii=False) + "\n")
+            else:
+                answers.append(f"{pair.log_prob:.4f}{_as_column(next(links))}\n")
+        return answers
+
+    def _links(self, found: list[tuple[str, list[str]]]) -> Iterator[Alignment | None]:
+        """The word links of each source with the pieces of a translation; None without a head."""
         if self.head is None:
-            return [[] for _ in found]
-        pairs = [(source, pieces) for source, translations in found for pieces in translations]
-        sources, targets = [source for source, _ in pairs], [pieces for _, pieces in pairs]
-        links = iter(align(self.translator, self.head, sources, targets))
-        return [[next(links) for _ in translations] for _, translations in found]
+            return repeat(None)
+        sources, targets = [source for source, _ in found], [pieces for _, pieces in found]
+        return iter(align(self.translator, self.head, sources, targets))
 
 
-def _text_lines(
-    number: int, translation: Translation, alignments: list[Alignment], n_best: int
-) -> str:
-    texts = [hypothesis.text for hypothesis in translation.hypotheses]
-    if alignments:
-        texts = [f"{text}\t{links}" for text, links in zip(texts, alignments, strict=True)]
-    if n_best == 1:
-        return texts[0] + "\n"
-    scores = [hypothesis.score for hypothesis in translation.hypotheses]
-    lines = [f"{number}\t{score:.4f}\t{t}\n" for score, t in zip(scores, texts, strict=True)]
-    return "".join(lines + lines[-1:] * (n_best - len(lines)))
+def _as_json(alignment: Alignment | None) -> dict[str, Any]:
+    return {} if alignment is None else {"alignment": asdict(alignment)}
 
 
-def _json_line(
-    number: int, translation: Translation, alignments: list[Alignment], n_best: int
-) -> str:
-    hypotheses = [asdict(hypothesis) for hypothesis in translation.hypotheses]
-    for shown, alignment in zip(hypotheses, alignments, strict=False):
-        shown["alignment"] = asdict(alignment)
-    value = {
-        "line": number,
-        "source": translation.source,
-        "translation": translation.text,
-        "score": translation.score,
-        "hypotheses": hypotheses,
-        "warnings": translation.warnings,
-    }
-    return json.dumps(value, ensure_ascii=False) + "\n"
+def _as_column(alignment: Alignment | None) -> str:
+    return "" if alignment is None else f"\t{alignment}"
 
 
 def _warn(translations: list[Translation], first: int, n_warnings: int) -> int:
