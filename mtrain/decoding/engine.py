@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from mtrain.config import literals
 from mtrain.config.sections import DecodeConfig
@@ -81,6 +82,7 @@ class Search:
 class Segment:
     """What is searched as one sentence: a line, or a part of a line that is too long."""
 
+    line: int  # its number among the lines translated together
     ids: list[int]  # without EOS
     max_length: int  # most tokens of the output, EOS included
     prefix: list[int]  # what the output begins with
@@ -127,8 +129,10 @@ class TorchEngine:
         precision: literals.PrecisionOrAuto = "auto",
         scorer: Scorer | None = None,
     ) -> None:
-        """Read the weights; make another engine when they change. The models must be in evaluation
-        mode. `scorer` is what the search sees of them, by default made from them."""
+        """Read the weights of models in evaluation mode; make another engine when they change.
+
+        `scorer` is what the search sees instead of the models.
+        """
         self.models = models
         self.device = next(models[0].parameters()).device
         in_force = runtime.choose_precision(precision, self.device)
@@ -154,41 +158,39 @@ class TorchEngine:
         return self._each(self._log_probs, batches)
 
     def _search(self, segments: Sequence[Segment], search: Search) -> list[list[Hypothesis]]:
-        sources, n_hypotheses = self._collate(segments), search.n_hypotheses
+        scorer, sources, penalty = self.scorer, self._collate(segments), search.penalty
         if search.method == "beam":
             return beam_search(
-                self.scorer,
-                sources,
-                search.beam_size,
-                search.penalty,
-                search.n_best,
-                search.exact_stop,
+                scorer, sources, search.beam_size, penalty, search.n_best, search.exact_stop
             )
         if search.method == "diverse":
             diverse = Diverse(search.diversity)
-            found = generate(self.scorer, sources, n_hypotheses, diverse, search.penalty)
+            found = generate(scorer, sources, search.n_hypotheses, diverse, penalty)
             return [_distinct(hypotheses)[: search.n_best] for hypotheses in found]
         keys = [segment.key for segment in segments]
         sampler = Sampler(keys, search.temperature, search.top_k, search.top_p)
-        return generate(self.scorer, sources, n_hypotheses, sampler, search.penalty)
+        return generate(scorer, sources, search.n_hypotheses, sampler, penalty)
 
     def _collate(self, segments: Sequence[Segment]) -> Sources:
-        src, lengths = pad([segment.ids for segment in segments])
-        mask = source_mask(lengths)
+        src, mask = self._pad([segment.ids for segment in segments])
         prefixes, _ = pad([segment.prefix for segment in segments])
         prefixes = prefixes[:, :-1].masked_fill(prefixes[:, :-1] == EOS, PAD)  # no prefix has EOS
         return Sources(
-            src.to(self.device),
-            None if mask is None else mask.to(self.device),
+            src,
+            mask,
             torch.tensor([segment.max_length for segment in segments]),
             prefixes.to(self.device) if prefixes.shape[1] else None,
         )
 
     def _log_probs(self, pairs: Sequence[Pair]) -> list[list[float]]:
-        src, lengths = pad([pair.src for pair in pairs])
+        src, mask = self._pad([pair.src for pair in pairs])
+        return token_log_probs(self.models, src, mask, [pair.tgt for pair in pairs])
+
+    def _pad(self, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+        """Ids -> (B, S) with EOS, and the mask (B, 1, 1, S), on the device."""
+        src, lengths = pad(sources)
         mask = source_mask(lengths)
-        mask = None if mask is None else mask.to(self.device)
-        return token_log_probs(self.models, src.to(self.device), mask, [pair.tgt for pair in pairs])
+        return src.to(self.device), None if mask is None else mask.to(self.device)
 
     def _each(
         self,

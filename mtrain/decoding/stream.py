@@ -189,7 +189,7 @@ class Job:
             "alignment": None if self.head is None else asdict(self.head),
         }
 
-    def _answers(self, n_done: int, progress: Progress | None) -> Iterator[list[str]]:
+    def _answers(self, n_done: int, progress: Progress) -> Iterator[list[str]]:
         """The output for each line after the first `n_done`, as many as were waiting at a time."""
         number = n_warnings = n_since_trim = 0
         for raw in waiting_lines(self.source):
@@ -201,8 +201,7 @@ class Job:
                 continue
             if self.scores:
                 yield self._scored(list(map(_text, raw)), others or [], number)
-                if progress:
-                    progress(len(raw))
+                progress(len(raw))
             else:
                 translations = self._translated(raw, others, number, progress)
                 n_warnings = _warn(translations, number, n_warnings)
@@ -220,19 +219,17 @@ class Job:
             )
 
     def _translated(
-        self, raw: list[bytes], prefixes: list[str] | None, first: int, progress: Progress | None
+        self, raw: list[bytes], prefixes: list[str] | None, first: int, progress: Progress
     ) -> list[Translation]:
         """Translations with warnings about the bytes of their lines as well."""
         lines = list(map(_text, raw))
         if self.tab_prefix:
             cut = [line.partition("\t") for line in lines]
             lines, prefixes = [source for source, _, _ in cut], [prefix for _, _, prefix in cut]
-        translations = self.translator.translate_detailed(
-            lines, self.search, progress, prefixes, first
-        )
+        found = self.translator.translate_detailed(lines, self.search, progress, prefixes, first)
         return [
             replace(translation, warnings=[*_encoding_warnings(line), *translation.warnings])
-            for line, translation in zip(raw, translations, strict=True)
+            for line, translation in zip(raw, found, strict=True)
         ]
 
     def _formatted(self, translations: list[Translation], first: int) -> list[str]:
@@ -356,13 +353,13 @@ def _encoding_warnings(line: bytes) -> list[str]:
 
 
 @contextmanager
-def _progress(source: BinaryIO, n_done: int, is_shown: bool) -> Iterator[Progress | None]:
+def _progress(source: BinaryIO, n_done: int, is_shown: bool) -> Iterator[Progress]:
     """A bar in lines, if a file is read and a person watches."""
-    if not is_shown or _regular_file(source) is None or not console.is_terminal():
-        yield None
-        return
-    with console.bar(_count_lines(source), "translating", " lines", initial=n_done) as bar:
-        yield bar.update
+    if is_shown and _regular_file(source) and console.is_terminal():
+        with console.bar(_count_lines(source), "translating", " lines", initial=n_done) as bar:
+            yield bar.update
+    else:
+        yield lambda n_lines: None
 
 
 def _count_lines(file: BinaryIO) -> int:

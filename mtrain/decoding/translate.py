@@ -208,28 +208,29 @@ class Translator:
         """
         if isinstance(lines, str):
             raise TypeError("give a list of lines: translate([line])")
-        search = search or Search.of(self.config.decode, **changes)
+        if search is None:
+            search = Search.of(self.config.decode, **changes)
+        elif changes:
+            raise TypeError("give either a search or changes of the run's own")
         self.check(search)
-        segments_of_line, warnings = self._read(lines, prefixes, search.seed, first_line)
-        segments = [segment for of_line in segments_of_line for segment in of_line]
-        owners = [line for line, of_line in enumerate(segments_of_line) for _ in of_line]
-        n_waiting = Counter(owners)  # segments of each line
+        segments, warnings = self._read(lines, prefixes, search.seed, first_line)
+        n_waiting = Counter(segment.line for segment in segments)
         progress = progress or (lambda n_lines: None)
         progress(len(lines) - len(n_waiting))
-        hypotheses: list[list[Hypothesis]] = [[] for _ in segments]
+        found: list[list[Hypothesis]] = [[] for _ in segments]
         lengths = [len(segment.ids) + 1 for segment in segments]
         run = partial(self.engine.search, search=search)
-        for i, result in self._in_batches(run, segments, lengths, search.n_hypotheses):
-            hypotheses[i] = result
-            n_waiting[owners[i]] -= 1
-            if n_waiting[owners[i]] == 0:
+        for i, hypotheses in self._in_batches(run, segments, lengths, search.n_hypotheses):
+            found[i] = hypotheses
+            n_waiting[segments[i].line] -= 1
+            if n_waiting[segments[i].line] == 0:
                 progress(1)
-        decoded = iter(self._decode(hypotheses, search))
+        of_lines: list[list[list[tuple[Hypothesis, str]]]] = [[] for _ in lines]
+        for segment, decoded in zip(segments, self._decode(found, search), strict=True):
+            of_lines[segment.line].append(decoded)
         return [
-            self._join(line, [next(decoded) for _ in of_line], search, of_line_warnings)
-            for line, of_line, of_line_warnings in zip(
-                lines, segments_of_line, warnings, strict=True
-            )
+            self._join(line, of_line, search, of_line_warnings)
+            for line, of_line, of_line_warnings in zip(lines, of_lines, warnings, strict=True)
         ]
 
     def score(
@@ -259,26 +260,24 @@ class Translator:
 
     def _read(
         self, lines: Sequence[str], prefixes: Sequence[str] | None, seed: int, first_line: int
-    ) -> tuple[list[list[Segment]], list[list[str]]]:
-        """The segments of each line (none: blank; several: it was too long), and its warnings."""
+    ) -> tuple[list[Segment], list[list[str]]]:
+        """The segments (none of a blank line, several of a long one) and each line's warnings."""
         warnings: list[list[str]] = [[] for _ in lines]
         prefix_ids: list[list[int]] = [[] for _ in lines]
         if prefixes is not None:
             prefix_ids = self._read_prefixes(prefixes, first_line, warnings)
-        ids_of_line = self._cut(lines, warnings)
-        lengths = [len(ids) + 1 for of_line in ids_of_line for ids in of_line]
-        max_lengths = iter(self._max_lengths(lengths))
-
-        def segment(line: int, number: int, ids: list[int]) -> Segment:
-            prefix = prefix_ids[line] if number == 0 else []
-            max_length = max(next(max_lengths), len(prefix) + EXTRA_TOKENS)
-            key = runtime.seed_of(seed, first_line + line, number)
-            return Segment(ids, max_length, prefix, key)
-
-        segments = [
-            [segment(line, number, ids) for number, ids in enumerate(of_line)]
-            for line, of_line in enumerate(ids_of_line)
+        cut = [
+            (line, number, ids)
+            for line, of_line in enumerate(self._cut(lines, warnings))
+            for number, ids in enumerate(of_line)
         ]
+        max_lengths = self._max_lengths([len(ids) + 1 for _, _, ids in cut])
+        segments = []
+        for (line, number, ids), max_length in zip(cut, max_lengths, strict=True):
+            prefix = prefix_ids[line] if number == 0 else []
+            max_length = max(max_length, len(prefix) + EXTRA_TOKENS)
+            key = runtime.seed_of(seed, first_line + line, number)
+            segments.append(Segment(line, ids, max_length, prefix, key))
         return segments, warnings
 
     def _cut(self, lines: Sequence[str], warnings: list[list[str]]) -> list[list[list[int]]]:
