@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from mtrain import __version__, console
 from mtrain.commands import evaluate, export, new, prepare, report, train, translate
@@ -69,15 +69,20 @@ def start(
     """Train, evaluate and run Transformer models for machine translation."""
 
 
-def _add(name: str, command: Callable[..., None], examples: Sequence[str]) -> None:
+def _add(
+    name: str,
+    command: Callable[..., None],
+    examples: Sequence[str],
+    cls: type[TyperCommand] = TyperCommand,
+) -> None:
     """Add a command; its docstring and option types are its help."""
     shown = "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples)
-    app.command(name, epilog=shown)(command)
+    app.command(name, cls=cls, epilog=shown)(command)
 
 
 _add("prepare", prepare.prepare, prepare.EXAMPLES)
 _add("train", train.train, train.EXAMPLES)
-_add("translate", translate.translate, translate.EXAMPLES)
+_add("translate", translate.translate, translate.EXAMPLES, translate.GroupedOptions)
 _add("eval", evaluate.evaluate, evaluate.EXAMPLES)
 _add("report", report.report, report.EXAMPLES)
 _add("export", export.export, export.EXAMPLES)

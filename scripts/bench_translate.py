@@ -103,7 +103,7 @@ class Mtrain:
 
     def translate(self) -> Pass:
         started_at = time.perf_counter()
-        found = self.translator.translate_detailed(self.lines, self.setting.beam_size)
+        found = self.translator.translate_detailed(self.lines, beam_size=self.setting.beam_size)
         seconds = time.perf_counter() - started_at
         tokens = sum(len(line.hypotheses[0].tokens) + 1 for line in found)
         return Pass(seconds, tokens, [line.text for line in found])
@@ -116,7 +116,7 @@ class CTranslate2:
         import ctranslate2
 
         from mtrain.data.cleaning import normalize
-        from mtrain.model.convert import save_ctranslate2
+        from mtrain.decoding.ctranslate2 import save_ctranslate2
 
         translator = load(setting, "fp32")
         self.setting, self.tokenizer = setting, translator.tgt_tokenizer
@@ -237,6 +237,7 @@ def load(setting: Setting, precision: str) -> Any:
     """A Translator of the run, or one of random weights."""
     os.environ["OMP_NUM_THREADS"] = str(setting.threads)
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the command sets it
+    from mtrain.decoding.engine import TorchEngine
     from mtrain.decoding.translate import Translator
 
     if setting.run is not None:
@@ -263,7 +264,7 @@ def load(setting: Setting, precision: str) -> Any:
     model = Transformer(config.model, setting.vocab_size, setting.vocab_size).eval().to(device)
     numbers: Any = Numbers(setting.vocab_size)
     ratio = {"mean": 1.0, "std": 0.0}
-    return Translator(model, (numbers, numbers), config, ratio, precision=precision)
+    return Translator(TorchEngine([model], precision), (numbers, numbers), config, ratio)
 
 
 class Numbers:
@@ -306,18 +307,15 @@ def source_lines(setting: Setting, translator: Any) -> list[str]:
 
 def max_length(translator: Any, source_length: int) -> int:
     """Our own rule, which others are given."""
-    import torch
-
-    return int(translator._max_lengths(torch.tensor([source_length])))
+    return int(translator._max_lengths([source_length])[0])
 
 
 def hold_length(translator: Any) -> None:
     """Make every output FORCED_LENGTH tokens long: no EOS before, and the limit there."""
-    import torch
-
     from mtrain.data.tokenizer import EOS
 
-    step = translator.scorer.step
+    scorer = translator.engine.scorer
+    step = scorer.step
 
     def step_without_end(state: Any, tokens: Any) -> Any:
         logits, log_z = step(state, tokens)
@@ -325,8 +323,8 @@ def hold_length(translator: Any) -> None:
             logits[:, EOS] = float("-inf")
         return logits, log_z
 
-    translator.scorer.step = step_without_end
-    translator._max_lengths = lambda lengths: torch.full_like(lengths, FORCED_LENGTH)
+    scorer.step = step_without_end
+    translator._max_lengths = lambda lengths: [FORCED_LENGTH] * len(lengths)
 
 
 # -- measuring -------------------------------------------------------------------------------
@@ -480,7 +478,6 @@ def resident_mib(pid: int) -> float:
 
 def quality(setting: Setting) -> Iterator[str]:
     """The BLEU of every way of computing the search, against the first, which is the fastest."""
-    from mtrain.decoding.translate import Options
     from mtrain.evaluation.metrics import score_all
     from mtrain.run import RunDir
 
@@ -492,9 +489,9 @@ def quality(setting: Setting) -> Iterator[str]:
     baseline: list[str] = []
     yield f"{'way':<32}{'BLEU':>6}  {'interval':<17}{'lines that differ':<19}difference"
     for precision, is_exact, at_a_time in WAYS:
-        options = Options(setting.beam_size, exact_stop=is_exact)
+        changes = {"beam_size": setting.beam_size, "exact_stop": is_exact}
         chunks = [lines[i : i + at_a_time] for i in range(0, len(lines), at_a_time)]
-        answers = (translators[precision].translate_lines(chunk, options) for chunk in chunks)
+        answers = (translators[precision].translate_detailed(c, **changes) for c in chunks)
         texts = [translation.text for answer in answers for translation in answer]
         baseline = baseline or texts
         score = score_all(texts, references, language, metrics=["bleu"])["bleu"]

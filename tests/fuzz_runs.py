@@ -317,17 +317,19 @@ def make_input(random: Random, bench: Bench) -> Given:
 
 
 def check_input(given: Given, bench: Bench) -> None:
-    from mtrain.decoding.stream import translate_stream
-    from mtrain.decoding.translate import Options
+    from mtrain.decoding.engine import Search
+    from mtrain.decoding.stream import Job
 
     data: bytes = given["in"]
     out = io.StringIO()
-    options = Options(**given["options"])
-    translate_stream(bench.translator, io.BytesIO(data), out, options)
+    output = {k: given["options"][k] for k in ("format", "tab_prefix") if k in given["options"]}
+    changes = {k: v for k, v in given["options"].items() if k not in output}
+    search = Search.of(bench.translator.config.decode, **changes)
+    Job(bench.translator, io.BytesIO(data), search, **output).to_stream(out)
     n_lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
     answers = out.getvalue().split("\n")
     assert answers.pop() == "", "the last line has no end"
-    assert len(answers) == n_lines * options.n_best, "another number of lines"
+    assert len(answers) == n_lines * search.n_best, "another number of lines"
     out.getvalue().encode()
 
 

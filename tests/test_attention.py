@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import TrainedRun
 
-from mtrain.decoding.attention import AttentionMaps, attention_maps
+from mtrain.decoding.attention import AttentionMaps, maps_of_ids, maps_of_lines
+from mtrain.decoding.engine import Search
 from mtrain.decoding.translate import Translator
 from mtrain.errors import UsageError
 
@@ -18,9 +19,21 @@ def translator(trained_run: TrainedRun) -> Translator:
     return Translator.from_run(trained_run.path, device="cpu", precision="fp32")
 
 
+def maps_of(translator: Translator, source: str, target: str | None = None) -> AttentionMaps:
+    """Of a line and a given translation, or its own."""
+    if target is None:
+        [maps] = maps_of_lines(translator, [source], Search.of(translator.config.decode))
+        return maps
+    tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
+    [src_ids], [tgt_ids] = (
+        t.encode([line]) for t, line in zip(tokenizers, (source, target), strict=True)
+    )
+    return maps_of_ids(translator, src_ids, tgt_ids)
+
+
 @pytest.fixture(scope="module")
 def maps(translator: Translator, trained_run: TrainedRun) -> AttentionMaps:
-    return attention_maps(translator, trained_run.test_sources[0])
+    return maps_of(translator, trained_run.test_sources[0])
 
 
 def test_every_piece_has_its_row_and_column(
@@ -49,7 +62,7 @@ def test_a_reversal_is_seen_in_the_attention_to_the_source(
 ) -> None:
     """The word that is written comes from the word that some head looks at."""
     line = next(line for line in trained_run.test_sources if len(set(line.split())) == 4)
-    maps = attention_maps(translator, line, " ".join(reversed(line.split())))
+    maps = maps_of(translator, line, " ".join(reversed(line.split())))
     n = len(maps.source) - 1
     shares = [
         np.mean([head[t, n - 1 - t] for t in range(n)]) for head in maps.cross[0]
@@ -58,7 +71,7 @@ def test_a_reversal_is_seen_in_the_attention_to_the_source(
 
 
 def test_a_given_translation_is_forced(translator: Translator) -> None:
-    maps = attention_maps(translator, "ba de", "ba")
+    maps = maps_of(translator, "ba de", "ba")
     assert "".join(maps.written) == "▁ba</s>"
 
 
@@ -87,4 +100,4 @@ def test_json_keeps_all_to_a_255th(maps: AttentionMaps) -> None:
 @pytest.mark.parametrize(("line", "said"), [(" ", "blank"), ("ba " * 3000, "too long")])
 def test_what_has_no_picture_is_said(translator: Translator, line: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        attention_maps(translator, line)
+        maps_of(translator, line)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mtrain.config.sections import ModelConfig
 from mtrain.data.tokenizer import BOS, EOS
+from mtrain.decoding.ctranslate2 import save_ctranslate2
 from mtrain.errors import UsageError
-from mtrain.model.convert import save_ctranslate2
 from mtrain.model.transformer import Transformer
 
 SIZES = {"d_model": 16, "d_ff": 24, "n_heads": 4, "n_encoder_layers": 3, "n_decoder_layers": 2}

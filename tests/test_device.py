@@ -27,9 +27,8 @@ from mtrain.config.sections import ModelConfig
 from mtrain.data.batching import BatchPlan
 from mtrain.data.tokenizer import EOS
 from mtrain.decoding.sampling import Diverse, Sampler
-from mtrain.decoding.search import LengthPenalty, Sources, beam_search, likeliest, walk
-from mtrain.decoding.steps import EnsembleScorer, TransformerScorer
-from mtrain.decoding.teacher_forcing import token_log_probs
+from mtrain.decoding.scorers import EnsembleScorer, TransformerScorer, token_log_probs
+from mtrain.decoding.search import LengthPenalty, Sources, beam_search, generate, likeliest
 from mtrain.machine.distributed import Processes
 from mtrain.model import loss as loss_module
 from mtrain.model import transformer
@@ -282,7 +281,7 @@ def watched_search(device: torch.device, kind: str, max_length: int) -> Watch:
         scorer = EnsembleScorer([scorer, make_scorer(device)])
     with Watch(device, max_length) as watch:
         if kind in CHOICES:
-            walk(scorer, given, 1 if kind == "greedy" else BEAM, CHOICES[kind], LengthPenalty())
+            generate(scorer, given, 1 if kind == "greedy" else BEAM, CHOICES[kind], LengthPenalty())
         else:
             beam_search(scorer, given, BEAM, LengthPenalty())
     return watch

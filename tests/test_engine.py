@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import TrainedRun, invoke
 
-from mtrain.decoding.translate import Options, Translator
+from mtrain.decoding.engine import Pair, Search, Segment
+from mtrain.decoding.translate import Translator
 from mtrain.errors import UsageError
 
 ctranslate2 = pytest.importorskip("ctranslate2")
@@ -61,14 +62,27 @@ def test_their_score_is_that_of_the_forced_output(
         tokenizer.encode([text])[0]
         for tokenizer, text in ((ours.src_tokenizer, source), (ours.tgt_tokenizer, found.text))
     ]
-    assert theirs.engine is not None
-    (log_probs,) = theirs.engine.log_probs([ids[0]], [ids[1]])
+    [(_, [log_probs])] = theirs.engine.log_probs([[Pair(*ids)]])
     assert found.score == pytest.approx(sum(log_probs) / len(log_probs), abs=1e-5)
 
 
 def test_an_exact_stop_is_refused(theirs: Translator) -> None:
     with pytest.raises(UsageError, match="exact stop"):
-        theirs.resolve(Options(exact_stop=True))
+        theirs.check(Search.of(theirs.config.decode, exact_stop=True))
+
+
+def test_both_score_given_pairs_alike(
+    ours: Translator, theirs: Translator, trained_run: TrainedRun
+) -> None:
+    pairs = trained_run.test_sources[:5], trained_run.test_sources[5:10]
+    mine, other = ours.score(*pairs), theirs.score(*pairs)
+    assert [p.log_prob for p in other] == pytest.approx([p.log_prob for p in mine], abs=1e-3)
+
+
+def test_a_prefix_is_refused(theirs: Translator) -> None:
+    segment = Segment(0, [5], max_length=9, prefix=[6], key=0)
+    with pytest.raises(UsageError, match="no prefixes"):
+        list(theirs.engine.search([[segment]], Search(beam_size=1, length_penalty=1.0)))
 
 
 def test_on_the_command_line(trained_run: TrainedRun, ours: Translator) -> None:

@@ -24,6 +24,7 @@ from mtrain.config.root import Config
 from mtrain.data.catalogues import SacrebleuSource
 from mtrain.data.cleaning import hash_text
 from mtrain.data.files import StoredFile
+from mtrain.decoding.engine import Search
 from mtrain.decoding.translate import Translation
 from mtrain.errors import DataError, MtrainError, UsageError
 from mtrain.evaluation import analysis, evaluate, metrics
@@ -69,11 +70,10 @@ class Table:
     def translate_detailed(
         self,
         lines: list[str],
-        beam_size: int | None = None,
-        length_penalty: float | None = None,
+        search: Search,
         progress: Callable[[int], object] | None = None,
     ) -> list[Translation]:
-        self.asked.append({"beam_size": beam_size, "length_penalty": length_penalty})
+        self.asked.append({"beam_size": search.beam_size, "length_penalty": search.length_penalty})
         table = dict(zip(SOURCES, self.outputs, strict=True))
         if progress:
             progress(len(lines))

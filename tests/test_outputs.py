@@ -15,8 +15,9 @@ from conftest import TrainedRun, invoke, mtrain_command, mtrain_environment, wri
 
 from mtrain import console
 from mtrain.cli import app
+from mtrain.commands import translate
 from mtrain.commands.output import check_output
-from mtrain.decoding.attention import attention_maps
+from mtrain.decoding.attention import maps_of_ids
 from mtrain.decoding.translate import Translator
 from mtrain.delivery.pictures import attention_page
 from mtrain.errors import UsageError
@@ -155,7 +156,8 @@ def test_commands_are_quoted_for_a_shell() -> None:
 
 def test_the_attention_page_has_the_policy_of_the_report(trained_run: TrainedRun) -> None:
     translator = Translator.from_run(trained_run.path, device="cpu")
-    page = attention_page([attention_maps(translator, "ba <script>alert(1)</script>", "ba")])
+    ids = translator.src_tokenizer.encode(["ba <script>alert(1)</script>", "ba"])
+    page = attention_page([maps_of_ids(translator, *ids)])
     assert page.count("<script>") == 1
     assert "default-src 'none'" in page
     assert "script-src 'sha256-" in page
@@ -235,6 +237,12 @@ def test_every_option_is_known_to_have_an_effect_or_a_condition() -> None:
         for key, option in options.items():
             has_condition = not refused.isdisjoint(option.opts)
             assert has_condition or key in always[name], (name, key)
+
+
+def test_the_help_of_translate_groups_every_option() -> None:
+    group: Any = typer.main.get_command(app)
+    named = [name for names in translate.GROUPS.values() for name in names]
+    assert sorted(named) == sorted([*(p.name for p in group.commands["translate"].params), "help"])
 
 
 # -- a run that cannot be written ------------------------------------------------------------

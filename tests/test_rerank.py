@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
-from mtrain.decoding.rerank import expected_chrf, pairwise_chrf
+from mtrain.decoding.mbr import by_agreement, pairwise_chrf
 
 TEXTS = st.lists(st.text("abc dä漢.", max_size=14), min_size=1, max_size=5)
 
@@ -23,13 +23,11 @@ def test_it_is_sacrebleus_sentence_chrf(texts: list[str]) -> None:
             assert scores[i, j] == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_one_that_most_agree_with_is_expected_to_be_best() -> None:
-    texts = ["A dog runs.", "A dog is running.", "Cats sleep."]
-    even = expected_chrf(texts, [1, 1, 1])
-    assert even.index(min(even)) == 2
-    often = expected_chrf(texts, [1, 1, 20])
-    assert often.index(max(often)) == 2
+def test_samples_are_ordered_by_agreement_each_text_once() -> None:
+    assert by_agreement(["cats sleep", "a dog runs", "a dog ran", "a dog runs"]) == [1, 2, 0]
+    assert by_agreement(["A dog runs.", "A dog is running.", *["Cats sleep."] * 20])[0] == 2
 
 
 def test_one_text_is_its_own_reference() -> None:
-    assert expected_chrf(["A dog."], [3]) == [pytest.approx(100.0)]
+    assert by_agreement(["A dog."] * 3) == [0]
+    assert pairwise_chrf(["A dog."])[0, 0] == pytest.approx(100.0)

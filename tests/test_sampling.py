@@ -1,4 +1,4 @@
-"""Choices of a walk: random draws against probabilities known by hand, and diverse hypotheses."""
+"""Choices of `generate`: random draws against known probabilities, and diverse hypotheses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from test_search import EOS, GARDEN_PATH, A, B, C, RandomTable, Table, log_prob_
 from torch import Tensor
 
 from mtrain.decoding.sampling import Diverse, Sampler
-from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources, walk
+from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources, generate
 
 PLAIN = LengthPenalty(0.0)
 NARROW = {"temperature": 0.7, "top_k": 4, "top_p": 0.9}
@@ -65,17 +65,17 @@ def test_what_has_no_probability_is_never_drawn():
 @pytest.mark.parametrize("options", [{}, NARROW])
 def test_samples_depend_on_their_own_key_alone(options):
     scorer, keys = RandomTable(9), [3, 1, 4, 1, 5]
-    together = walk(scorer, sources(5), 3, Sampler(keys, **options), PLAIN)
+    together = generate(scorer, sources(5), 3, Sampler(keys, **options), PLAIN)
     for i, key in enumerate(keys):
-        [alone] = walk(scorer, sources(1, first=10 + i), 3, Sampler([key], **options), PLAIN)
+        [alone] = generate(scorer, sources(1, first=10 + i), 3, Sampler([key], **options), PLAIN)
         assert alone == together[i]
-    others = walk(scorer, sources(5), 3, Sampler([key + 1 for key in keys], **options), PLAIN)
+    others = generate(scorer, sources(5), 3, Sampler([key + 1 for key in keys], **options), PLAIN)
     assert others != together
 
 
 def test_a_samples_score_is_that_of_teacher_forcing_however_it_was_drawn():
     scorer = RandomTable(9)
-    for i, found in enumerate(walk(scorer, sources(5), 4, Sampler(range(5), **NARROW), PLAIN)):
+    for i, found in enumerate(generate(scorer, sources(5), 4, Sampler(range(5), **NARROW), PLAIN)):
         assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
         for hypothesis in found:
             expected = log_prob_of(scorer, (10 + i,), hypothesis.tokens)
@@ -85,15 +85,15 @@ def test_a_samples_score_is_that_of_teacher_forcing_however_it_was_drawn():
 def test_whole_outputs_are_drawn_as_often_as_they_are_likely():
     """From a 0.6 * 0.5 = 0.3: A A and A C; B ends in 0.36, B C in 0.04."""
     n = 2000
-    [found] = walk(GARDEN_PATH, sources(1), n, Sampler([1]), PLAIN)
+    [found] = generate(GARDEN_PATH, sources(1), n, Sampler([1]), PLAIN)
     counts = Counter(tuple(h.tokens) for h in found)
     expected = {(A, A): 0.3, (A, C): 0.3, (B,): 0.36, (B, C): 0.04}
     assert {output: counts[output] / n for output in counts} == pytest.approx(expected, abs=0.04)
 
 
-def diverse(strength: float, n_walks: int = 3) -> list[Hypothesis]:
+def diverse(strength: float, n_hypotheses: int = 3) -> list[Hypothesis]:
     table = Table({(): {A: 0.5, B: 0.3, C: 0.2}, (A,): {EOS: 0.8, B: 0.2}})
-    [found] = walk(table, sources(1), n_walks, Diverse(strength), PLAIN)
+    [found] = generate(table, sources(1), n_hypotheses, Diverse(strength), PLAIN)
     return found
 
 
@@ -114,7 +114,7 @@ def test_the_price_is_paid_once_for_each_that_took_the_word():
 
 def test_a_diverse_score_is_that_of_the_model():
     scorer = RandomTable(9)
-    for i, found in enumerate(walk(scorer, sources(4), 3, Diverse(1.0), PLAIN)):
+    for i, found in enumerate(generate(scorer, sources(4), 3, Diverse(1.0), PLAIN)):
         for hypothesis in found:
             expected = log_prob_of(scorer, (10 + i,), hypothesis.tokens)
             assert hypothesis.score == pytest.approx(expected, abs=1e-5)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtrain.config.sections import ModelConfig
 from mtrain.data.tokenizer import BOS, EOS, PAD
+from mtrain.decoding.scorers import EnsembleScorer, Scorer, TransformerScorer, log_normaliser
 from mtrain.decoding.search import (
     Hypothesis,
     LengthPenalty,
@@ -19,7 +20,6 @@ from mtrain.decoding.search import (
     _candidates,
     beam_search,
 )
-from mtrain.decoding.steps import EnsembleScorer, Scorer, TransformerScorer, log_normaliser
 from mtrain.model.transformer import Transformer
 
 A, B, C = 4, 5, 6  # words

@@ -22,13 +22,13 @@ from mtrain.config.load import dump_config
 from mtrain.config.root import Config
 from mtrain.config.sections import TokenizerConfig
 from mtrain.data.tokenizer import BOS, EOS, PAD, Tokenizer, load_tokenizers, train_tokenizers
+from mtrain.decoding import scorers
 from mtrain.decoding import stream as stream_stage
-from mtrain.decoding import teacher_forcing
-from mtrain.decoding import translate as stage
-from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources
+from mtrain.decoding.engine import Search, Segment, TorchEngine
+from mtrain.decoding.search import Hypothesis
 from mtrain.decoding.sentences import split_text
-from mtrain.decoding.stream import Beside, translate_file, translate_stream, waiting_lines
-from mtrain.decoding.translate import Options, Translation, Translator
+from mtrain.decoding.stream import Job, SecondFile, waiting_lines
+from mtrain.decoding.translate import Translator
 from mtrain.errors import DataError, ModelError, StorageError, UsageError
 from mtrain.machine import runtime
 from mtrain.model.transformer import Transformer
@@ -86,7 +86,6 @@ class Copy(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
         self.vocab_size = vocab_size
         self.shown: list[tuple[Tensor, Tensor | None]] = []
-        self.was_training: list[bool] = []
 
 
 @dataclass
@@ -99,12 +98,11 @@ class Copying:
 class CopyScorer:
     """Says what the source says; the other hypotheses of a beam end too early."""
 
-    def __init__(self, model: Copy, precision: str = "fp32") -> None:
+    def __init__(self, model: Copy) -> None:
         self.model = model
 
     def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Copying:
         self.model.shown.append((src, src_mask))
-        self.model.was_training.append(self.model.training)
         ended = torch.cat([src, torch.full((len(src), 1), EOS)], 1)
         return Copying(ended.masked_fill(ended == PAD, EOS), beam_size)
 
@@ -124,30 +122,60 @@ class CopyScorer:
         state.sources = state.sources[sentences]
 
 
+class WatchedEngine(TorchEngine):
+    """Remembers what it was asked; may be killed after so many batches of lines."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__([model], "fp32", CopyScorer(model))
+        self.asked: list[tuple[list[Segment], Search]] = []
+        self.n_until_killed: int | None = None
+
+    def search(
+        self, batches: list[list[Segment]], search: Search
+    ) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
+        if self.n_until_killed is not None:
+            if self.n_until_killed == 0:
+                raise KeyboardInterrupt
+            self.n_until_killed -= 1
+        self.asked.append(([segment for batch in batches for segment in batch], search))
+        return super().search(batches, search)
+
+
 @pytest.fixture
-def make(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Translator]:
+def make(tokenizer: Tokenizer) -> Callable[..., Translator]:
     """Translators that copy."""
-    monkeypatch.setattr(stage, "TransformerScorer", CopyScorer)
 
     def make_translator(**settings: Any) -> Translator:
-        model: Any = Copy(tokenizer.vocab_size)
+        engine = WatchedEngine(Copy(tokenizer.vocab_size))
         ratio = {"mean": 1.0, "std": 0.1}
-        return Translator(model, (tokenizer, tokenizer), config_with(**settings), ratio)
+        return Translator(engine, (tokenizer, tokenizer), config_with(**settings), ratio)
 
     return make_translator
 
 
-def written(
-    translator: Translator, source: bytes | BinaryIO, options: Options | None = None
-) -> list[str]:
+def job_of(
+    translator: Translator,
+    source: bytes | BinaryIO,
+    second: SecondFile | None = None,
+    format: str = "text",
+    tab_prefix: bool = False,
+    **changes: Any,
+) -> Job:
+    """To translate bytes or a stream; `changes` are of the run's own search."""
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    search = Search.of(translator.config.decode, **changes)
+    return Job(translator, stream, search, second, None, format, tab_prefix)
+
+
+def written(translator: Translator, source: bytes | BinaryIO, **settings: Any) -> list[str]:
     """The lines that a stream of bytes becomes."""
     out = io.StringIO()
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    n_lines = translate_stream(translator, stream, out, options)
+    job = job_of(translator, source, **settings)
+    n_lines = job.to_stream(out)
     text = out.getvalue()
     assert text == "" or text.endswith("\n")
     lines = text.split("\n")[:-1]
-    assert n_lines * (options.n_best if options and options.format == "text" else 1) == len(lines)
+    assert n_lines * job.lines_per_answer == len(lines)
     return lines
 
 
@@ -236,7 +264,7 @@ def test_a_row_needs_more_memory_with_more_words_models_and_length(make, monkeyp
     n_bytes = translator._bytes_of_a_row(10)
     assert n_bytes > 3 * 4 * translator.tgt_tokenizer.vocab_size  # three times its logits
     assert translator._bytes_of_a_row(20) > n_bytes
-    translator.models *= 2
+    translator.engine.models = [*translator.engine.models] * 2
     assert translator._bytes_of_a_row(10) == 2 * n_bytes
 
 
@@ -288,47 +316,27 @@ def test_n_best_hypotheses_have_scores_and_pieces(make):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_settings_of_the_run_hold_unless_others_are_given(make, monkeypatch):
-    calls = []
-    search = stage.beam_search
-    monkeypatch.setattr(stage, "beam_search", lambda *a: calls.append(a[2:]) or search(*a))
+def test_settings_of_the_run_hold_unless_others_are_given(make):
     translator = make(beam_size=3, length_penalty=0.5)
     translator.translate(["A dog."])
     translator.translate(["A dog."], beam_size=1, length_penalty=0.0)
-    assert calls == [
-        (3, LengthPenalty(0.5), 1, False),
-        (1, LengthPenalty(0.0), 1, False),
-    ]
+    searches = [search for _, search in translator.engine.asked]
+    assert searches == [Search(3, 0.5), Search(1, 0.0)]
 
 
-def test_the_maximum_length_is_learnt(make, monkeypatch):
-    limits: list[int] = []
-    search = stage.beam_search
-
-    def limited(scorer: Any, sources: Sources, *rest: Any) -> list[list[Hypothesis]]:
-        limits.extend(sources.max_lengths.tolist())
-        return search(scorer, sources, *rest)
-
-    monkeypatch.setattr(stage, "beam_search", limited)
+def test_the_maximum_length_is_learnt(make):
     translator = make(max_length=100)
     long = " ".join(["dog"] * 30)
     n = len(translator.src_tokenizer.encode([long])[0]) + 1
     translator.length_ratio = {"mean": 1.1, "std": 0.25}
     translator.translate([long, "dog"])
     n_short = len(translator.src_tokenizer.encode(["dog"])[0]) + 1
-    assert limits == [-int(-2.1 * n // 1), n_short + 10]
-
-
-def test_the_model_is_put_into_evaluation_mode_and_back(make):
-    translator = make()
-    translator.model.train()
-    translator.translate(["A dog."])
-    assert translator.model.was_training == [False]
-    assert translator.model.training
+    [(segments, _)] = translator.engine.asked
+    assert [s.max_length for s in segments] == [-int(-2.1 * n // 1), n_short + 10]
 
 
 def test_more_hypotheses_than_the_beam_finds_are_refused(make):
-    with pytest.raises(UsageError, match=r"3 hypotheses a line .* a beam of 2"):
+    with pytest.raises(UsageError, match=r"3 hypotheses per line .* a beam of 2"):
         make().translate_detailed(["A dog."], n_best=3)
 
 
@@ -356,7 +364,7 @@ def network(tokenizer: Tokenizer) -> Translator:
     config = config_with()
     model = Transformer(config.model, tokenizer.vocab_size, tokenizer.vocab_size).eval()
     ratio = {"mean": 1.0, "std": 0.1}
-    return Translator(model, (tokenizer, tokenizer), config, ratio, precision="fp32")
+    return Translator(TorchEngine([model], "fp32"), (tokenizer, tokenizer), config, ratio)
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
@@ -372,7 +380,7 @@ def test_weights_that_are_not_finite_are_reported(network, tokenizer):
     model = Transformer(network.config.model, tokenizer.vocab_size, tokenizer.vocab_size)
     with torch.no_grad():
         model.output.weight.fill_(float("nan"))
-    broken = Translator(model, (tokenizer, tokenizer), network.config, network.length_ratio)
+    broken = network.with_engine(TorchEngine([model.eval()]))
     for beam_size in (1, 3):
         with pytest.raises(ModelError, match="no finite probabilities"):
             broken.translate(["A dog."], beam_size=beam_size)
@@ -392,8 +400,8 @@ def test_a_run_directory_translates_as_its_parts_do(network, tmp_path, tokenizer
 
 def test_a_beginning_that_is_given_stands_at_the_beginning(network):
     prefixes = ["Ein Hund", "", "", "The  train", ""]
-    found = network.translate_lines(LINES, Options(beam_size=3), prefixes=prefixes)
-    free = network.translate_lines(LINES, Options(beam_size=3))
+    found = network.translate_detailed(LINES, prefixes=prefixes, beam_size=3)
+    free = network.translate_detailed(LINES, beam_size=3)
     assert found[0].text.startswith("Ein Hund")
     assert found[3].text.startswith("The train")
     assert (found[1].text, found[2].text, found[4].text) == (
@@ -404,7 +412,7 @@ def test_a_beginning_that_is_given_stands_at_the_beginning(network):
 
 
 def test_a_beginning_of_bytes_is_warned_of(network):
-    [found] = network.translate_lines(["A dog."], Options(), prefixes=["犬"])
+    [found] = network.translate_detailed(["A dog."], prefixes=["犬"])
     assert found.text.startswith("犬")
     assert found.warnings == [
         "the prefix `犬` holds characters that the vocabulary knows only as bytes; what follows "
@@ -414,35 +422,36 @@ def test_a_beginning_of_bytes_is_warned_of(network):
 
 def test_a_beginning_longer_than_the_model_knows_is_refused(network):
     with pytest.raises(DataError, match=r"prefix of line 8 has \d+ pieces, more than the 40"):
-        network.translate_lines(["A dog."], Options(), prefixes=["dog ball " * 30], first_line=7)
+        network.translate_detailed(["A dog."], prefixes=["dog ball " * 30], first_line=7)
 
 
 @pytest.mark.parametrize("method", ["sample", "mbr", "diverse"])
 def test_other_methods_give_the_same_alone_as_in_company(network, method):
-    options = Options(method=method, n_best=2, samples=5, beam_size=3, temperature=0.5, seed=4)
-    together = network.translate_lines(LINES, options)
+    changes = {"n_best": 2, "samples": 5, "beam_size": 3, "temperature": 0.5, "seed": 4}
+    search = Search.of(network.config.decode, method=method, **changes)
+    together = network.translate_detailed(LINES, search)
     for i, line in enumerate(LINES):
-        [alone] = network.translate_lines([line], options, first_line=i)
+        [alone] = network.translate_detailed([line], search, first_line=i)
         assert [h.tokens for h in alone.hypotheses] == [h.tokens for h in together[i].hypotheses]
-    other = network.translate_lines(LINES, replace(options, seed=5))
+    other = network.translate_detailed(LINES, replace(search, seed=5))
     assert (other == together) == (method == "diverse")
 
 
 def test_what_agrees_most_is_chosen(network, monkeypatch):
     texts = iter(["cats sleep", "a dog runs", "a dog ran", "a dog runs"])
     monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: [next(texts) for _ in ids])
-    [found] = network.translate_lines(["A dog."], Options(method="mbr", samples=4, n_best=2))
+    [found] = network.translate_detailed(["A dog."], method="mbr", samples=4, n_best=2)
     assert [h.text for h in found.hypotheses] == ["a dog runs", "a dog ran"]
 
 
 def test_more_than_the_samples_hold_is_refused(network):
-    with pytest.raises(UsageError, match=r"3 hypotheses a line .* 2 samples hold 1 to 2"):
-        network.resolve(Options(method="mbr", samples=2, n_best=3))
+    with pytest.raises(UsageError, match=r"3 hypotheses per line .* 2 samples hold 1 to 2"):
+        Search.of(network.config.decode, method="mbr", samples=2, n_best=3)
 
 
 def test_given_translations_are_scored_by_teacher_forcing(network):
     targets = ["Ein Hund läuft.", "", "ball", "A dog.", "The little girl"]
-    scored = network.score(LINES, targets, Options(length_penalty=0.7))
+    scored = network.score(LINES, targets, Search(1, length_penalty=0.7))
     for line, target, found in zip(LINES, targets, scored, strict=True):
         [src], [tgt] = network.src_tokenizer.encode([line]), network.tgt_tokenizer.encode([target])
         with torch.no_grad():
@@ -457,7 +466,7 @@ def test_given_translations_are_scored_by_teacher_forcing(network):
 def test_given_translations_are_scored_in_pieces_of_a_size(network, monkeypatch):
     """All logits of a batch at once would not fit into a GPU."""
     expected = [pair.token_log_probs for pair in network.score(LINES, LINES)]
-    monkeypatch.setattr(teacher_forcing, "LOGITS_BYTES", 4 * network.tgt_tokenizer.vocab_size * 3)
+    monkeypatch.setattr(scorers, "LOGITS_BYTES", 4 * network.tgt_tokenizer.vocab_size * 3)
     sizes, project = [], Transformer.project
 
     def note(model: Transformer, x: Tensor) -> Tensor:
@@ -472,14 +481,7 @@ def test_given_translations_are_scored_in_pieces_of_a_size(network, monkeypatch)
 
 
 def test_an_ensemble_of_equals_is_each_of_them(network):
-    twin = Translator(
-        network.model,
-        (network.src_tokenizer, network.tgt_tokenizer),
-        network.config,
-        network.length_ratio,
-        precision="fp32",
-        companions=[network.model],
-    )
+    twin = network.with_engine(TorchEngine([network.model] * 2, "fp32"))
     expected = network.translate_detailed(LINES)
     for one, other in zip(twin.translate_detailed(LINES), expected, strict=True):
         assert one.text == other.text
@@ -567,7 +569,7 @@ def test_a_flood_of_warnings_is_summed_up(make, capsys):
 
 
 def test_n_best_as_text_gives_that_many_lines_for_each(make):
-    lines = written(make(), b"A dog.\n\nball\n", Options(n_best=2))
+    lines = written(make(), b"A dog.\n\nball\n", n_best=2)
     fields = [line.split("\t") for line in lines]
     assert [number for number, _, _ in fields] == ["1", "1", "2", "2", "3", "3"]
     assert [text for _, _, text in fields[::2]] == ["A dog.", "", "ball"]
@@ -575,7 +577,7 @@ def test_n_best_as_text_gives_that_many_lines_for_each(make):
 
 
 def test_json_lines_hold_everything(make):
-    lines = written(make(), b"\xff\n\nA dog.", Options(n_best=2, format="jsonl"))
+    lines = written(make(), b"\xff\n\nA dog.", n_best=2, format="jsonl")
     replaced, blank, dog = map(json.loads, lines)
     assert [o["line"] for o in (replaced, blank, dog)] == [1, 2, 3]
     assert list(dog) == ["line", "source", "translation", "score", "hypotheses", "warnings"]
@@ -584,7 +586,7 @@ def test_json_lines_hold_everything(make):
     assert dog["hypotheses"][0]["score"] == dog["score"]
     assert "not valid UTF-8" in replaced["warnings"][0]
     assert (blank["translation"], blank["score"]) == ("", 0.0)
-    assert "\\u" not in written(make(), "Läuft".encode(), Options(format="jsonl"))[0]
+    assert "\\u" not in written(make(), "Läuft".encode(), format="jsonl")[0]
 
 
 @pytest.fixture
@@ -602,7 +604,7 @@ def test_a_typed_line_is_answered_at_once(make, pipe):
 
     def run() -> None:
         with open(out, "w", encoding="utf-8") as stream:
-            translate_stream(translator, reader, stream)
+            job_of(translator, reader).to_stream(stream)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -616,20 +618,13 @@ def test_a_typed_line_is_answered_at_once(make, pipe):
     thread.join(10)
 
 
-def test_a_full_pipe_is_taken_at_once(make, pipe, monkeypatch):
+def test_a_full_pipe_is_taken_at_once(make, pipe):
     reader, writer = pipe
-    sizes: list[int] = []
-    detailed = Translator.translate_lines
-
-    def counted(self: Translator, lines: list[str], *rest: Any) -> list[Translation]:
-        sizes.append(len(lines))
-        return detailed(self, lines, *rest)
-
-    monkeypatch.setattr(Translator, "translate_lines", counted)
     writer.write(b"ball\n" * 700)
     writer.close()
-    assert written(make(), reader) == ["ball"] * 700
-    assert sizes == [700]
+    translator = make()
+    assert written(translator, reader) == ["ball"] * 700
+    assert [len(segments) for segments, _ in translator.engine.asked] == [700]
 
 
 def test_lines_are_read_in_pieces_of_any_size(tmp_path, monkeypatch):
@@ -654,7 +649,7 @@ def test_memory_is_given_back_after_many_lines_and_not_after_each(make, monkeypa
     monkeypatch.setattr(
         runtime, "give_memory_back", lambda: given_back_at.append(out.getvalue().count("\n"))
     )
-    translate_stream(make(), io.BytesIO(b"A dog.\n" * 5), out)
+    job_of(make(), b"A dog.\n" * 5).to_stream(out)
     assert given_back_at == [2, 4]
 
 
@@ -663,40 +658,34 @@ def test_a_reader_that_goes_away_is_left_to_the_caller(make):
     os.close(read)
     out = open(write, "w", encoding="utf-8")  # noqa: SIM115 (closing it fails too)
     with pytest.raises(BrokenPipeError):
-        translate_stream(make(), io.BytesIO(b"A dog.\n"), out)
+        job_of(make(), b"A dog.\n").to_stream(out)
     with pytest.raises(BrokenPipeError):
         out.close()
 
 
-def beside(text: bytes, role: str = "prefix") -> Beside:
-    return Beside(io.BytesIO(text), role)
+def second(text: bytes, role: str = "prefix") -> SecondFile:
+    return SecondFile(io.BytesIO(text), role)
 
 
-def test_prefixes_are_read_beside_the_lines(network):
-    out = io.StringIO()
-    source = io.BytesIO(b"A dog.\n\nball\n")
-    translate_stream(network, source, out, Options(), beside(b"Ein Hund\n\nThe"))
-    lines = out.getvalue().split("\n")
+def test_prefixes_are_read_from_a_second_file(network):
+    prefixes = second(b"Ein Hund\n\nThe")
+    lines = written(network, b"A dog.\n\nball\n", second=prefixes)
     assert lines[0].startswith("Ein Hund")
     assert lines[2].startswith("The")
 
 
-def test_a_prefix_may_stand_behind_a_tab(network):
-    out = io.StringIO()
-    source = io.BytesIO(b"A dog.\tEin Hund\nball\n")
-    translate_stream(network, source, out, Options(tab_prefix=True))
-    assert out.getvalue().startswith("Ein Hund")
-    assert out.getvalue().split("\n")[1] == network.translate(["ball"])[0]
+def test_a_prefix_may_follow_a_tab(network):
+    lines = written(network, b"A dog.\tEin Hund\nball\n", tab_prefix=True)
+    assert lines[0].startswith("Ein Hund")
+    assert lines[1] == network.translate(["ball"])[0]
 
 
-def test_given_pairs_are_scored_a_line_each(network):
-    pairs = b"A dog.\nball\n\n", b"Ein Hund.\nball\nball"
-    text, objects = io.StringIO(), io.StringIO()
-    for out, options in ((text, Options(n_best=2)), (objects, Options(format="jsonl"))):
-        source, targets = (io.BytesIO(side) for side in pairs)
-        assert translate_stream(network, source, out, options, Beside(targets, "target")) == 3
-    scores = [float(line) for line in text.getvalue().split("\n")[:-1]]
-    found = [json.loads(line) for line in objects.getvalue().split("\n")[:-1]]
+def test_given_pairs_are_scored_one_per_line(network):
+    source, targets = b"A dog.\nball\n\n", b"Ein Hund.\nball\nball"
+    text = written(network, source, second=second(targets, "target"), n_best=2)
+    objects = written(network, source, second=second(targets, "target"), format="jsonl")
+    scores = [float(line) for line in text]
+    found = [json.loads(line) for line in objects]
     assert [o["line"] for o in found] == [1, 2, 3]
     assert [o["log_prob"] for o in found] == pytest.approx(scores, abs=1e-4)
     assert (found[0]["source"], found[0]["target"]) == ("A dog.", "Ein Hund.")
@@ -706,31 +695,33 @@ def test_given_pairs_are_scored_a_line_each(network):
 
 @pytest.mark.parametrize(("other", "fact"), [(b"a\n", "fewer"), (b"a\nb\nc\n", "more")])
 def test_a_second_file_of_another_length_is_refused(network, other, fact, tmp_path):
-    source = io.BytesIO(b"A dog.\nball\n")
+    lines = b"A dog.\nball\n"
     with pytest.raises(DataError, match=f"{fact} lines than the input"):
-        translate_stream(network, source, io.StringIO(), Options(), beside(other))
-    for name, content in (("in.txt", b"A dog.\nball\n"), ("prefixes", other)):
+        job_of(network, lines, second(other)).to_stream(io.StringIO())
+    for name, content in (("in.txt", lines), ("prefixes", other)):
         (tmp_path / name).write_bytes(content)
     out = io.StringIO()
     with (
         open(tmp_path / "in.txt", "rb") as file,
-        open(tmp_path / "prefixes", "rb") as second,
+        open(tmp_path / "prefixes", "rb") as prefixes,
         pytest.raises(DataError, match=rf"prefixes has {len(other) // 2} lines, but the .* 2"),
     ):
-        translate_stream(network, file, out, Options(), Beside(second, "prefix"))
-    assert out.getvalue() == ""  # said before any work
+        job_of(network, file, SecondFile(prefixes, "prefix")).to_stream(out)
+    assert out.getvalue() == ""  # reported before any work
 
 
 # -- files -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def job(tmp_path: Path, make: Callable[..., Translator], monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(
+    tmp_path: Path, make: Callable[..., Translator], monkeypatch: pytest.MonkeyPatch
+) -> FileJob:
     monkeypatch.setattr(stream_stage, "LINES_AT_A_TIME", 2)
-    return Job(tmp_path, make())
+    return FileJob(tmp_path, make())
 
 
-class Job:
+class FileJob:
     """Five lines of input, translated two at a time; can be killed on the way."""
 
     def __init__(self, directory: Path, translator: Translator) -> None:
@@ -743,20 +734,13 @@ class Job:
     def run(self, **options: Any) -> int:
         """How many lines the input had."""
         with open(self.source, "rb") as source:
-            return translate_file(self.translator, source, self.output, Options(**options))
+            return job_of(self.translator, source, **options).to_file(self.output)
 
-    def kill_after(self, n_batches: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-        detailed, calls = self.translator.translate_lines, iter(range(n_batches))
-
-        def until_killed(*arguments: Any) -> list[Translation]:
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            return detailed(*arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(self.translator, "translate_lines", until_killed)
-            with pytest.raises(KeyboardInterrupt):
-                self.run(**options)
+    def kill_after(self, n_batches: int, **options: Any) -> None:
+        self.translator.engine.n_until_killed = n_batches
+        with pytest.raises(KeyboardInterrupt):
+            self.run(**options)
+        self.translator.engine.n_until_killed = None
         self.translator.model.shown.clear()
 
     @property
@@ -782,8 +766,8 @@ def test_an_empty_file_becomes_an_empty_file(job):
     assert job.result == []
 
 
-def test_a_killed_job_goes_on_where_it_stopped(job, monkeypatch, capsys):
-    job.kill_after(1, monkeypatch)
+def test_a_killed_job_is_resumed_where_it_stopped(job, capsys):
+    job.kill_after(1)
     assert job.part.read_text() == "A dog.\n\n"
     assert not job.output.exists()
     with open(job.part, "ab") as file:
@@ -791,13 +775,13 @@ def test_a_killed_job_goes_on_where_it_stopped(job, monkeypatch, capsys):
     assert job.run() == 5
     assert job.result == LINES
     assert job.n_decoded == 3  # of five lines two were done
-    assert f"going on from line 3: {job.part} holds those before" in capsys.readouterr().err
+    assert f"resuming at line 3: {job.part} holds the lines before it" in capsys.readouterr().err
 
 
-def test_a_killed_job_with_n_best_goes_on_with_whole_answers(job, monkeypatch):
+def test_a_killed_job_with_n_best_resumes_with_whole_answers(job):
     job.run(n_best=2)
     expected = job.result
-    job.kill_after(1, monkeypatch, n_best=2)
+    job.kill_after(1, n_best=2)
     lines = job.part.read_bytes().splitlines(keepends=True)
     job.part.write_bytes(b"".join(lines[:3]))
     job.run(n_best=2)
@@ -806,8 +790,8 @@ def test_a_killed_job_with_n_best_goes_on_with_whole_answers(job, monkeypatch):
 
 
 @pytest.mark.parametrize("changed", ["input", "model", "options"])
-def test_another_job_starts_anew_and_says_why(job, monkeypatch, capsys, changed):
-    job.kill_after(1, monkeypatch)
+def test_another_job_starts_over_and_says_why(job, capsys, changed):
+    job.kill_after(1)
     if changed == "input":
         job.source.write_text("ball\n" * 3)
     if changed == "model":
@@ -815,24 +799,24 @@ def test_another_job_starts_anew_and_says_why(job, monkeypatch, capsys, changed)
             job.translator.model.weight.fill_(1.0)
     job.run(**({"beam_size": 1} if changed == "options" else {}))
     assert job.result == (["ball"] * 3 if changed == "input" else LINES)
-    assert f"starting anew instead of going on with {job.part}: the {changed} changed" in (
+    assert f"starting over instead of resuming {job.part}: the {changed} changed" in (
         capsys.readouterr().err
     )
 
 
-def test_a_damaged_note_starts_anew(job, monkeypatch):
-    job.kill_after(1, monkeypatch)
+def test_a_damaged_note_starts_over(job):
+    job.kill_after(1)
     job.note.write_text("{")
     job.run()
     assert job.result == LINES
 
 
-def test_a_pipe_starts_anew(job, pipe):
+def test_a_pipe_starts_over(job, pipe):
     reader, writer = pipe
     job.part.write_bytes(b"old\n")
     writer.write(b"ball\n")
     writer.close()
-    translate_file(job.translator, reader, job.output)
+    job_of(job.translator, reader).to_file(job.output)
     assert job.result == ["ball"]
 
 

@@ -32,37 +32,39 @@ Checkpoint = Annotated[
     ),
 ]
 BeamSize = Annotated[
-    int | None, typer.Option(metavar="N", min=1, max=100, help="Hypotheses kept; 1 is greedy.")
+    int | None, typer.Option(metavar="N", min=1, max=100, help="Size of the beam; 1 is greedy.")
 ]
 LengthPenalty = Annotated[
     float | None,
     typer.Option(
-        metavar="P", min=0.0, help="Score = log-probability / length^P; above 1 favours long."
+        metavar="P", min=0.0, help="Score = log-probability / length^P; higher favours length."
     ),
 ]
 OfTag = Annotated[
     str | None,
-    typer.Option(metavar="TAG", help="The sources' `tag` of the config's entries."),
+    typer.Option(
+        metavar="TAG", help="Tag in front of each source sentence, as set by `tag` in the config."
+    ),
 ]
 OnDevice = Annotated[
-    DeviceOrAuto, typer.Option(metavar="auto|cpu|cuda", help="auto: CUDA where there is one.")
+    DeviceOrAuto, typer.Option(metavar="auto|cpu|cuda", help="auto: a GPU if there is one.")
 ]
 InQuantization = Annotated[
     Quantization | None,
     typer.Option(
         metavar="TYPE",
-        help="CTranslate2's numbers: float32, float16, bfloat16, int16, int8, int8_float32, "
+        help="Number type of CTranslate2: float32, float16, bfloat16, int16, int8, int8_float32, "
         "int8_float16 or int8_bfloat16.",
     ),
 ]
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Overwrite OUTPUT even where it is an input, or a file of another kind."
+        "--force", help="Overwrite OUTPUT even if it is an input or a file of another kind."
     ),
 ]
 
-# Parameter -> whether it has an effect beside the others that were given, and what that takes.
+# Parameter -> whether it has an effect with the other options given, and what it is for.
 Needs = Mapping[str, tuple[bool, str]]
 
 

@@ -1,4 +1,4 @@
-"""Standard output, where results go, and nothing else does."""
+"""Standard output, which is for results only, and files that must not be overwritten."""
 
 from __future__ import annotations
 
@@ -17,25 +17,23 @@ from mtrain.run import RunDir
 
 
 def stdout() -> TextIO:
-    """Standard output as UTF-8 with plain newlines, whatever the locale says.
+    """Standard output as UTF-8 with plain newlines, whatever the locale.
 
-    Raises a BrokenPipeError where it was closed from the start.
+    Raises a BrokenPipeError if it was closed from the start.
     """
     if sys.stdout is None:  # `>&-`
         raise BrokenPipeError(errno.EPIPE, "standard output is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        if isinstance(
-            sys.stdout.buffer, io.RawIOBase
-        ):  # unbuffered: may write less than it is told
+        if isinstance(sys.stdout.buffer, io.RawIOBase):  # unbuffered: may write only a part
             sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.detach()))
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     return sys.stdout
 
 
 def check_output(output: Path, kind: str, inputs: Iterable[Path], force: bool) -> None:
-    """A UsageError where a file would be overwritten that is read, or holds something else.
+    """A UsageError if OUTPUT is a file that is read, or one of another kind.
 
-    kind is what will be written: `text`, `a web page`, `a model`, `a model card`, `a picture`.
+    kind is that of the output: `text`, `a web page`, `a model`, `a model card`, `a picture`.
     """
     with suppress(OSError, ValueError):
         if force or not output.is_file():
@@ -50,10 +48,9 @@ def check_output(output: Path, kind: str, inputs: Iterable[Path], force: bool) -
 
 
 def _kind_of(path: Path) -> str:
-    """What a file holds, by its name and its first bytes; empty for an empty one."""
+    """The kind of a file, by its name and its first bytes; empty for an empty file."""
     with open(path, "rb") as file:
         start = file.read(1 << 12)
-    in_run = any((place / "config.yaml").is_file() for place in list(path.absolute().parents)[:3])
     if not start:
         return ""
     if start.lstrip().lower().startswith(b"<!doctype html"):
@@ -62,7 +59,7 @@ def _kind_of(path: Path) -> str:
         return "a picture"
     if start.startswith(b"---\n") and path.suffix == ".md":
         return "a model card"
-    if in_run:
+    if any((parent / "config.yaml").is_file() for parent in list(path.absolute().parents)[:3]):
         return "a file of a run"
     if path.suffix == ".safetensors":
         return "a model"
@@ -72,7 +69,7 @@ def _kind_of(path: Path) -> str:
 
 
 def files_of_run(run: Path) -> list[Path]:
-    """The files in a run, or the exported file; and the local files that its config names."""
+    """The files in a run, or the exported file, and the local files that its config names."""
     from mtrain.config.load import read_run_config
     from mtrain.data.sources import local_files
 
@@ -82,7 +79,7 @@ def files_of_run(run: Path) -> list[Path]:
 
 
 def print_line(text: str) -> None:
-    """Write a line of results; what could disturb a terminal is escaped there."""
+    """Write a line of results; on a terminal, control characters are escaped."""
     out = stdout()
     out.write((printable(text) if out.isatty() else text) + "\n")
 
@@ -96,14 +93,14 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def flush() -> None:
-    """Hand over what is buffered; a BrokenPipeError where nobody reads it."""
+    """Flush standard output; a BrokenPipeError if its reader has gone away."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def finish() -> None:
-    """Hand over what is buffered, or drop it: Python's own flush at exit must not fail."""
+    """Flush standard output, or drop the rest: Python's own flush at exit must not fail."""
     try:
         flush()
-    except OSError:  # told already: the disk is full, or nobody reads
+    except OSError:  # reported already: the disk is full, or the reader has gone away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

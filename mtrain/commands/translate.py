@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from mtrain import console
 from mtrain.commands.options import (
@@ -30,6 +33,8 @@ from mtrain.errors import DataError, UsageError
 from mtrain.run import RunDir
 
 if TYPE_CHECKING:
+    from mtrain.decoding.engine import Search
+    from mtrain.decoding.stream import SecondFile
     from mtrain.delivery.pictures import AttentionPicture
 
 EXAMPLES = (
@@ -46,64 +51,45 @@ EXAMPLES = (
 )
 MOST_DRAWN = 10  # sentences in a picture
 
-# -- what is read and written ----------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------
 
 Source = Annotated[
     Path | None,
-    typer.Argument(metavar="INPUT", help="A sentence a line; - or none: standard input."),
+    typer.Argument(metavar="INPUT", help="A file, a sentence per line; - or none: standard input."),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
-        "-o", "--output", metavar="OUTPUT", help="Write here; go on there if stopped before."
+        "-o", "--output", metavar="OUTPUT", help="Write to this file; resumes if interrupted."
     ),
 ]
-NBest = Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Translations of each line.")]
 Format = Annotated[
     literals.Format, typer.Option(metavar="text|jsonl", help="jsonl: with scores and warnings.")
 ]
 Prefix = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="What the translation of each line begins with."),
+    typer.Option(metavar="FILE", help="Beginnings of the translations, one per line."),
 ]
 TabPrefix = Annotated[
-    bool, typer.Option("--tab-prefix", help="The same, behind a tab in the input line.")
+    bool, typer.Option("--tab-prefix", help="Read that beginning from the input, after a tab.")
 ]
 ScoredFiles = Annotated[
     tuple[Path, Path] | None,
     typer.Option(
         metavar="SOURCE TARGET",
-        help="Translate nothing: write the log-probability of each given translation.",
+        help="Instead of translating, write the log-probability of each given translation.",
     ),
 ]
-Alignment = Annotated[
-    bool,
+Method = Annotated[
+    literals.Method,
     typer.Option(
-        "--alignment",
-        help="Add, behind a tab, which source word each word comes from, as 0-0 1-2: read off "
-        "the attention head that, on valid, agrees best with IBM Model 1.",
+        metavar="NAME",
+        help="beam; diverse: beam search whose hypotheses avoid each other's words; sample: "
+        "random translations; mbr: of random translations, the ones that agree most with the "
+        "others (by chrF2).",
     ),
 ]
-
-# -- how it is searched ----------------------------------------------------------------------
-
-Companions = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--with", metavar="RUN2", help="Average the probabilities with this run's; repeatable."
-    ),
-]
-OnEngine = Annotated[
-    literals.Engine,
-    typer.Option(
-        metavar="mtrain|ctranslate2",
-        help="What searches; ctranslate2 is an extra: pip install 'mtrain[ctranslate2]'.",
-    ),
-]
-Precision = Annotated[
-    literals.PrecisionOrAuto | None,
-    typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where the hardware has it."),
-]
+NBest = Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Translations per line.")]
 PenaltyForm = Annotated[
     literals.PenaltyForm | None,
     typer.Option(
@@ -113,45 +99,62 @@ PenaltyForm = Annotated[
     ),
 ]
 ExactStop = Annotated[
-    bool, typer.Option("--exact-stop", help="Search until nothing could win; slower.")
-]
-Method = Annotated[
-    literals.Method,
-    typer.Option(
-        metavar="NAME",
-        help="beam; diverse: beam search whose hypotheses avoid each other's words; sample: "
-        "N-BEST random ones; mbr: of SAMPLES random ones, what they agree with most (chrF2).",
-    ),
+    bool, typer.Option("--exact-stop", help="Search until no hypothesis could win; slower.")
 ]
 Diversity = Annotated[
     float,
-    typer.Option(metavar="D", min=0.0, help="For diverse: what a word taken before costs."),
+    typer.Option(
+        metavar="D",
+        min=0.0,
+        help="With --method diverse: penalty for a token that another hypothesis has just chosen.",
+    ),
 ]
 Samples = Annotated[
-    int, typer.Option(metavar="N", min=1, max=1000, help="For mbr: how many are drawn.")
+    int, typer.Option(metavar="N", min=1, max=1000, help="With --method mbr: number of samples.")
 ]
 Temperature = Annotated[
-    float,
-    typer.Option(metavar="T", min=0.01, help="For sample and mbr: below 1 is more certain."),
+    float, typer.Option(metavar="T", min=0.01, help="Below 1, likely tokens become likelier.")
 ]
 TopK = Annotated[
-    int, typer.Option(metavar="K", min=0, help="Draw from the K likeliest; 0: from all.")
+    int, typer.Option(metavar="K", min=0, help="Draw from the K likeliest tokens; 0: from all.")
 ]
 TopP = Annotated[
     float,
-    typer.Option(metavar="P", min=0.01, max=1.0, help="Draw from the likeliest that sum up to P."),
+    typer.Option(
+        metavar="P", min=0.01, max=1.0, help="Draw from the likeliest tokens that sum up to P."
+    ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random.")]
-
-# -- what is drawn ---------------------------------------------------------------------------
-
+Seed = Annotated[int, typer.Option(metavar="N", help="Random seed.")]
+Companions = Annotated[
+    list[Path] | None,
+    typer.Option("--with", metavar="RUN2", help="Ensemble with another run; may be repeated."),
+]
+OnEngine = Annotated[
+    literals.Engine,
+    typer.Option(
+        metavar="mtrain|ctranslate2",
+        help="Search engine; ctranslate2 is an extra: pip install 'mtrain[ctranslate2]'.",
+    ),
+]
+Precision = Annotated[
+    literals.PrecisionOrAuto | None,
+    typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 if the hardware supports it."),
+]
+Alignment = Annotated[
+    bool,
+    typer.Option(
+        "--alignment",
+        help="Append, after a tab, links from source to target words, such as 0-0 1-2: read off "
+        "the attention head that agrees best with IBM Model 1 on valid.",
+    ),
+]
 AllOrOneKind = Literal["all", literals.AttentionKind]
 PictureFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help=f"Draw what the model looks at, for up to {MOST_DRAWN} sentences: .html with all "
-        "layers and heads, or a .png or .svg.",
+        help=f"Draw the attention of up to {MOST_DRAWN} sentences: .html with all layers and "
+        "heads, or .png or .svg.",
     ),
 ]
 KindsDrawn = Annotated[
@@ -163,11 +166,42 @@ KindsDrawn = Annotated[
     ),
 ]
 LayerDrawn = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Counted from 1; the last by default.")
+    int | None, typer.Option(metavar="N", min=1, help="Counted from 1; by default the last.")
 ]
 HeadsDrawn = Annotated[
     str, typer.Option(metavar="HEADS", help="all, mean, or numbers from 1, such as 1,3.")
 ]
+
+SEARCH, SAMPLING = "Search", "Sampling (with --method sample or mbr)"
+GROUPS = {  # of parameters in the help
+    "Arguments": ("run", "source"),
+    "Input and output": ("output", "force", "format", "prefix", "tab_prefix", "score"),
+    SEARCH: (
+        *("beam_size", "length_penalty", "length_penalty_form", "n_best", "exact_stop"),
+        *("method", "diversity", "samples"),
+    ),
+    SAMPLING: ("temperature", "top_k", "top_p", "seed"),
+    "Alignment and attention": (
+        *("alignment", "attention", "attention_kind", "attention_layer", "attention_head"),
+    ),
+    "Model and device": (
+        *("checkpoint", "companions", "tag", "device", "precision", "engine", "quantization"),
+    ),
+    "Help": ("help",),
+}
+
+
+class GroupedOptions(TyperCommand):
+    """The command whose help shows the groups above."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        parameters = {parameter.name: parameter for parameter in self.get_params(ctx)}
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([parameters[name].get_help_record(ctx) for name in names])
+
+
+# -- the command -----------------------------------------------------------------------------
 
 
 def translate(
@@ -175,14 +209,16 @@ def translate(
     run: RunPath,
     source: Source = None,
     output: Output = None,
-    checkpoint: Checkpoint = None,
+    force: Force = False,
+    format: Format = "text",
+    prefix: Prefix = None,
+    tab_prefix: TabPrefix = False,
+    score: ScoredFiles = None,
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
-    n_best: NBest = 1,
-    format: Format = "text",
-    device: OnDevice = "auto",
-    exact_stop: ExactStop = False,
     length_penalty_form: PenaltyForm = None,
+    n_best: NBest = 1,
+    exact_stop: ExactStop = False,
     method: Method = "beam",
     diversity: Diversity = 0.5,
     samples: Samples = 32,
@@ -190,70 +226,53 @@ def translate(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = 1,
-    prefix: Prefix = None,
-    tab_prefix: TabPrefix = False,
-    companions: Companions = None,
-    score: ScoredFiles = None,
-    precision: Precision = None,
-    tag: OfTag = None,
-    engine: OnEngine = "mtrain",
-    quantization: InQuantization = None,
     alignment: Alignment = False,
     attention: PictureFile = None,
     attention_kind: KindsDrawn = "all",
     attention_layer: LayerDrawn = None,
     attention_head: HeadsDrawn = "all",
-    force: Force = False,
+    checkpoint: Checkpoint = None,
+    companions: Companions = None,
+    tag: OfTag = None,
+    device: OnDevice = "auto",
+    precision: Precision = None,
+    engine: OnEngine = "mtrain",
+    quantization: InQuantization = None,
 ) -> None:
     """Translate a file or standard input, line by line."""
     refuse_without_effect(context, _needs(method, engine, score, attention, output))
-    _check_what_to_translate(source, prefix, tab_prefix, score)
+    _check_inputs(source, prefix, tab_prefix, score)
     picture = _picture(run, attention, attention_kind, attention_layer, attention_head)
-    read = [*files_of_run(run), *(companions or ()), *(score or (source, prefix))]
-    for path, kind in ((output, "text"), (attention, _kind_of_picture(attention))):
-        if path is not None:
-            check_output(path, kind, [each for each in read if each is not None], force)
+    _check_files(output, attention, force, run, source, prefix, *(score or ()), *(companions or ()))
+    search = _search(context, run)
     from mtrain.decoding.alignment import head_of_run
     from mtrain.decoding.attention import maps_of_lines
-    from mtrain.decoding.stream import Beside, translate_file, translate_stream
-    from mtrain.decoding.translate import Options, Translator
+    from mtrain.decoding.stream import Job
+    from mtrain.decoding.translate import Translator
 
-    options = Options(
-        beam_size=beam_size,
-        length_penalty=length_penalty,
-        n_best=n_best,
-        exact_stop=exact_stop,
-        format=format,
-        length_penalty_form=length_penalty_form,
-        method=method,
-        diversity=diversity,
-        samples=samples,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        tab_prefix=tab_prefix,
-    )
-    source, beside = score or (source, prefix)
-    with (
-        _open_input(source) as given,
-        _open_input(beside) if beside else nullcontext() as others,
-    ):
-        lines = _few_lines(given) if picture else given
+    with _open_inputs(source, prefix, score, is_drawn=picture is not None) as (lines, second):
         translator = Translator.from_run(run, checkpoint, device, precision, companions or ())
-        if tag is not None:
-            translator = translator.tagged(tag)
+        translator = translator.tagged(tag)
         if engine == "ctranslate2":
             translator = translator.with_ctranslate2(quantization)
-        second = Beside(others, "target" if score else "prefix") if others else None
         head = head_of_run(RunDir.open(run), translator) if alignment else None
+        job = Job(translator, lines, search, second, head, format, tab_prefix)
         if output is None:
-            translate_stream(translator, lines, stdout(), options, second, head)
+            job.to_stream(stdout())
         else:
-            translate_file(translator, lines, output, options, second, head)
+            job.to_file(output)
     if picture and isinstance(lines, io.BytesIO):
         texts = lines.getvalue().decode(errors="replace").split("\n")
-        picture.draw(maps_of_lines(translator, texts, options))
+        picture.draw(maps_of_lines(translator, texts, search))
+
+
+def _search(context: typer.Context, run: Path) -> Search:
+    """The search of a run, changed by the options of the same names."""
+    from mtrain.config.load import read_run_config
+    from mtrain.decoding.engine import Search
+
+    changes = {field.name: context.params[field.name] for field in fields(Search)}
+    return Search.of(read_run_config(RunDir.open(run)).decode, **changes)
 
 
 # -- options that go together ----------------------------------------------------------------
@@ -266,59 +285,59 @@ def _needs(
     attention: Path | None,
     output: Path | None,
 ) -> Needs:
-    """The options that do nothing without others; see `options.refuse_without_effect`."""
-    draws, searches = method in ("sample", "mbr"), method in ("beam", "diverse")
-    search = ("beam_size", "length_penalty", "length_penalty_form", "n_best", "method", "engine")
-    needs = {
-        "exact_stop": (method == "beam", "--method beam"),
-        "diversity": (method == "diverse", "--method diverse"),
-        "samples": (method == "mbr", "--method mbr"),
-        **dict.fromkeys(
-            ("temperature", "top_k", "top_p", "seed"), (draws, "--method sample or mbr")
-        ),
-        "beam_size": (searches, "--method beam or diverse"),
-        "quantization": (engine == "ctranslate2", "--engine ctranslate2"),
-        "precision": (engine == "mtrain", "--engine mtrain"),
-        "force": (output is not None or attention is not None, "-o OUTPUT or --attention FILE"),
-        **dict.fromkeys(
-            ("attention_kind", "attention_layer", "attention_head"),
-            (attention is not None, "--attention FILE.html, .png or .svg"),
-        ),
-    }
+    """The options that have no effect without others; see `options.refuse_without_effect`."""
+    drawing = ("attention_kind", "attention_layer", "attention_head")
+    rules = [
+        (["exact_stop"], method == "beam", "--method beam"),
+        (["diversity"], method == "diverse", "--method diverse"),
+        (["samples"], method == "mbr", "--method mbr"),
+        (["beam_size"], method in ("beam", "diverse"), "--method beam or diverse"),
+        (GROUPS[SAMPLING], method in ("sample", "mbr"), "--method sample or mbr"),
+        (["quantization"], engine == "ctranslate2", "--engine ctranslate2"),
+        (["precision", "prefix", "tab_prefix"], engine == "mtrain", "--engine mtrain"),
+        (drawing, attention is not None, "--attention FILE.html, .png or .svg"),
+        (["force"], bool(output or attention), "-o OUTPUT or --attention FILE"),
+    ]
     if score:
-        drawing = ("attention", "attention_kind", "attention_layer", "attention_head")
-        of_search = (*search, *drawing, "exact_stop", "diversity", "samples", "quantization")
-        translating = (False, "translating, not for --score")
-        needs |= dict.fromkeys((*of_search, "temperature", "top_k", "top_p", "seed"), translating)
-    return needs
+        others = ("engine", "quantization", "attention", *drawing)
+        translating = [*GROUPS[SEARCH], *GROUPS[SAMPLING], *others]
+        rules.append((translating, False, "translating, not for --score"))
+    return {name: (has_effect, what) for names, has_effect, what in rules for name in names}
 
 
-def _kind_of_picture(path: Path | None) -> str:
-    return "a web page" if path is not None and path.suffix.lower() == ".html" else "a picture"
+def _check_files(
+    output: Path | None, attention: Path | None, force: bool, run: Path, *read: Path | None
+) -> None:
+    """A UsageError if an output is a file that is read, or one of another kind."""
+    inputs = [*files_of_run(run), *(path for path in read if path is not None)]
+    if output is not None:
+        check_output(output, "text", inputs, force)
+    if attention is not None:
+        is_page = attention.suffix.lower() == ".html"
+        check_output(attention, "a web page" if is_page else "a picture", inputs, force)
 
 
-def _check_what_to_translate(
+def _check_inputs(
     source: Path | None, prefix: Path | None, tab_prefix: bool, score: tuple[Path, Path] | None
 ) -> None:
-    """What goes together; the second file is read beside the first, so it is none of the same."""
+    """A UsageError for inputs that exclude each other."""
     if score and (source or prefix or tab_prefix):
         raise UsageError(
-            "--score names two files whose lines are scored as they are, and an input or a prefix "
-            "was given as well",
-            "give either --score SOURCE TARGET or what to translate",
+            "--score names the two files to be scored, and an input or a prefix was given as well",
+            "give either --score SOURCE TARGET or an input to translate",
         )
     if prefix and tab_prefix:
         raise UsageError(
             "--prefix and --tab-prefix both say what translations begin with", "give one of them"
         )
     if str(prefix) == "-" or (score and "-" in map(str, score)):
-        raise UsageError("`-` cannot be read beside another file", "name a file")
+        raise UsageError("`-` cannot be read together with another file", "name a file")
 
 
 def _picture(
     run: Path, path: Path | None, kind: AllOrOneKind, layer: int | None, heads: str
 ) -> AttentionPicture | None:
-    """What --attention asks for; None without it. A UsageError where the model has none such."""
+    """What --attention asks for; a UsageError if the model has no such layer or head."""
     if path is None:
         return None
     from mtrain.config.load import read_run_config
@@ -332,8 +351,21 @@ def _picture(
 # -- input -----------------------------------------------------------------------------------
 
 
+@contextmanager
+def _open_inputs(
+    source: Path | None, prefix: Path | None, score: tuple[Path, Path] | None, is_drawn: bool
+) -> Iterator[tuple[BinaryIO, SecondFile | None]]:
+    """The input, in memory if it is to be drawn, and the prefixes or the targets to be scored."""
+    from mtrain.decoding.stream import SecondFile
+
+    first, second = score or (source, prefix)
+    with _open_input(first) as lines, _open_input(second) if second else nullcontext() as others:
+        beside = SecondFile(others, "target" if score else "prefix") if others else None
+        yield _few_lines(lines) if is_drawn else lines, beside
+
+
 def _open_input(path: Path | None) -> AbstractContextManager[BinaryIO]:
-    """The file, or standard input for `-` or none at all (which stays open)."""
+    """The file, or standard input for `-` or no file."""
     if path is not None and str(path) != "-":
         try:
             return open(path, "rb")
@@ -343,12 +375,12 @@ def _open_input(path: Path | None) -> AbstractContextManager[BinaryIO]:
     if sys.stdin is None:  # `<&-`
         raise UsageError("standard input is closed", "name a file to translate")
     if sys.stdin.isatty():
-        console.message("type a sentence a line; Ctrl-D ends")
+        console.message("type one sentence per line; Ctrl-D ends")
     return nullcontext(sys.stdin.buffer)
 
 
 def _few_lines(given: BinaryIO) -> io.BytesIO:
-    """All lines of an input that is to be drawn; a UsageError where they are too many."""
+    """All lines of an input to be drawn; a UsageError if they are too many."""
     from mtrain.data.lines import limited_lines
 
     lines = list(islice(limited_lines(given), MOST_DRAWN + 1))

@@ -256,7 +256,9 @@ def collate(store: TokenStore, sentences: Sequence[int] | Indices) -> Batch:
     return batch_of([store.src(int(i)) for i in sentences], [store.tgt(int(i)) for i in sentences])
 
 
-def batch_of(sources: Sequence[Ids], targets: Sequence[Ids]) -> Batch:
+def batch_of(
+    sources: Sequence[Ids | Sequence[int]], targets: Sequence[Ids | Sequence[int]]
+) -> Batch:
     """Ids without special symbols -> a padded batch."""
     src, src_lengths = pad(sources)
     tgt_out, tgt_lengths = pad(targets)
@@ -266,7 +268,7 @@ def batch_of(sources: Sequence[Ids], targets: Sequence[Ids]) -> Batch:
     return Batch(src, tgt_in, tgt_out, source_mask(src_lengths), sum(src_lengths), sum(tgt_lengths))
 
 
-def pad(sentences: Sequence[Ids]) -> tuple[Tensor, list[int]]:
+def pad(sentences: Sequence[Ids | Sequence[int]]) -> tuple[Tensor, list[int]]:
     """Ids without special symbols -> (B, S) ending in EOS and PAD, and the lengths with EOS."""
     lengths = [len(ids) + 1 for ids in sentences]
     padded = np.full((len(sentences), max(lengths)), PAD, dtype=np.int64)

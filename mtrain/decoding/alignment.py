@@ -1,16 +1,16 @@
-"""Which source word each target word comes from, read off the attention to the source.
+"""Word alignment: which source word each target word comes from, read off the cross-attention.
 
-One layer, one head of it or the mean of all, and one of two rows (that which writes a word, or the
-next one, which has read it) show it best; which, is different in every model. They are chosen on
-the run's valid set, without any gold links: the choice is whatever agrees best with IBM Model 1
-(Brown et al., 1993), a table of word translations learnt by expectation maximisation from the same
-sentences. Agreement is the mean probability that Model 1 gives to the links. (Of the 40 candidates
-in a model of Multi30k, it took the one that was best by 167 links made by hand: 74 % are right,
-where Model 1 itself finds 56 %. Over all candidates the two measures correlate with 0.98.)
+One layer, one head of it or the mean of all, and one of two rows (the one that writes a word, or
+the next one, which has read it) show it best; which differs between models. They are chosen on the
+run's valid set, without gold alignments: by agreement with IBM Model 1 (Brown et al., 1993), a
+table of word translations learnt by expectation maximisation from the same sentences. Agreement is
+the mean probability that Model 1 gives to the links. (Of the 40 candidates in a model of Multi30k,
+it chose the best by 167 links made by hand: 74 % are right, where Model 1 itself finds 56 %. Over
+all candidates the two measures correlate with 0.98.)
 
-Every target word is linked to one source word, that with the largest sum of weights over the
-pieces of both; a source word may have several links, or none. Words are what stands between white
-space; where a language writes none, pieces.
+Every target word is linked to one source word, the one with the largest sum of weights over the
+pieces of both; a source word may have several links, or none. Words are separated by white space;
+in languages without it, pieces count as words.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from mtrain.decoding.translate import Translator
 
 SPACE = "\u2581"  # begins the piece that begins a word
-N_SENTENCES = 500  # whose attention is looked at to choose; Model 1 learns from all
+N_SENTENCES = 500  # of valid, by whose attention the head is chosen; Model 1 learns from all
 N_ITERATIONS = 5
-BATCH_POSITIONS = 1024  # pieces of a side, padding included, looked at together
+BATCH_POSITIONS = 1024  # pieces per side of a batch, padding included
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class AlignmentHead:
 
     layer: int  # from 0
     head: int | None  # from 0; None: the mean of all
-    is_next_row: bool  # of the row that has read the piece, not of that which writes it
+    is_next_row: bool  # the row that has read the piece, instead of the one that writes it
     agreement: float  # with IBM Model 1 on the valid set, 0 to 1
 
     def describe(self) -> str:
@@ -75,15 +75,11 @@ def align(
 ) -> list[Alignment]:
     """The links of given lines to the pieces of their translations.
 
-    A line that had to be cut, because it is longer than the model was trained with, gets none.
+    A line that had to be cut because it is too long for the model gets none.
     """
-    tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
-    src_ids = tokenizers[0].encode([normalize(source) for source in sources])
-    tgt_ids = [tokenizers[1].ids(pieces) for pieces in targets]
-    sides = (
-        [Side.of(tokenizers[0].pieces(ids), translator.config.source) for ids in src_ids],
-        [Side.of(pieces, translator.config.target) for pieces in targets],
-    )
+    src_ids = translator.src_tokenizer.encode([normalize(source) for source in sources])
+    tgt_ids = [translator.tgt_tokenizer.ids(pieces) for pieces in targets]
+    sides = _sides(translator, src_ids, tgt_ids)
     links: list[list[tuple[int, int]]] = [[] for _ in sources]
     for i, cross in _cross_attention(translator, src_ids, tgt_ids):
         shown = cross[head.layer].mean(0) if head.head is None else cross[head.layer, head.head]
@@ -98,37 +94,35 @@ def head_of_run(run: RunDir, translator: Translator) -> AlignmentHead:
     """The head chosen on a run's valid set; the run remembers it for each set of weights."""
     from mtrain.model.weights import digest, weights_of
 
-    key = digest({name: tensor.cpu() for name, tensor in weights_of(translator.model).items()})
+    key = digest(weights_of(translator.model))
     known = run.read_alignment()
     if key in known:
         return AlignmentHead(**known[key])
     valid = run.read_split("valid")
     head = choose_head(translator.tagged(valid.tag), valid.sources, valid.references)
     console.message(
-        f"word links are read off {head.describe()}: it agrees with IBM Model 1 on "
+        f"word links come from {head.describe()}: it agrees with IBM Model 1 on "
         f"{head.agreement:.0%} of the words of valid"
     )
     try:
         write_json(run.alignment, {key: asdict(head)})
     except StorageError as error:
-        console.message(f"this will be found out again the next time: {error.message}")
+        console.message(f"this choice will be made again the next time: {error.message}")
     return head
 
 
 def choose_head(
     translator: Translator, sources: Sequence[str], references: Sequence[str]
 ) -> AlignmentHead:
-    """What in this model agrees best with IBM Model 1 on given pairs of lines."""
-    tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
-    languages = translator.config.source, translator.config.target
-    ids, sides = [], []
-    for tokenizer, code, lines in zip(tokenizers, languages, (sources, references), strict=True):
-        ids.append(tokenizer.encode([normalize(line) for line in lines]))
-        sides.append([Side.of(tokenizer.pieces(row), code) for row in ids[-1]])
-    posteriors = model_1([(s.lowered(), t.lowered()) for s, t in zip(*sides, strict=True)])
+    """The layer, head and row that agree best with IBM Model 1 on given pairs of lines."""
+    src_ids = translator.src_tokenizer.encode([normalize(line) for line in sources])
+    tgt_ids = translator.tgt_tokenizer.encode([normalize(line) for line in references])
+    sides = _sides(translator, src_ids, tgt_ids)
+    lowered = [[[word.lower() for word in side.words] for side in part] for part in sides]
+    posteriors = model_1(list(zip(*lowered, strict=True)))
     total: Any = 0.0
     n_words = 0
-    for i, cross in _cross_attention(translator, ids[0][:N_SENTENCES], ids[1][:N_SENTENCES]):
+    for i, cross in _cross_attention(translator, src_ids[:N_SENTENCES], tgt_ids[:N_SENTENCES]):
         candidates = np.concatenate([cross.mean(1, keepdims=True), cross], 1)  # (L, 1 + H, T, S)
         found = [
             _of_words(candidates, sides[0][i], sides[1][i], is_next_row).argmax(-1)
@@ -150,20 +144,20 @@ def choose_head(
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a pair: its words, and to which of them each piece belongs."""
+    """One side of a pair: its words, and the word that each piece belongs to."""
 
     words: list[str]
     owners: list[int]  # of each piece, without EOS
 
     @classmethod
     def of(cls, pieces: Sequence[str], code: str) -> Side:
-        """Words as they stand between white space, or pieces where the language has none."""
+        """Words between white space, or pieces if the language has none."""
         has_spaces = language(code).has_spaces
         texts: list[str] = []
         owners = []
         for piece in pieces:
             is_new = not texts or piece.startswith(SPACE) or not has_spaces
-            if is_new and not (texts and texts[-1] == ""):  # after a space that stands alone
+            if is_new and not (texts and texts[-1] == ""):  # after a piece that is only a space
                 texts.append("")
             texts[-1] += piece.removeprefix(SPACE)
             owners.append(len(texts) - 1)
@@ -172,12 +166,19 @@ class Side:
             owners[-1] -= 1
         return cls(texts, owners)
 
-    def lowered(self) -> list[str]:
-        return [word.lower() for word in self.words]
-
     def matrix(self) -> Weights:
         """(words, pieces): 1 where a piece belongs to a word"""
         return np.equal.outer(np.arange(len(self.words)), self.owners).astype(np.float32)
+
+
+def _sides(
+    translator: Translator, src_ids: Sequence[Sequence[int]], tgt_ids: Sequence[Sequence[int]]
+) -> tuple[list[Side], list[Side]]:
+    config, (src, tgt) = translator.config, (translator.src_tokenizer, translator.tgt_tokenizer)
+    return (
+        [Side.of(src.pieces(ids), config.source) for ids in src_ids],
+        [Side.of(tgt.pieces(ids), config.target) for ids in tgt_ids],
+    )
 
 
 def _of_words(cross: Weights, source: Side, target: Side, is_next_row: bool) -> Weights:
@@ -194,76 +195,52 @@ def _cross_attention(
 ) -> Iterator[tuple[int, Weights]]:
     """The number of each pair that is neither empty nor too long, and its (L, H, T, S).
 
-    Pairs of similar length go together, and come out shortest first.
+    Pairs of similar length are computed together, shortest first.
     """
     limit = translator.config.data.max_length
-    lengths = [
-        max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)
-    ]
-    order = sorted(
-        (i for i, n in enumerate(lengths) if sources[i] and targets[i] and n <= limit),
-        key=lambda i: lengths[i],
-    )
-    for batch in _batches(order, lengths):
+    lengths = [max(len(src), len(tgt)) for src, tgt in zip(sources, targets, strict=True)]
+    order = [i for i, n in enumerate(lengths) if sources[i] and targets[i] and n <= limit]
+    order.sort(key=lambda i: lengths[i])
+    while order:
+        n_rows = 1
+        while (
+            n_rows < len(order) and (n_rows + 1) * (lengths[order[n_rows]] + 1) <= BATCH_POSITIONS
+        ):
+            n_rows += 1
+        batch, order = order[:n_rows], order[n_rows:]
         weights = forced_attention(
             translator.model, [sources[i] for i in batch], [targets[i] for i in batch]
         )
         yield from zip(batch, weights.cross.numpy(), strict=True)
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Neighbours in an order of rising length, as many as fill the budget of positions."""
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * (lengths[i] + 1) > BATCH_POSITIONS:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
 def model_1(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[NDArray[np.float64]]:
     """IBM Model 1 from pairs of sentences as words: for each, (target words, source words).
 
-    Each row holds the probabilities that a target word comes from each source word; what is lacking
-    from 1 goes to the empty word, which every sentence has.
+    Each row holds the probabilities that a target word comes from each source word; the rest, up to
+    1, belongs to the empty word, which every sentence has. A cell is a (target word, source word or
+    empty word) of a sentence; its kind is the pair of word types.
     """
-    cells = _Cells.of(pairs)
-    table = np.ones(cells.n_kinds)  # probability of a target word given a source word
-    for _ in range(N_ITERATIONS):
-        weights = table[cells.kinds]
-        posterior = weights / np.bincount(cells.rows, weights)[cells.rows]
-        counts = np.bincount(cells.kinds, posterior, cells.n_kinds)
-        table = counts / np.bincount(cells.source_of_kind, counts)[cells.source_of_kind]
-    weights = table[cells.kinds]
-    posterior = weights / np.bincount(cells.rows, weights)[cells.rows]
+    numbers: tuple[dict[str, int], dict[str, int]] = ({"": 0}, {})  # word -> its number
+    cells, targets, n_targets = [], [], 0  # of each cell: word types; target word of all sentences
+    for source, target in pairs:
+        columns = np.array([0, *(numbers[0].setdefault(w, len(numbers[0])) for w in source)])
+        words = np.array([numbers[1].setdefault(w, len(numbers[1])) for w in target], dtype=int)
+        cells.append((words[:, None] + (columns[None] << 32)).ravel())
+        targets.append(np.repeat(np.arange(n_targets, n_targets + len(words)), len(columns)))
+        n_targets += len(words)
+    codes, kinds = np.unique(np.concatenate(cells), return_inverse=True)
+    rows, source_of_kind = np.concatenate(targets), codes >> 32
+    table = np.ones(len(codes))  # kind -> probability of the target word given the source word
+    for iteration in range(N_ITERATIONS + 1):
+        weights = table[kinds]
+        posterior = weights / np.bincount(rows, weights)[rows]
+        if iteration < N_ITERATIONS:
+            counts = np.bincount(kinds, posterior, len(codes))
+            table = counts / np.bincount(source_of_kind, counts)[source_of_kind]
     found, start = [], 0
     for source, target in pairs:
         end = start + len(target) * (len(source) + 1)
         found.append(posterior[start:end].reshape(len(target), len(source) + 1)[:, 1:])
         start = end
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Cells:
-    """All (target word, source word or empty word) of all sentences, one after the other."""
-
-    kinds: NDArray[np.int64]  # of each cell: which pair of word types
-    rows: NDArray[np.int64]  # of each cell: which target word of which sentence
-    source_of_kind: NDArray[np.int64]
-    n_kinds: int
-
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> _Cells:
-        numbers: tuple[dict[str, int], dict[str, int]] = ({"": 0}, {})
-        cells, rows, n_rows = [], [], 0
-        for source, target in pairs:
-            columns = np.array([0, *(numbers[0].setdefault(w, len(numbers[0])) for w in source)])
-            words = np.array([numbers[1].setdefault(w, len(numbers[1])) for w in target], dtype=int)
-            cells.append((words[:, None] + (columns[None] << 32)).ravel())
-            rows.append(np.repeat(np.arange(n_rows, n_rows + len(words)), len(columns)))
-            n_rows += len(words)
-        codes, kinds = np.unique(np.concatenate(cells), return_inverse=True)
-        return cls(kinds, np.concatenate(rows), codes >> 32, len(codes))

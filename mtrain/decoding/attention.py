@@ -1,7 +1,7 @@
-"""What a model pays attention to while it writes a translation, as arrays with their pieces.
+"""The attention weights of a model while it writes a translation, as arrays with their pieces.
 
-The weights are those of teacher forcing: the translation is given, and every position of it sees
-what it saw when it was written. Reading and writing the arrays as JSON needs no torch.
+They come from teacher forcing: the translation is given, and every position of it sees what it saw
+when it was written. Reading and writing the arrays as JSON needs no torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrain.data.cleaning import normalize
-from mtrain.data.tokenizer import BOS, EOS, PAD
+from mtrain.data.tokenizer import BOS, EOS
 from mtrain.errors import UsageError
 
 if TYPE_CHECKING:
-    from mtrain.decoding.translate import Options, Translator
+    from mtrain.decoding.engine import Search
+    from mtrain.decoding.translate import Translator
     from mtrain.model.transformer import AttentionWeights, Transformer
 
 Weights = NDArray[np.floating[Any]]
@@ -69,31 +70,13 @@ def _unpack(value: dict[str, Any]) -> Weights:
     return flat.reshape(value["shape"]).astype(np.float32) / np.float32(255)
 
 
-def attention_maps(translator: Translator, source: str, target: str | None = None) -> AttentionMaps:
-    """All the weights behind one line and its translation: the best found, or the one given.
-
-    A UsageError where the line is blank, or longer than what the model was trained with.
-    """
-    (src_ids,) = translator.src_tokenizer.encode([normalize(source)])
-    if not src_ids:
-        raise UsageError("a blank line has no attention to show", "give a sentence")
-    _check_length(translator, src_ids)
-    if target is None:
-        (translation,) = translator.translate_detailed([source])
-        tgt_ids = translator.tgt_tokenizer.ids(translation.hypotheses[0].tokens)
-    else:
-        (tgt_ids,) = translator.tgt_tokenizer.encode([normalize(target)])
-    return maps_of_ids(translator, src_ids, tgt_ids)
-
-
 def maps_of_lines(
-    translator: Translator, lines: Sequence[str], options: Options
+    translator: Translator, lines: Sequence[str], search: Search
 ) -> list[AttentionMaps]:
-    """Of the best translation of each line that is not blank; a UsageError where all are."""
+    """For the best translation of each line that is not blank; a UsageError if all are."""
+    lines = [line for line in lines if line.strip()]
     maps = []
-    for translation in translator.translate_lines(
-        [line for line in lines if line.strip()], options
-    ):
+    for translation in translator.translate_detailed(lines, search):
         (src_ids,) = translator.src_tokenizer.encode([normalize(translation.source)])
         tgt_ids = translator.tgt_tokenizer.ids(translation.hypotheses[0].tokens)
         maps.append(maps_of_ids(translator, src_ids, tgt_ids))
@@ -105,9 +88,14 @@ def maps_of_lines(
 def maps_of_ids(
     translator: Translator, src_ids: Sequence[int], tgt_ids: Sequence[int]
 ) -> AttentionMaps:
-    """The same from ids without special symbols."""
-    _check_length(translator, src_ids)
-    _check_length(translator, tgt_ids)
+    """For a pair of sentences as ids without special symbols; a UsageError if one is too long."""
+    limit, longest = translator.config.data.max_length, max(len(src_ids), len(tgt_ids))
+    if longest > limit:
+        raise UsageError(
+            f"a sentence of {longest:,} pieces is too long to show: the model was trained with "
+            f"at most {limit:,}",
+            "give a shorter sentence",
+        )
     weights = forced_attention(translator.model, [src_ids], [tgt_ids])
     return AttentionMaps(
         translator.src_tokenizer.pieces([*src_ids, EOS]),
@@ -119,40 +107,21 @@ def maps_of_ids(
     )
 
 
-def _check_length(translator: Translator, ids: Sequence[int]) -> None:
-    limit = translator.config.data.max_length
-    if len(ids) > limit:
-        raise UsageError(
-            f"a sentence of {len(ids):,} pieces is too long to show: the model was trained with "
-            f"at most {limit:,}",
-            "give a shorter sentence",
-        )
-
-
 def forced_attention(
     model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> AttentionWeights:
     """The weights, on the CPU, of a batch of given pairs (ids without special symbols).
 
-    Rows and columns beyond the end of a sentence and its EOS hold nothing of use.
+    Rows and columns beyond the end of a sentence and its EOS mean nothing.
     """
     import torch
 
+    from mtrain.data.batching import batch_of
     from mtrain.model.transformer import AttentionWeights
 
-    device = next(model.parameters()).device
-    src = _padded([[*ids, EOS] for ids in sources]).to(device)  # (B, S)
-    tgt_in = _padded([[BOS, *ids] for ids in targets]).to(device)  # (B, T)
-    src_mask = (src != PAD)[:, None, None]  # (B, 1, 1, S)
+    batch = batch_of(sources, targets).to(next(model.parameters()).device)
     with torch.inference_mode():
-        weights = model.attention(src, tgt_in, src_mask)
+        weights = model.attention(batch.src, batch.tgt_in, batch.src_mask)
     return AttentionWeights(
         *(part.float().cpu() for part in (weights.encoder, weights.decoder, weights.cross))
     )
-
-
-def _padded(rows: list[list[int]]) -> Any:
-    import torch
-
-    width = max(map(len, rows))
-    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])

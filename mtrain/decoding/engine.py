@@ -1,128 +1,227 @@
-"""The search of another program, CTranslate2, in the place of ours.
+"""What is asked of a search, who can answer it, and the answer of our own search.
 
-The model is converted when it is loaded, into a directory that is gone again once CTranslate2 has
-read it: so it always is the checkpoint asked for. Its beam search differs from ours in some rules:
-it stops as soon as K hypotheses are finished, without asking whether a live one is better; and an
-output cut off at the maximum length has no EOS to pay for. Padding and BOS, which ours never
-writes, are not forbidden to it: that would change the probabilities of all other pieces.
+A `Search` says how to translate. An `Engine` takes batches of segments, as ids, and returns their
+hypotheses: `TorchEngine` with the searches of this package, `ctranslate2.CTranslate2Engine` with
+those of CTranslate2. Nothing here knows of text.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
-from mtrain.data.tokenizer import EOS, Tokenizer
-from mtrain.decoding.search import Hypothesis
+from mtrain.config import literals
+from mtrain.config.sections import DecodeConfig
+from mtrain.data.batching import pad, source_mask
+from mtrain.data.tokenizer import EOS, PAD
+from mtrain.decoding.sampling import Diverse, Sampler
+from mtrain.decoding.scorers import EnsembleScorer, Scorer, TransformerScorer, token_log_probs
+from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources, beam_search, generate
 from mtrain.errors import UsageError
-from mtrain.model.convert import import_ctranslate2, save_ctranslate2
+from mtrain.machine import runtime
 from mtrain.model.transformer import Transformer
 
-BATCHES_AHEAD = 3  # waiting for each worker, so that none is ever idle
+# The kernels of a smaller model, on one sentence, are over before threads have met.
+SMALL_MODEL = 20_000_000  # parameters
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class CTranslate2:
-    """A converted model; on a CPU with one thread a worker, and as many workers as threads."""
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How to search for translations: the `decode` settings of a run, perhaps changed."""
+
+    beam_size: int
+    length_penalty: float
+    length_penalty_form: literals.PenaltyForm = "power"
+    n_best: int = 1
+    exact_stop: bool = False
+    method: literals.Method = "beam"
+    diversity: float = 0.5  # diverse: the penalty of a token that another hypothesis has just taken
+    samples: int = 32  # mbr: the number of samples
+    temperature: float = 1.0  # sample and mbr, as the next three: see sampling.Sampler
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 1
+
+    @classmethod
+    def of(cls, decode: DecodeConfig, **changes: Any) -> Search:
+        """The settings of a run with some changes; None keeps the run's own value."""
+        own = decode.model_dump(include={"beam_size", "length_penalty", "length_penalty_form"})
+        return cls(**own | {name: value for name, value in changes.items() if value is not None})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_best <= self.n_hypotheses:
+            what, how = (
+                (f"{self.samples} samples hold", "draw more samples (--samples)")
+                if self.method == "mbr"
+                else (f"a beam of {self.beam_size} finds", "use a wider beam (--beam-size)")
+            )
+            raise UsageError(
+                f"{self.n_best} hypotheses per line were asked for, but {what} 1 to "
+                f"{self.n_hypotheses}",
+                f"{how}, or ask for fewer (--n-best)",
+            )
+
+    @property
+    def n_hypotheses(self) -> int:
+        """Hypotheses of a sentence that are searched at the same time."""
+        return {"sample": self.n_best, "mbr": self.samples}.get(self.method, self.beam_size)
+
+    @property
+    def penalty(self) -> LengthPenalty:
+        return LengthPenalty(self.length_penalty, self.length_penalty_form)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What is searched as one sentence: a line, or a part of a line that is too long."""
+
+    line: int  # its number among the lines translated together
+    ids: list[int]  # without EOS
+    max_length: int  # most tokens of the output, EOS included
+    prefix: list[int]  # what the output begins with
+    key: int  # of its random draws
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The ids, without EOS, of a source and of a given translation."""
+
+    src: list[int]
+    tgt: list[int]
+
+
+class Engine(Protocol):
+    """A program that searches with the weights of `models`."""
+
+    models: Sequence[Transformer]  # their probabilities are averaged
+    program: literals.Engine
+    precision: str
+
+    def check(self, search: Search) -> None:
+        """Raise a UsageError if this engine has no such search."""
+
+    def search(
+        self, batches: Sequence[Sequence[Segment]], search: Search
+    ) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
+        """The number of a batch and the hypotheses of its segments, best first, in any order."""
+
+    def log_probs(
+        self, batches: Sequence[Sequence[Pair]]
+    ) -> Iterator[tuple[int, list[list[float]]]]:
+        """The number of a batch and, for each of its pairs, log P of all target tokens and EOS."""
+
+
+class TorchEngine:
+    """The searches of this package, over one model or an ensemble."""
+
+    program: literals.Engine = "mtrain"
 
     def __init__(
         self,
-        directory: Path,
-        tokenizers: tuple[Tokenizer, Tokenizer],
-        device: str = "cpu",
-        quantization: str | None = None,
+        models: Sequence[Transformer],
+        precision: literals.PrecisionOrAuto = "auto",
+        scorer: Scorer | None = None,
     ) -> None:
-        """Read a model that `save_ctranslate2` wrote; `quantization` is that of the arithmetic,
-        None: as the model is stored."""
-        self.description = f"ctranslate2 {quantization or 'default'}"
-        self.n_workers = torch.get_num_threads() if device == "cpu" else 1
-        self.src_pieces, self.tgt_pieces = (t.all_pieces() for t in tokenizers)
-        self.tgt_ids = {piece: i for i, piece in enumerate(self.tgt_pieces)}
-        try:
-            self.translator: Any = import_ctranslate2().Translator(
-                str(directory),
-                device,
-                compute_type=quantization or "default",
-                inter_threads=self.n_workers,
-                intra_threads=1,
-            )
-        except (ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"CTranslate2 cannot compute in `{quantization or 'default'}` on `{device}`: "
-                f"{str(error).rstrip('.')}",
-                "choose another --quantization, such as float32 or int8",
-            ) from error
-        self.compute_type: str = self.translator.compute_type  # what this machine makes of it
+        """Read the weights of models in evaluation mode; make another engine when they change.
 
-    @classmethod
-    def of_model(
-        cls,
-        model: Transformer,
-        tokenizers: tuple[Tokenizer, Tokenizer],
-        n_positions: int,
-        device: str = "cpu",
-        quantization: str | None = None,
-    ) -> CTranslate2:
-        """The same weights under CTranslate2, which counts up to `n_positions`."""
-        with tempfile.TemporaryDirectory() as name:
-            pieces = tokenizers[0].all_pieces(), tokenizers[1].all_pieces()
-            save_ctranslate2(model, pieces, Path(name), n_positions)
-            return cls(Path(name), tokenizers, device, quantization)
+        `scorer` is what the search sees instead of the models.
+        """
+        self.models = models
+        self.device = next(models[0].parameters()).device
+        in_force = runtime.choose_precision(precision, self.device)
+        self.precision: str = in_force
+        if scorer is None:
+            members = [TransformerScorer(model, in_force) for model in models]
+            scorer = members[0] if len(members) == 1 else EnsembleScorer(members)
+        self.scorer = scorer
+        n_parameters = sum(parameter.numel() for parameter in models[0].parameters())
+        self.threads_of_one = 1 if n_parameters < SMALL_MODEL else None
+
+    def check(self, search: Search) -> None:
+        """Nothing: this engine has every search."""
 
     def search(
-        self,
-        batches: Iterable[tuple[Sequence[Sequence[int]], int]],
-        beam_size: int,
-        length_penalty: float,
-        n_best: int = 1,
-    ) -> Iterator[list[list[Hypothesis]]]:
-        """Batch after batch: source ids (without EOS) and the most tokens of an output -> the
-        hypotheses of each source, best first."""
-        pending: deque[list[Any]] = deque()
-        for sources, max_length in batches:
-            pending.append(
-                self.translator.translate_batch(
-                    [[self.src_pieces[i] for i in ids] for ids in sources],
-                    beam_size=beam_size,
-                    num_hypotheses=n_best,
-                    length_penalty=length_penalty,
-                    max_decoding_length=max_length,
-                    min_decoding_length=0,
-                    max_input_length=0,
-                    return_scores=True,
-                    return_end_token=True,  # which makes it part of the length, as with us
-                    asynchronous=True,
-                )
-            )
-            if len(pending) > BATCHES_AHEAD * self.n_workers:
-                yield self._hypotheses(pending.popleft(), length_penalty)
-        while pending:
-            yield self._hypotheses(pending.popleft(), length_penalty)
+        self, batches: Sequence[Sequence[Segment]], search: Search
+    ) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
+        return self._each(lambda batch: self._search(batch, search), batches)
 
     def log_probs(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
-    ) -> list[list[float]]:
-        """The log-probability of every target token and of EOS, given those before."""
-        results = self.translator.score_batch(
-            [[self.src_pieces[i] for i in ids] for ids in sources],
-            [[self.tgt_pieces[i] for i in ids] for ids in targets],
-            max_input_length=0,
+        self, batches: Sequence[Sequence[Pair]]
+    ) -> Iterator[tuple[int, list[list[float]]]]:
+        return self._each(self._log_probs, batches)
+
+    def _search(self, segments: Sequence[Segment], search: Search) -> list[list[Hypothesis]]:
+        scorer, sources, penalty = self.scorer, self._collate(segments), search.penalty
+        if search.method == "beam":
+            return beam_search(
+                scorer, sources, search.beam_size, penalty, search.n_best, search.exact_stop
+            )
+        if search.method == "diverse":
+            diverse = Diverse(search.diversity)
+            found = generate(scorer, sources, search.n_hypotheses, diverse, penalty)
+            return [_distinct(hypotheses)[: search.n_best] for hypotheses in found]
+        keys = [segment.key for segment in segments]
+        sampler = Sampler(keys, search.temperature, search.top_k, search.top_p)
+        return generate(scorer, sources, search.n_hypotheses, sampler, penalty)
+
+    def _collate(self, segments: Sequence[Segment]) -> Sources:
+        src, mask = self._pad([segment.ids for segment in segments])
+        prefixes, _ = pad([segment.prefix for segment in segments])
+        prefixes = prefixes[:, :-1].masked_fill(prefixes[:, :-1] == EOS, PAD)  # no prefix has EOS
+        return Sources(
+            src,
+            mask,
+            torch.tensor([segment.max_length for segment in segments]),
+            prefixes.to(self.device) if prefixes.shape[1] else None,
         )
-        return [result.log_probs for result in results]
 
-    def _hypotheses(self, results: list[Any], length_penalty: float) -> list[list[Hypothesis]]:
-        return [
-            [
-                self._hypothesis([self.tgt_ids[piece] for piece in pieces], score, length_penalty)
-                for pieces, score in zip(found.hypotheses, found.scores, strict=True)
-            ]
-            for found in (waiting.result() for waiting in results)
-        ]
+    def _log_probs(self, pairs: Sequence[Pair]) -> list[list[float]]:
+        src, mask = self._pad([pair.src for pair in pairs])
+        return token_log_probs(self.models, src, mask, [pair.tgt for pair in pairs])
 
-    def _hypothesis(self, ids: list[int], score: float, length_penalty: float) -> Hypothesis:
-        log_prob = score * len(ids) ** length_penalty
-        return Hypothesis(ids[:-1] if ids[-1] == EOS else ids, score, log_prob)
+    def _pad(self, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+        """Ids -> (B, S) with EOS, and the mask (B, 1, 1, S), on the device."""
+        src, lengths = pad(sources)
+        mask = source_mask(lengths)
+        return src.to(self.device), None if mask is None else mask.to(self.device)
+
+    def _each(
+        self,
+        function: Callable[[Sequence[Item]], list[Result]],
+        batches: Sequence[Sequence[Item]],
+    ) -> Iterator[tuple[int, list[Result]]]:
+        """function(batch) of every batch, in any order, as they end.
+
+        A batch that does not fit into memory is halved until it does.
+        """
+
+        def in_memory(batch: Sequence[Item]) -> list[Result]:
+            if len(batch) == 1:
+                return function(batch)
+            results = runtime.unless_out_of_memory(lambda: function(batch))
+            if results is not None:
+                return results
+            middle = len(batch) // 2
+            return in_memory(batch[:middle]) + in_memory(batch[middle:])
+
+        return runtime.side_by_side(
+            lambda number: in_memory(batches[number]),
+            range(len(batches)),
+            runtime.n_workers(self.device),
+            self.threads_of_one,
+        )
+
+
+def _distinct(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Each output once, at its first place."""
+    first: dict[tuple[int, ...], Hypothesis] = {}
+    for hypothesis in hypotheses:
+        first.setdefault(tuple(hypothesis.tokens), hypothesis)
+    return list(first.values())

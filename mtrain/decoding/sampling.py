@@ -1,6 +1,7 @@
-"""Choices of a walk other than the likeliest token: drawn at random, or unlike one's neighbours.
+"""Choices for `search.generate` other than the likeliest token: random, or unlike the neighbours'.
 
-N sentences, B of them open, W hypotheses of each, V vocabulary; row r belongs to sentence r // W.
+N sentences, B of them open, K hypotheses of each, R = B * K rows, V vocabulary; row r belongs to
+sentence r // K.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from mtrain.machine.runtime import seed_of
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws each token from the model's distribution, which may be made narrower.
+    """Draws each token from the model's distribution, which may be narrowed.
 
-    First the logits are divided by `temperature`; then only the `top_k` likeliest tokens are kept
-    (0: all), and of these the fewest whose probabilities sum up to `top_p`. A draw is a function of
-    the key of its sentence, the number of the hypothesis and of the token alone: what else is in
-    the batch changes nothing.
+    The logits are divided by `temperature`; then only the `top_k` likeliest tokens are kept (0:
+    all), and of these the fewest whose probabilities sum up to `top_p`. A draw depends on the key
+    of its sentence, the number of the hypothesis and of the token; not on the rest of the batch.
     """
 
-    keys: Sequence[int]  # one of each of the N sentences
+    keys: Sequence[int]  # of the N sentences
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -32,20 +32,18 @@ class Sampler:
     def __call__(
         self, logits: Tensor, log_z: Tensor, sentences: Tensor, is_open: Tensor, length: int
     ) -> Tensor:
-        n_walks = is_open.shape[1]
+        n_hypotheses = is_open.shape[1]
         probabilities = self.narrowed(logits)  # (R, V)
         cumulative = probabilities.double().cumsum(-1)
         draws = [
             seed_of(self.keys[sentence], number, length) / 2**63
             for sentence in sentences.tolist()
-            for number in range(n_walks)
+            for number in range(n_hypotheses)
         ]
         threshold = cumulative.new_tensor(draws).unsqueeze(1) * cumulative[:, -1:]  # (R, 1)
-        # `right`: a token of probability 0 is no step of the sum, and is stepped over.
-        tokens = torch.searchsorted(cumulative, threshold, right=True).clamp_(
-            max=logits.shape[1] - 1
-        )
-        return tokens.view_as(is_open)
+        # `right` skips tokens of probability 0, which are no step of the sum.
+        tokens = torch.searchsorted(cumulative, threshold, right=True)
+        return tokens.clamp_(max=logits.shape[1] - 1).view_as(is_open)
 
     def narrowed(self, logits: Tensor) -> Tensor:
         """logits (R, V) -> the probabilities to draw from (R, V), which need not sum up to 1."""
@@ -74,13 +72,15 @@ class Diverse:
     def __call__(
         self, logits: Tensor, log_z: Tensor, sentences: Tensor, is_open: Tensor, length: int
     ) -> Tensor:
-        n_open, n_walks = is_open.shape
-        # Fewer than W tokens are penalised, so the best is among the first W of each row.
-        values, tokens = logits.view(n_open, n_walks, -1).topk(min(n_walks, logits.shape[1]))
-        chosen = torch.full_like(tokens[:, :, 0], -1)  # (B, W) -1: none
-        for number in range(n_walks):
-            candidates = tokens[:, number]  # (B, W)
-            times = (candidates.unsqueeze(2) == chosen.unsqueeze(1)).sum(2)  # (B, W)
+        n_open, n_hypotheses = is_open.shape
+        # Fewer than K tokens are penalised, so the best is among the first K of each row.
+        values, tokens = logits.view(n_open, n_hypotheses, -1).topk(
+            min(n_hypotheses, logits.shape[1])
+        )
+        chosen = torch.full_like(tokens[:, :, 0], -1)  # (B, K) -1: none
+        for number in range(n_hypotheses):
+            candidates = tokens[:, number]  # (B, K)
+            times = (candidates.unsqueeze(2) == chosen.unsqueeze(1)).sum(2)  # (B, K)
             best = (values[:, number] - self.strength * times).argmax(1, keepdim=True)
             chosen[:, number] = torch.where(
                 is_open[:, number], candidates.gather(1, best).squeeze(1), -1

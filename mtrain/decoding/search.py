@@ -1,9 +1,9 @@
 """Search: source ids in, the best target ids out. Nothing here knows of text.
 
-N sentences at the start, B of them still open, K hypotheses a sentence (the beam), R = B * K rows,
-S source length, T target length, V vocabulary; row r belongs to open sentence r // K.
+N sentences at the start, B of them still open, K hypotheses per sentence (the beam), R = B * K
+rows, S source length, T target length, V vocabulary; row r belongs to open sentence r // K.
 
-The model is seen through a small protocol, `steps.Scorer`. A hypothesis y of length |y| (its
+The model is seen through a small protocol, `scorers.Scorer`. A hypothesis y of length |y| (its
 generated tokens, the closing EOS included) has the score
 
     score(y) = log P(y | x) / |y|^p                p: the length penalty; 0 compares plain
@@ -16,8 +16,8 @@ in EOS and rank among the first K are finished; the best K of the others live on
 proposes EOS once, at least K of the 2K do. What was generated is kept as back-pointers, (token,
 parent) of every step, and followed once at the end: no prefix is ever copied.
 
-`walk` never compares: each of its hypotheses goes on from itself, by a choice it is given. The
-likeliest token makes it greedy search; `sampling` has others.
+`generate` never compares hypotheses: each continues by a choice that is passed in. The likeliest
+token makes it greedy search; `sampling` has other choices.
 
 Nothing here is random: the same scores give the same output.
 """
@@ -32,10 +32,10 @@ from torch import Tensor
 
 from mtrain.config.literals import PenaltyForm
 from mtrain.data.tokenizer import BOS, EOS, PAD
-from mtrain.decoding.steps import Scorer
+from mtrain.decoding.scorers import Scorer
 
 MINUS_INFINITY = float("-inf")
-BLOCKS = 100  # the vocabulary in so many parts, of which only the most promising are searched
+BLOCKS = 100  # parts of the vocabulary, of which only the most promising are searched
 
 Length = TypeVar("Length", float, Tensor)
 
@@ -51,7 +51,7 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class LengthPenalty:
-    """By what a log-probability is divided to compare outputs of different lengths."""
+    """The divisor of log-probabilities, by which outputs of different lengths are compared."""
 
     power: float = 1.0
     form: PenaltyForm = "power"
@@ -68,9 +68,9 @@ class Sources:
     """A batch of sentences to translate."""
 
     src: Tensor  # (N, S)
-    mask: Tensor | None  # (N, 1, 1, S); None where no source is padded
+    mask: Tensor | None  # (N, 1, 1, S); None if no source is padded
     max_lengths: Tensor  # (N,) most tokens of an output, EOS included
-    prefixes: Tensor | None = None  # (N, P) what each output begins with, PAD behind
+    prefixes: Tensor | None = None  # (N, P) what each output begins with, then PAD
 
     def __len__(self) -> int:
         return len(self.src)
@@ -85,22 +85,17 @@ def beam_search(
     n_best: int = 1,
     exact_stop: bool = False,
 ) -> list[list[Hypothesis]]:
-    """The best `n_best` outputs of every source sentence, best first.
+    """The best `n_best` outputs of every source sentence, best first; fewer if fewer exist.
 
-    A hypothesis that has come to its maximum length is ended there, and pays the price of its EOS;
-    so do the tokens of a prefix.
-
-    A beam of 1 is greedy and stops at its first EOS. A wider search of a sentence stops when K
-    hypotheses are finished and no live one, at its present length, beats the best of them; with
-    `exact_stop` it goes on until no live one could be among the `n_best` even at the maximum
-    length, should every further token be certain. Fewer than `n_best` come back where fewer exist.
+    A hypothesis at its maximum length is ended there, and pays for its EOS; so do the tokens of a
+    prefix. A beam of 1 is greedy and stops at its first EOS; see `_is_done` for a wider one.
     """
     if not 1 <= n_best <= beam_size:
         raise ValueError(f"n_best is {n_best}, but must lie between 1 and the beam, {beam_size}")
     if len(sources) == 0:
         return []
     if beam_size == 1:
-        return walk(scorer, sources, 1, likeliest, penalty)
+        return generate(scorer, sources, 1, likeliest, penalty)
 
     n, device = len(sources), sources.src.device
     batch = _Batch(sources)
@@ -122,15 +117,9 @@ def beam_search(
         tokens, parents = candidates.tokens.gather(1, chosen), candidates.parents.gather(1, chosen)
         history.append((batch.spread(tokens), batch.spread(parents)))
 
-        best_live = live[:, 0]
-        if exact_stop:  # log-probabilities only fall, so the longest output divides them best
-            attainable = best_live / penalty.divisor(batch.max_lengths)
-            has_won = attainable <= finished.scores[:, n_best - 1]
-        else:
-            has_won = best_live / penalty.divisor(float(length)) <= finished.scores[:, 0]
-            has_won &= finished.counts >= beam_size
-        is_done = has_won | (best_live == MINUS_INFINITY)  # (B,)
-
+        is_done = _is_done(
+            live[:, 0], finished, length, batch.max_lengths, penalty, n_best, exact_stop
+        )  # (B,)
         n_done = int(is_done.sum())  # the one device-to-host sync of a step
         if batch.is_worth_leaving(n_done):
             done, others = is_done.nonzero().flatten(), (~is_done).nonzero().flatten()
@@ -149,16 +138,40 @@ def beam_search(
     return _hypotheses(results, history, n_best)
 
 
+def _is_done(
+    best_live: Tensor,
+    finished: _Finished,
+    length: int,
+    max_lengths: Tensor,
+    penalty: LengthPenalty,
+    n_best: int,
+    exact_stop: bool,
+) -> Tensor:
+    """best_live, max_lengths (B,) -> (B,) whether the search of a sentence has ended.
+
+    It ends when K hypotheses are finished and no live one, at its present length, beats the best of
+    them; with `exact_stop`, when no live one could be among the `n_best` even at the maximum
+    length, should every further token be certain.
+    """
+    if exact_stop:  # log-probabilities only fall, so the longest output divides them best
+        attainable = best_live / penalty.divisor(max_lengths)
+        has_won = attainable <= finished.scores[:, n_best - 1]
+    else:
+        has_won = best_live / penalty.divisor(float(length)) <= finished.scores[:, 0]
+        has_won &= finished.counts >= finished.scores.shape[1]
+    return has_won | (best_live == MINUS_INFINITY)
+
+
 class Choice(Protocol):
-    """How the hypotheses of a walk go on, W of each of B open sentences."""
+    """How the hypotheses of `generate` continue, K of each of B open sentences."""
 
     def __call__(
         self, logits: Tensor, log_z: Tensor, sentences: Tensor, is_open: Tensor, length: int
     ) -> Tensor:
-        """logits (B * W, V), log_z (B * W,) -> the token that each chooses, (B, W).
+        """logits (R, V), log_z (R,) -> the token that each hypothesis chooses, (B, K).
 
-        `sentences` (B,) says which of the N are open, `is_open` (B, W) which of their hypotheses
-        have not ended (what the others choose is not looked at), `length` counts from 1.
+        `sentences` (B,) says which of the N are open, `is_open` (B, K) which of their hypotheses
+        have not ended (the choices of the others are ignored), `length` counts from 1.
         """
 
 
@@ -170,31 +183,31 @@ def likeliest(
 
 
 @torch.inference_mode()
-def walk(
-    scorer: Scorer, sources: Sources, n_walks: int, choose: Choice, penalty: LengthPenalty
+def generate(
+    scorer: Scorer, sources: Sources, n_hypotheses: int, choose: Choice, penalty: LengthPenalty
 ) -> list[list[Hypothesis]]:
-    """W = n_walks outputs of every source, made token by token by a choice; best first.
+    """K = n_hypotheses outputs of every source, each token by `choose`; best first, perhaps equal.
 
-    Each has a row of its own from the beginning. Two of a sentence may be equal.
+    Each has a row of its own from the beginning.
     """
     n, device = len(sources), sources.src.device
     batch = _Batch(sources)
-    mask = None if sources.mask is None else sources.mask.repeat_interleave(n_walks, 0)
-    state = scorer.start(sources.src.repeat_interleave(n_walks, 0), mask, 1)
-    log_probs = torch.zeros(n, n_walks, device=device)  # (N, W)
-    lengths = torch.zeros(n, n_walks, dtype=torch.int64, device=device)  # 0: not yet finished
-    tokens = torch.full((n, n_walks), BOS, device=device)  # (B, W)
-    history = []  # (N, W) tokens of each step
+    mask = None if sources.mask is None else sources.mask.repeat_interleave(n_hypotheses, 0)
+    state = scorer.start(sources.src.repeat_interleave(n_hypotheses, 0), mask, 1)
+    log_probs = torch.zeros(n, n_hypotheses, device=device)  # (N, K)
+    lengths = torch.zeros(n, n_hypotheses, dtype=torch.int64, device=device)  # 0: not yet finished
+    tokens = torch.full((n, n_hypotheses), BOS, device=device)  # (B, K)
+    history = []  # (N, K) tokens of each step
 
     for length in range(1, batch.longest + 1):
-        logits, log_z = scorer.step(state, tokens.flatten())  # (B * W, V), (B * W,)
+        logits, log_z = scorer.step(state, tokens.flatten())  # (R, V), (R,)
         _rule_out_specials(logits)
-        is_open = lengths[batch.sentences] == 0  # (B, W)
+        is_open = lengths[batch.sentences] == 0  # (B, K)
         tokens = choose(logits, log_z, batch.sentences, is_open, length)
         forced = batch.forced(length)
         if forced is not None:
             tokens = torch.where((forced != PAD).unsqueeze(1), forced.unsqueeze(1), tokens)
-        gained = logits.gather(1, tokens.view(-1, 1)).squeeze(1) - log_z  # (B * W,)
+        gained = logits.gather(1, tokens.view(-1, 1)).squeeze(1) - log_z  # (R,)
         log_probs[batch.sentences] += gained.view_as(is_open).masked_fill(~is_open, 0.0)
         history.append(batch.spread(tokens))
         ends_here = is_open & (tokens == EOS)
@@ -208,11 +221,11 @@ def walk(
             others = (~is_done).nonzero().flatten()
             batch.keep(others)
             tokens = tokens[others]
-            rows = others.unsqueeze(1) * n_walks + torch.arange(n_walks, device=device)
+            rows = others.unsqueeze(1) * n_hypotheses + torch.arange(n_hypotheses, device=device)
             scorer.keep(state, rows.flatten())
 
     scores = log_probs / penalty.divisor(lengths)
-    generated = torch.stack(history, 2)  # (N, W, T)
+    generated = torch.stack(history, 2)  # (N, K, T)
     columns = (generated, lengths, scores, log_probs)
     return [
         sorted(
@@ -227,7 +240,7 @@ def walk(
 
 
 class _Batch:
-    """Which of the N sentences are still searched: B of them, and their limits."""
+    """The B of the N sentences that are still searched, and their limits."""
 
     def __init__(self, sources: Sources) -> None:
         self.n_sentences, device = len(sources), sources.src.device
@@ -238,9 +251,9 @@ class _Batch:
         self.prefixes = sources.prefixes  # (B, P)
 
     def forced(self, length: int) -> Tensor | None:
-        """(B,) the one token that may come as the `length`-th, PAD where any may; None: all free.
+        """(B,) the only token allowed at position `length`, PAD where any is; None: any everywhere.
 
-        It is the prefix's own, and EOS as the last that is allowed.
+        It is the prefix's own, and EOS at the last position.
         """
         has_prefix = self.prefixes is not None and length <= self.prefixes.shape[1]
         if not has_prefix and length < self.shortest:
@@ -260,7 +273,7 @@ class _Batch:
         )
 
     def is_worth_leaving(self, n_done: int) -> bool:
-        """Removal copies caches, staying costs arithmetic: an eighth of the batch is worth it."""
+        """Removal copies caches, staying costs arithmetic: it pays from an eighth of the batch."""
         return n_done > 0 and 8 * n_done >= len(self.sentences)
 
     def keep(self, positions: Tensor) -> None:
@@ -270,7 +283,7 @@ class _Batch:
 
 
 def _allow_only(forced: Tensor | None, logits: Tensor, beam_size: int) -> None:
-    """Rule out of logits (R, V) what is never generated, and all but the forced tokens (B,)."""
+    """Exclude from logits (R, V) what is never generated, and all but the forced tokens (B,)."""
     _rule_out_specials(logits)
     if forced is None:
         return
@@ -280,9 +293,9 @@ def _allow_only(forced: Tensor | None, logits: Tensor, beam_size: int) -> None:
 
 
 def _rule_out_specials(logits: Tensor) -> None:
-    """Two columns of logits (R, V), which are never generated.
+    """Exclude PAD and BOS from logits (R, V), which are never generated.
 
-    One by one: a list of columns would be copied to the device, in every step.
+    One by one: a list of columns would be copied to the device in every step.
     """
     logits[:, PAD] = MINUS_INFINITY
     logits[:, BOS] = MINUS_INFINITY
@@ -300,9 +313,9 @@ class _Candidates:
 def _candidates(logits: Tensor, log_z: Tensor, live: Tensor) -> _Candidates:
     """The 2K likeliest continuations of each sentence's live hypotheses.
 
-    logits (R, V), log_z (R,), live (B, K) log-probabilities. Each row is cut into blocks, of which
-    block i holds the tokens i, i + n, i + 2n, ...: so that all maxima are found in one pass over
-    whole rows. The 2K best tokens of a sentence lie in the 2K blocks with the largest maxima.
+    logits (R, V), log_z (R,), live (B, K) log-probabilities. Each row is cut into n blocks; block i
+    holds the tokens i, i + n, i + 2n, ..., so that all maxima are found in one pass over the rows.
+    The 2K best tokens of a sentence lie in the 2K blocks with the largest maxima.
     """
     n_open, beam_size = live.shape
     vocab_size = logits.shape[1]
@@ -340,13 +353,13 @@ def _maxima_of_blocks(logits: Tensor, n_blocks: int) -> Tensor:
 
 @dataclass(slots=True)
 class _Finished:
-    """The best K finished hypotheses of each sentence, best first; -inf where there are fewer."""
+    """The best K finished hypotheses of each sentence, best first; -inf beyond their number."""
 
     scores: Tensor  # (B, K)
     log_probs: Tensor  # (B, K)
     lengths: Tensor  # (B, K) tokens with EOS
-    parents: Tensor  # (B, K) which of the K live ones of the step before was ended
-    counts: Tensor  # (B,) all that were finished, remembered here or not
+    parents: Tensor  # (B, K) which of the K live ones of the previous step was ended
+    counts: Tensor  # (B,) number of all that were finished, kept here or not
 
     @classmethod
     def none(cls, n_sentences: int, beam_size: int, device: torch.device) -> _Finished:
@@ -380,7 +393,7 @@ class _Finished:
         return _Finished(*(column[positions] for column in self._columns()))
 
     def fill(self, sentences: Tensor, other: _Finished, positions: Tensor) -> None:
-        """Sentences of this are from now on what `other` holds at `positions`."""
+        """Replace the columns of sentences by those of `other` at `positions`."""
         for mine, theirs in zip(self._columns(), other._columns(), strict=True):
             mine[sentences] = theirs[positions]
 
@@ -395,7 +408,7 @@ def _hypotheses(
     tokens = torch.stack([step_tokens for step_tokens, _ in history]).cpu()  # (T, N, K)
     parents = torch.stack([step_parents for _, step_parents in history]).cpu()  # (T, N, K)
     lengths = finished.lengths[:, :n_best].cpu()  # (N, n_best)
-    position = finished.parents[:, :n_best].cpu()  # (N, n_best) which of the K, at the step before
+    position = finished.parents[:, :n_best].cpu()  # (N, n_best) which of the K, a step earlier
     written = torch.zeros(len(history), *lengths.shape, dtype=torch.int64)  # (T, N, n_best)
     for t in reversed(range(int(lengths.max()) - 1)):
         is_inside = t < lengths - 1

@@ -1,7 +1,7 @@
-"""Cuts a line that is longer than anything the model was trained on, where it hurts least.
+"""Splits a line that is longer than anything the model was trained on, where it hurts least.
 
-First between sentences; a sentence that is still too long between clauses, then between words,
-and a word without end anywhere. Parts are translated one by one and joined again by a space.
+First between sentences; a sentence that is still too long between clauses, then between words, and
+an endless word anywhere. The parts are translated separately and joined by spaces.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CountPieces = Callable[[Sequence[str]], list[int]]
 
 _CLOSING = "[\"'”’»)\\]」』）]*"
 
-# A full stop after a short capitalised word or a small number is mostly no end: Dr. Mr. J. 3. Mai
+# A full stop after a short capitalised word or a small number rarely ends: Dr. Mr. J. 3. Mai
 _FULL_STOP = r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])(?<!\b[A-Z][a-z]{2})(?<!\b\d)(?<!\b\d\d)\."
 _SENTENCE_END = re.compile(rf"(?:{_FULL_STOP}|[!?…।؟]){_CLOSING}\s+|[。！？]{_CLOSING}\s*")
 _CLAUSE_END = re.compile(r"[,;:،؛–—]\s+|\s[–—-]\s|[，、；：]\s*")
@@ -22,10 +22,10 @@ _WORD_END = re.compile(r"\s+")
 
 
 def split_text(text: str, count_pieces: CountPieces, limit: int) -> list[str]:
-    """A normalised text in parts of at most `limit` pieces, in order; a short one as it is.
+    """A normalised text in parts of at most `limit` pieces, in order; a short text unchanged.
 
-    Every sentence becomes a part of its own, as in training; what a longer one is cut into is
-    made about equally long. Nothing but white space at the cuts is lost.
+    Every sentence becomes a part of its own, as in training; a longer one is split into parts of
+    about equal length. Only white space at the cuts is lost.
     """
     if count_pieces([text])[0] <= limit:
         return [text]
@@ -46,7 +46,7 @@ def _split_sentence(text: str, count_pieces: CountPieces, limit: int) -> list[st
 
 
 def _cut(text: str, boundary: re.Pattern[str]) -> list[str]:
-    """The text cut after every boundary, without the white space there."""
+    """The text split after every boundary, without the white space there."""
     ends = [match.end() for match in boundary.finditer(text)]
     starts = [0, *ends]
     units = [text[start:end].strip() for start, end in zip(starts, [*ends, len(text)], strict=True)]
@@ -54,7 +54,7 @@ def _cut(text: str, boundary: re.Pattern[str]) -> list[str]:
 
 
 def _pack(text: str, units: list[str], sizes: list[int], limit: int) -> list[str]:
-    """Neighbouring units joined as they stood in the text, into about equally long parts."""
+    """Neighbouring units joined, as in the text, into parts of about equal length."""
     target = sum(sizes) / math.ceil(sum(sizes) / limit)
     parts: list[str] = []
     start = end = size = total = 0

@@ -1,7 +1,7 @@
 """Translates streams and files: n lines in, n lines out, in order, as they come.
 
-What waits to be read is translated together, and nothing waits for more: a typed line is answered
-at once, a full pipe is read in batches. A job that writes a file goes on where it was stopped.
+Lines that wait to be read are translated together, and nothing waits for more: a typed line is
+answered at once, a full pipe is read in batches. A job that writes a file can be resumed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
 from mtrain import console
+from mtrain.config.literals import Format
 from mtrain.data.lines import (
     BYTE_ORDER_MARK,
     MAX_LINE_BYTES,
@@ -25,7 +26,8 @@ from mtrain.data.lines import (
     limited_lines,
 )
 from mtrain.decoding.alignment import Alignment, AlignmentHead, align
-from mtrain.decoding.translate import Options, Progress, ScoredPair, Translation, Translator
+from mtrain.decoding.engine import Search
+from mtrain.decoding.translate import Progress, Translation, Translator
 from mtrain.errors import DataError, StorageError, UsageError
 from mtrain.machine import runtime
 from mtrain.model.weights import digest, weights_of
@@ -37,26 +39,26 @@ WARNINGS_SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A second file, whose line n belongs to line n of the input."""
+class SecondFile:
+    """A second input; its line n belongs to line n of the first."""
 
     lines: BinaryIO
-    role: Literal["prefix", "target"]  # what the output begins with; a translation to be scored
+    role: Literal["prefix", "target"]  # beginnings of the translations; translations to be scored
 
     def take(self, n: int) -> list[str]:
-        """The next n lines; a DataError where there are fewer."""
+        """The next n lines; a DataError if there are fewer."""
         lines = list(islice(limited_lines(self.lines), n))
         if len(lines) < n:
             raise self._of_another_length("fewer lines than the input")
         return [_text(_without_end(line)) for line in lines]
 
-    def close(self) -> None:
-        """A DataError where lines are left when the input has ended."""
+    def check_end(self) -> None:
+        """A DataError if lines are left at the end of the input."""
         if self.lines.readline():
             raise self._of_another_length("more lines than the input")
 
-    def check(self, source: BinaryIO) -> None:
-        """The same error before any work, where both are files whose lines can be counted."""
+    def check_length(self, source: BinaryIO) -> None:
+        """The same errors before any work, if both are files whose lines can be counted."""
         if _regular_file(source) and _regular_file(self.lines):
             n_own, n_wanted = _count_lines(self.lines), _count_lines(source)
             if n_own != n_wanted:
@@ -69,103 +71,239 @@ class Beside:
         )
 
 
-def translate_stream(
-    translator: Translator,
-    source: BinaryIO,
-    out: TextIO,
-    options: Options | None = None,
-    beside: Beside | None = None,
-    head: AlignmentHead | None = None,
-) -> int:
-    """Translate a stream as it comes, and return how many lines it had.
+@dataclass(frozen=True)
+class Job:
+    """A stream to translate, or with targets as the second file to score, and the output wanted.
 
-    What waits is translated together and flushed; nothing waits for more. See `_format` for what
-    is written. A reader that goes away raises BrokenPipeError. With targets beside it, they are
-    scored instead; with a `head`, translations come with the word links that it shows.
+    As text, the output is the translation; with n_best above 1, that many lines
+    `number<TAB>score<TAB>text` per input line, the last repeated if the search found fewer; or the
+    log-probability of the target. With `head`, `<TAB>word links` follow. jsonl: one object per
+    input line.
     """
-    options = translator.resolve(options or Options())
-    if beside is not None:
-        beside.check(source)
-    n_lines = 0
-    with _progress(source, 0, is_shown=not out.isatty()) as progress:
-        answers = _answers(translator, source, options, beside, 0, progress, head)
-        for texts in _in_bounded_memory(answers):
-            out.write("".join(texts))
-            out.flush()
-            n_lines += len(texts)
-    return n_lines
 
+    translator: Translator
+    source: BinaryIO
+    search: Search
+    second: SecondFile | None = None
+    head: AlignmentHead | None = None  # where to read off word links
+    format: Format = "text"
+    tab_prefix: bool = False  # the source ends at a tab; the beginning of its translation follows
 
-def translate_file(
-    translator: Translator,
-    source: BinaryIO,
-    output: Path,
-    options: Options | None = None,
-    beside: Beside | None = None,
-    head: AlignmentHead | None = None,
-) -> int:
-    """Translate a stream into a file, and return how many lines it had; see `translate_stream`.
+    @property
+    def scores(self) -> bool:
+        return self.second is not None and self.second.role == "target"
 
-    OUT.part grows in order, and becomes OUT at the end. Beside it OUT.part.json notes from which
-    file, with which model and options it was made: the same job, begun again after it was killed,
-    goes on behind the last line there; any other begins anew. A pipe cannot be gone back to, so
-    from one it always begins anew.
-    """
-    options = translator.resolve(options or Options())
-    if output.exists() and not output.is_file() and not output.is_dir():  # such as /dev/null
-        with storage_errors(output), open(output, "w", encoding="utf-8", newline="\n") as out:
-            return translate_stream(translator, source, out, options, beside, head)
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        problem = "it is a directory" if output.is_dir() else "its directory does not exist"
-        raise StorageError(f"cannot write {output}: {problem}", "choose another place with -o")
-    if beside is not None:
-        beside.check(source)
-    with lock_file(output.with_name(f".{output.name}.lock")) as is_held:
-        if not is_held:
-            raise UsageError(
-                f"another process is writing {output}", "wait for it to end, or choose another file"
-            )
-        return _translate_whole(translator, source, output, options, beside, head)
+    @property
+    def lines_per_answer(self) -> int:
+        """Output lines for a line of input."""
+        return 1 if self.scores or self.format == "jsonl" else self.search.n_best
 
+    def check(self) -> None:
+        """Raise the errors that can be known before any work."""
+        self.translator.check(self.search)
+        if self.second is not None:
+            self.second.check_length(self.source)
 
-def _translate_whole(
-    translator: Translator,
-    source: BinaryIO,
-    output: Path,
-    options: Options,
-    beside: Beside | None,
-    head: AlignmentHead | None,
-) -> int:
-    """Write OUTPUT, which no other process does meanwhile."""
-    part = output.with_name(output.name + ".part")
-    note_path = part.with_name(part.name + ".json")
-    note = _note(translator, source, options, beside, head)
-    with storage_errors(part):
-        lines_an_answer = _lines_an_answer(options, beside)
-        n_done = _lines_done(part, note_path, note, lines_an_answer)
+    def to_stream(self, out: TextIO) -> int:
+        """Translate lines as they come, flush each batch, and return the number of lines.
+
+        A reader that goes away raises BrokenPipeError.
+        """
+        self.check()
+        n_lines = 0
+        with _progress(self.source, 0, is_shown=not out.isatty()) as progress:
+            for texts in self._answers(0, progress):
+                out.write("".join(texts))
+                out.flush()
+                n_lines += len(texts)
+        return n_lines
+
+    def to_file(self, output: Path) -> int:
+        """Translate into a file and return the number of lines.
+
+        OUT.part grows in order, and is renamed to OUT at the end. OUT.part.json records the input,
+        the model and the settings: after a kill, the same job resumes after the last line there;
+        any other job starts over. A pipe cannot be read twice, so with one it always starts over.
+        """
+        if output.exists() and not output.is_file() and not output.is_dir():  # such as /dev/null
+            with storage_errors(output), open(output, "w", encoding="utf-8", newline="\n") as out:
+                return self.to_stream(out)
+        if output.is_dir() or not output.absolute().parent.is_dir():
+            problem = "it is a directory" if output.is_dir() else "its directory does not exist"
+            raise StorageError(f"cannot write {output}: {problem}", "choose another place with -o")
+        self.check()
+        with lock_file(output.with_name(f".{output.name}.lock")) as is_held:
+            if not is_held:
+                raise UsageError(
+                    f"another process is writing {output}",
+                    "wait for it to end, or choose another file",
+                )
+            return self._write(output)
+
+    def _write(self, output: Path) -> int:
+        """Write OUTPUT, which is locked."""
+        part = output.with_name(output.name + ".part")
+        note_path = part.with_name(part.name + ".json")
+        with storage_errors(part):
+            n_done = self._resume(part, note_path)
+            n_lines = n_done
+            with open(part, "ab") as file, _progress(self.source, n_done, True) as progress:
+                for texts in self._answers(n_done, progress):
+                    file.write("".join(texts).encode())
+                    file.flush()
+                    n_lines += len(texts)
+                os.fsync(file.fileno())
+            os.replace(part, output)
+            note_path.unlink()
+        return n_lines
+
+    def _resume(self, part: Path, note_path: Path) -> int:
+        """The number of input lines that OUT.part answers already; a new job starts over with 0."""
+        note = self._note()
+        n_done = 0
+        if part.exists() and note_path.exists():
+            if because := _difference(note, note_path):
+                console.message(f"starting over instead of resuming {part}: {because}")
+            else:
+                n_done = _whole_answers(part, self.lines_per_answer)
         if n_done:
-            console.message(f"going on from line {n_done + 1:,}: {part} holds those before")
+            console.message(f"resuming at line {n_done + 1:,}: {part} holds the lines before it")
         else:
             part.write_bytes(b"")
             write_json(note_path, note)
-        n_lines = n_done
-        with open(part, "ab") as file, _progress(source, n_done, is_shown=True) as progress:
-            answers = _answers(translator, source, options, beside, n_done, progress, head)
-            for texts in _in_bounded_memory(answers):
-                file.write("".join(texts).encode())
-                file.flush()
-                n_lines += len(texts)
-            os.fsync(file.fileno())
-        os.replace(part, output)
-        note_path.unlink()
-    return n_lines
+        return n_done
+
+    def _note(self) -> dict[str, Any]:
+        """Everything that decides what OUT.part holds."""
+        identity = _identity(self.source)
+        if self.second is not None and identity is not None:
+            other = _identity(self.second.lines)
+            identity = None if other is None else {**identity, self.second.role: other}
+        engine = self.translator.engine
+        return {
+            "input": identity,
+            "model": [digest(weights_of(model)) for model in engine.models],
+            "engine": f"{engine.program} {engine.precision}",
+            "options": asdict(self.search) | {"format": self.format, "tab": self.tab_prefix},
+            "tag": self.translator.src_tokenizer.tag,
+            "alignment": None if self.head is None else asdict(self.head),
+        }
+
+    def _answers(self, n_done: int, progress: Progress) -> Iterator[list[str]]:
+        """The output for each line after the first `n_done`, as many as were waiting at a time."""
+        number = n_warnings = n_since_trim = 0
+        for raw in waiting_lines(self.source):
+            others = self.second.take(len(raw)) if self.second is not None else None
+            n_skipped = min(len(raw), max(0, n_done - number))
+            number += n_skipped
+            raw, others = raw[n_skipped:], others and others[n_skipped:]
+            if not raw:
+                continue
+            if self.scores:
+                yield self._scored(list(map(_text, raw)), others or [], number)
+                progress(len(raw))
+            else:
+                translations = self._translated(raw, others, number, progress)
+                n_warnings = _warn(translations, number, n_warnings)
+                yield self._formatted(translations, number)
+            number += len(raw)
+            n_since_trim += len(raw)
+            if n_since_trim >= LINES_AT_A_TIME:
+                runtime.give_memory_back()
+                n_since_trim = 0
+        if self.second is not None:
+            self.second.check_end()
+        if n_warnings > WARNINGS_SHOWN:
+            console.warn(
+                f"{n_warnings - WARNINGS_SHOWN:,} more such warnings; --format jsonl shows them all"
+            )
+
+    def _translated(
+        self, raw: list[bytes], prefixes: list[str] | None, first: int, progress: Progress
+    ) -> list[Translation]:
+        """Translations with warnings about the bytes of their lines as well."""
+        lines = list(map(_text, raw))
+        if self.tab_prefix:
+            cut = [line.partition("\t") for line in lines]
+            lines, prefixes = [source for source, _, _ in cut], [prefix for _, _, prefix in cut]
+        found = self.translator.translate_detailed(lines, self.search, progress, prefixes, first)
+        return [
+            replace(translation, warnings=[*_encoding_warnings(line), *translation.warnings])
+            for line, translation in zip(raw, found, strict=True)
+        ]
+
+    def _formatted(self, translations: list[Translation], first: int) -> list[str]:
+        """The output for each translation; `first` counts the input lines before them."""
+        found = [(t.source, hypothesis.tokens) for t in translations for hypothesis in t.hypotheses]
+        links = self._links(found)
+        answers = []
+        for number, translation in enumerate(translations, first + 1):
+            hypotheses = [(hypothesis, next(links)) for hypothesis in translation.hypotheses]
+            if self.format == "jsonl":
+                value = {
+                    "line": number,
+                    "source": translation.source,
+                    "translation": translation.text,
+                    "score": translation.score,
+                    "hypotheses": [asdict(h) | _as_json(alignment) for h, alignment in hypotheses],
+                    "warnings": translation.warnings,
+                }
+                answers.append(json.dumps(value, ensure_ascii=False) + "\n")
+            elif self.search.n_best == 1:
+                [(hypothesis, alignment)] = hypotheses
+                answers.append(f"{hypothesis.text}{_as_column(alignment)}\n")
+            else:
+                lines = [
+                    f"{number}\t{h.score:.4f}\t{h.text}{_as_column(alignment)}\n"
+                    for h, alignment in hypotheses
+                ]
+                answers.append("".join(lines + lines[-1:] * (self.search.n_best - len(lines))))
+        return answers
+
+    def _scored(self, lines: list[str], targets: list[str], first: int) -> list[str]:
+        """The output for each pair."""
+        pairs = self.translator.score(lines, targets, self.search)
+        links = self._links([(pair.source, pair.tokens[:-1]) for pair in pairs])
+        answers = []
+        for number, pair in enumerate(pairs, first + 1):
+            if self.format == "jsonl":
+                value = {"line": number} | asdict(pair) | _as_json(next(links))
+                answers.append(json.dumps(value, ensure_ascii=False) + "\n")
+            else:
+                answers.append(f"{pair.log_prob:.4f}{_as_column(next(links))}\n")
+        return answers
+
+    def _links(self, found: list[tuple[str, list[str]]]) -> Iterator[Alignment | None]:
+        """The word links of each source with the pieces of a translation; None without a head."""
+        if self.head is None:
+            return repeat(None)
+        sources, targets = [source for source, _ in found], [pieces for _, pieces in found]
+        return iter(align(self.translator, self.head, sources, targets))
+
+
+def _as_json(alignment: Alignment | None) -> dict[str, Any]:
+    return {} if alignment is None else {"alignment": asdict(alignment)}
+
+
+def _as_column(alignment: Alignment | None) -> str:
+    return "" if alignment is None else f"\t{alignment}"
+
+
+def _warn(translations: list[Translation], first: int, n_warnings: int) -> int:
+    """Show the warnings, up to WARNINGS_SHOWN, and return how many there have been."""
+    for number, translation in enumerate(translations, first + 1):
+        for warning in translation.warnings:
+            n_warnings += 1
+            if n_warnings <= WARNINGS_SHOWN:
+                console.warn(f"line {number:,}: {warning}")
+    return n_warnings
 
 
 def waiting_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
     """The lines of a stream, without their ends, as many at a time as wait to be read.
 
-    Lines end with \\n; a \\r before it goes too. A last line without an end is a line. Where there
-    is no file descriptor to read from, lines are taken as the object gives them.
+    Lines end with \\n; a \\r before it goes too. A last line without an end is a line. Without a
+    file descriptor to read from, lines are taken as the object gives them.
     """
     try:
         descriptor = stream.fileno()
@@ -197,94 +335,8 @@ def _without_end(line: bytes) -> bytes:
 
 
 def _text(line: bytes) -> str:
-    """What is translated; nothing of a line that is too long to be a sentence."""
+    """The text to translate; none of a line that is too long to be a sentence."""
     return "" if line == OVERLONG else line.decode("utf-8", errors="replace")
-
-
-def _answers(
-    translator: Translator,
-    source: BinaryIO,
-    options: Options,
-    beside: Beside | None,
-    n_done: int,
-    progress: Progress | None,
-    head: AlignmentHead | None,
-) -> Iterator[list[str]]:
-    """What to write for each line after the first `n_done`, as many at a time as were waiting."""
-    number = n_warnings = 0
-    for raw in waiting_lines(source):
-        others = beside.take(len(raw)) if beside is not None else None
-        n_skipped = min(len(raw), max(0, n_done - number))
-        number += n_skipped
-        raw = raw[n_skipped:]
-        others = others[n_skipped:] if others is not None else None
-        if not raw:
-            continue
-        lines = list(map(_text, raw))
-        if beside is not None and beside.role == "target":
-            assert others is not None
-            scored = translator.score(lines, others, options)
-            links = _links(translator, head, [(s.source, [s.tokens[:-1]]) for s in scored])
-            yield [
-                _format_score(number + 1 + i, s, options, links[i]) for i, s in enumerate(scored)
-            ]
-            number += len(raw)
-            if progress:
-                progress(len(raw))
-            continue
-        if options.tab_prefix:
-            lines, others = _split_at_tab(lines)
-        translations = translator.translate_lines(lines, options, progress, others, number)
-        links = _links(
-            translator, head, [(t.source, [h.tokens for h in t.hypotheses]) for t in translations]
-        )
-        texts = []
-        for bytes_, translation, alignments in zip(raw, translations, links, strict=True):
-            number += 1
-            warnings = [*_encoding_warnings(bytes_), *translation.warnings]
-            for warning in warnings:
-                n_warnings += 1
-                if n_warnings <= WARNINGS_SHOWN:
-                    console.warn(f"line {number:,}: {warning}")
-            answer = replace(translation, warnings=warnings)
-            texts.append(_format(number, answer, options, alignments))
-        yield texts
-    if beside is not None:
-        beside.close()
-    if n_warnings > WARNINGS_SHOWN:
-        console.warn(
-            f"{n_warnings - WARNINGS_SHOWN:,} more such warnings; --format jsonl shows them all"
-        )
-
-
-def _in_bounded_memory(answers: Iterator[list[str]]) -> Iterator[list[str]]:
-    """The same; between them, after many lines, what their translation has freed is given back."""
-    n_lines = 0
-    for texts in answers:
-        yield texts
-        n_lines += len(texts)
-        if n_lines >= LINES_AT_A_TIME:
-            runtime.give_memory_back()
-            n_lines = 0
-
-
-def _links(
-    translator: Translator,
-    head: AlignmentHead | None,
-    found: list[tuple[str, list[list[str]]]],
-) -> list[list[Alignment]]:
-    """Of each line with the pieces of its translations; none where there is no head to show them"""
-    if head is None:
-        return [[] for _ in found]
-    pairs = [(source, pieces) for source, translations in found for pieces in translations]
-    links = iter(align(translator, head, [s for s, _ in pairs], [pieces for _, pieces in pairs]))
-    return [[next(links) for _ in translations] for _, translations in found]
-
-
-def _split_at_tab(lines: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first tab of each line, and what behind it."""
-    cut = [line.partition("\t") for line in lines]
-    return [source for source, _, _ in cut], [prefix for _, _, prefix in cut]
 
 
 def _encoding_warnings(line: bytes) -> list[str]:
@@ -300,64 +352,14 @@ def _encoding_warnings(line: bytes) -> list[str]:
     return []
 
 
-def _format(
-    number: int, translation: Translation, options: Options, alignments: list[Alignment]
-) -> str:
-    """What is written for an input line; `number` counts input lines from 1.
-
-    Text: the translation; with n_best above 1, that many lines `number<TAB>score<TAB>text`, the
-    last repeated where the search found fewer; then `<TAB>links` where there are alignments, one a
-    hypothesis. jsonl: one object.
-    """
-    hypotheses = translation.hypotheses
-    if options.format == "jsonl":
-        shown = [asdict(hypothesis) for hypothesis in hypotheses]
-        for value, alignment in zip(shown, alignments, strict=False):
-            value["alignment"] = asdict(alignment)
-        value = {
-            "line": number,
-            "source": translation.source,
-            "translation": translation.text,
-            "score": translation.score,
-            "hypotheses": shown,
-            "warnings": translation.warnings,
-        }
-        return json.dumps(value, ensure_ascii=False) + "\n"
-    texts = [hypothesis.text for hypothesis in hypotheses]
-    if alignments:
-        texts = [f"{text}\t{links}" for text, links in zip(texts, alignments, strict=True)]
-    if options.n_best == 1:
-        return texts[0] + "\n"
-    lines = [f"{number}\t{h.score:.4f}\t{t}\n" for h, t in zip(hypotheses, texts, strict=True)]
-    return "".join(lines + lines[-1:] * (options.n_best - len(lines)))
-
-
-def _format_score(
-    number: int, scored: ScoredPair, options: Options, alignments: list[Alignment]
-) -> str:
-    """What is written for a pair: its log-probability, or as jsonl one object; and its links."""
-    if options.format == "jsonl":
-        shown = {"line": number, **asdict(scored)}
-        if alignments:
-            shown["alignment"] = asdict(alignments[0])
-        return json.dumps(shown, ensure_ascii=False) + "\n"
-    return "\t".join([f"{scored.log_prob:.4f}", *map(str, alignments)]) + "\n"
-
-
-def _lines_an_answer(options: Options, beside: Beside | None) -> int:
-    """How many lines are written for a line of input."""
-    is_one = options.format == "jsonl" or (beside is not None and beside.role == "target")
-    return 1 if is_one else options.n_best
-
-
 @contextmanager
-def _progress(source: BinaryIO, n_done: int, is_shown: bool) -> Iterator[Progress | None]:
-    """A bar in lines, where a file is read and a person watches."""
-    if not is_shown or _regular_file(source) is None or not console.is_terminal():
-        yield None
-        return
-    with console.bar(_count_lines(source), "translating", " lines", initial=n_done) as bar:
-        yield bar.update
+def _progress(source: BinaryIO, n_done: int, is_shown: bool) -> Iterator[Progress]:
+    """A bar in lines, if a file is read and a person watches."""
+    if is_shown and _regular_file(source) and console.is_terminal():
+        with console.bar(_count_lines(source), "translating", " lines", initial=n_done) as bar:
+            yield bar.update
+    else:
+        yield lambda n_lines: None
 
 
 def _count_lines(file: BinaryIO) -> int:
@@ -369,7 +371,7 @@ def _count_lines(file: BinaryIO) -> int:
 
 
 def _regular_file(stream: BinaryIO) -> os.stat_result | None:
-    """What the system knows of the file behind a stream; None where that is a pipe, or nothing."""
+    """The status of the file behind a stream; None for a pipe, or without a file."""
     try:
         status = os.fstat(stream.fileno())
     except (AttributeError, OSError):
@@ -377,40 +379,11 @@ def _regular_file(stream: BinaryIO) -> os.stat_result | None:
     return status if stat.S_ISREG(status.st_mode) else None
 
 
-# -- going on after an interruption ----------------------------------------------------------
-
-
-def _note(
-    translator: Translator,
-    source: BinaryIO,
-    options: Options,
-    beside: Beside | None,
-    head: AlignmentHead | None,
-) -> dict[str, Any]:
-    """All that decides what OUT.part holds."""
-    identity = _identity(source)
-    if beside is not None and identity is not None:
-        other = _identity(beside.lines)
-        identity = None if other is None else {**identity, beside.role: other}
-    weights = {
-        f"{number}.{name}": tensor.cpu()
-        for number, model in enumerate(translator.models)
-        for name, tensor in weights_of(model).items()
-    }
-    engine = translator.engine
-    description = f"mtrain {translator.precision}" if engine is None else engine.description
-    return {
-        "input": identity,
-        "model": digest(weights),
-        "engine": description,
-        "options": asdict(options),
-        "tag": translator.src_tokenizer.tag,
-        "alignment": None if head is None else asdict(head),
-    }
+# -- resuming --------------------------------------------------------------------------------
 
 
 def _identity(file: BinaryIO) -> dict[str, Any] | None:
-    """What tells a file from any other, and from itself once it is changed; None for a pipe."""
+    """What distinguishes a file from all others, and from itself after a change; None: a pipe."""
     status = _regular_file(file)
     if status is None:
         return None
@@ -422,26 +395,27 @@ def _identity(file: BinaryIO) -> dict[str, Any] | None:
     }
 
 
-def _lines_done(part: Path, note_path: Path, note: dict[str, Any], lines_an_answer: int) -> int:
-    """How many input lines OUT.part answers; what follows the last whole answer is cut off."""
-    if not part.exists() or not note_path.exists():
-        return 0
+def _difference(note: dict[str, Any], old_path: Path) -> str:
+    """Why the job of an old note cannot be resumed; empty if it can."""
     try:
-        old = json.loads(note_path.read_text(encoding="utf-8"))
+        old = json.loads(old_path.read_text(encoding="utf-8"))
     except ValueError:
         old = None
     changed = [key for key in note if not isinstance(old, dict) or old.get(key) != note[key]]
-    if changed or note["input"] is None:
-        because = f"the {' and the '.join(changed)} changed" if changed else "the input is a pipe"
-        console.message(f"starting anew instead of going on with {part}: {because}")
-        return 0
+    if changed:
+        return f"the {' and the '.join(changed)} changed"
+    return "the input is a pipe" if note["input"] is None else ""
+
+
+def _whole_answers(part: Path, lines_per_answer: int) -> int:
+    """The number of whole answers in OUT.part; what follows the last one is cut off."""
     n_lines = end = offset = 0
     with open(part, "rb") as file:
         for line in file:
             offset += len(line)
             if line.endswith(b"\n"):
                 n_lines += 1
-                if n_lines % lines_an_answer == 0:
+                if n_lines % lines_per_answer == 0:
                     end = offset
     os.truncate(part, end)
-    return n_lines // lines_an_answer
+    return n_lines // lines_per_answer

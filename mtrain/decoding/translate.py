@@ -10,41 +10,40 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from mtrain.config.literals import Format, Method, PenaltyForm, PrecisionOrAuto
+from mtrain.config.literals import PrecisionOrAuto
 from mtrain.config.load import read_run_config
 from mtrain.config.root import Config
 from mtrain.data.cleaning import normalize
-from mtrain.data.tokenizer import EOS, PAD, Tokenizer, tokenizers_of
-from mtrain.decoding.engine import CTranslate2
-from mtrain.decoding.rerank import expected_chrf
-from mtrain.decoding.sampling import Diverse, Sampler
-from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources, beam_search, walk
+from mtrain.data.tokenizer import EOS, Tokenizer, tokenizers_of
+from mtrain.decoding.ctranslate2 import CTranslate2Engine
+from mtrain.decoding.engine import Engine, Pair, Search, Segment, TorchEngine
+from mtrain.decoding.mbr import by_agreement
+from mtrain.decoding.search import Hypothesis
 from mtrain.decoding.sentences import split_text
-from mtrain.decoding.steps import EnsembleScorer, Scorer, TransformerScorer
-from mtrain.decoding.teacher_forcing import token_log_probs
 from mtrain.errors import CheckpointError, DataError, ModelError, UsageError
 from mtrain.machine import runtime
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_model
 from mtrain.run import RunDir
 
-EXTRA_TOKENS = 10  # an output may always be so much longer than its source or its prefix
+EXTRA_TOKENS = 10  # an output may always be this much longer than its source or its prefix
 AUTO_BATCH_TOKENS = {"cpu": 12_288, "cuda": 65_536}
-# Parameters. The kernels of a smaller model, on one sentence, are over before threads have met.
-SMALL_MODEL = 20_000_000
 
-Progress = Callable[[int], object]  # told how many more lines are done
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Progress = Callable[[int], object]  # called with the number of lines that have been completed
 
 
 @dataclass(frozen=True, slots=True)
 class TextHypothesis:
-    """One way to translate a line."""
+    """One translation of a line."""
 
     text: str
     score: float  # log-probability, divided by the length penalty: see decoding.search
@@ -53,7 +52,7 @@ class TextHypothesis:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A line and what became of it; `text` and `score` are those of the best hypothesis.
+    """A line and its translations; `text` and `score` are those of the best hypothesis.
 
     A blank line has one empty hypothesis with a score of 0.
     """
@@ -67,7 +66,7 @@ class Translation:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """A given translation of a line, and what the model thinks of it."""
+    """A line, a given translation of it, and the probability that the model gives to it."""
 
     source: str
     target: str
@@ -77,83 +76,22 @@ class ScoredPair:
     token_log_probs: list[float]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to translate, and how a stream of translations is written.
-
-    None stands for the run's own `decode` setting.
-    """
-
-    beam_size: int | None = None
-    length_penalty: float | None = None
-    n_best: int = 1
-    exact_stop: bool = False
-    format: Format = "text"
-    length_penalty_form: PenaltyForm | None = None
-    method: Method = "beam"
-    diversity: float = 0.5  # of `diverse`: what a token costs that a neighbour has just chosen
-    samples: int = 32  # of `mbr`: how many translations vote
-    temperature: float = 1.0  # of `sample` and `mbr`, like the next three: see sampling.Sampler
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 1
-    tab_prefix: bool = False  # a tab ends the source, and what its translation begins with follows
-
-    @property
-    def n_rows(self) -> int:
-        """Rows that a sentence takes up in a batch."""
-        assert self.beam_size is not None
-        return {"sample": self.n_best, "mbr": self.samples}.get(self.method, self.beam_size)
-
-    @property
-    def penalty(self) -> LengthPenalty:
-        """Of options that `Translator.resolve` has filled in."""
-        assert self.length_penalty is not None
-        assert self.length_penalty_form is not None
-        return LengthPenalty(self.length_penalty, self.length_penalty_form)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What is searched at once: a line, or a piece of one that is too long."""
-
-    ids: list[int]  # without EOS
-    prefix: list[int]  # what its translation begins with
-    key: int  # what its random draws come from
-
-
 class Translator:
-    """A model, or several, with all that is needed to read and write text."""
+    """An engine, with all that is needed to read and write text."""
 
     def __init__(
         self,
-        model: Transformer,
+        engine: Engine,
         tokenizers: tuple[Tokenizer, Tokenizer],
         config: Config,
         length_ratio: Mapping[str, float],
-        engine: CTranslate2 | None = None,
-        precision: PrecisionOrAuto | None = None,
-        companions: Sequence[Transformer] = (),
     ) -> None:
-        """`length_ratio` holds `mean` and `std` of target / source pieces, both with EOS; `engine`
-        searches in the place of `model`, whose weights it shares.
-
-        The weights are read here: make another translator when they change. `precision` None is
-        the run's own; `companions` are further models, whose probabilities are averaged with the
-        first one's.
-        """
-        self.model = model
+        """`length_ratio` holds `mean` and `std` of target / source pieces, both with EOS."""
+        self.engine = engine
         self.src_tokenizer, self.tgt_tokenizer = tokenizers
         self.config = config
         self.length_ratio = length_ratio
-        self.engine = engine
-        self.device = next(model.parameters()).device
-        self.precision = runtime.choose_precision(precision or config.decode.precision, self.device)
-        self.models = [model, *companions]
-        members: list[Scorer] = [TransformerScorer(each, self.precision) for each in self.models]
-        self.scorer = members[0] if len(members) == 1 else EnsembleScorer(members)
-        n_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._threads_of_one = 1 if n_parameters < SMALL_MODEL else None
+        self.device = next(self.model.parameters()).device
         self._byte_ids = frozenset(self.tgt_tokenizer.byte_ids())
 
     @classmethod
@@ -165,9 +103,10 @@ class Translator:
         precision: PrecisionOrAuto | None = None,
         companions: Sequence[str | Path] = (),
     ) -> Translator:
-        """The translator that a run directory holds; it needs nothing outside of it.
+        """The translator of a run directory, which needs nothing outside of it.
 
-        `companions` are further runs with the same vocabulary, for an ensemble with the first.
+        `precision` None is that of the run's config. `companions` are other runs with the same
+        vocabulary, for an ensemble.
         """
         run = RunDir.open(path)
         others = [RunDir.open(other) for other in companions]
@@ -178,23 +117,27 @@ class Translator:
             _check_same_vocabulary(run, tokenizers, other)
         model = load_model(run, checkpoint, chosen)
         _check_vocabulary(run, tokenizers, model)
-        return cls(
-            model,
-            tokenizers,
-            read_run_config(run),
-            run.read_manifest()["length_ratio"],
-            None,
-            precision,
-            [load_model(other, None, chosen) for other in others],
-        )
+        config = read_run_config(run)
+        models = [model, *(load_model(other, None, chosen) for other in others)]
+        engine = TorchEngine(models, precision or config.decode.precision)
+        return cls(engine, tokenizers, config, run.read_manifest()["length_ratio"])
+
+    @property
+    def model(self) -> Transformer:
+        """The first model of an ensemble, or the only one."""
+        return self.engine.models[0]
+
+    @property
+    def precision(self) -> str:
+        return self.engine.precision
 
     @property
     def needs_tag(self) -> bool:
-        """Whether all of the training text had a tag, so that the model knows no text without."""
+        """Whether all training text had a tag, so that the model knows no text without one."""
         return all(entry.tag is not None for entry in self.config.data.train)
 
     def tagged(self, tag: str | None) -> Translator:
-        """The same translator, but that every source begins with a tag; None: with none.
+        """A translator that puts a tag in front of every source; None: no tag.
 
         Raises a UsageError for a tag that no training text had.
         """
@@ -203,27 +146,36 @@ class Translator:
         return translator
 
     def with_ctranslate2(self, quantization: str | None = None) -> Translator:
-        """The same translator, but that CTranslate2 computes and searches; see decoding.engine."""
-        if len(self.models) > 1:
+        """The same translator with CTranslate2 as its engine; see decoding.ctranslate2."""
+        if len(self.engine.models) > 1:
             raise UsageError(
                 "CTranslate2 knows no ensembles of models", "leave out --with, or --engine"
             )
         tokenizers = (self.src_tokenizer, self.tgt_tokenizer)
         return self.with_engine(
-            CTranslate2.of_model(
-                self.model, tokenizers, self.n_positions(), self.device.type, quantization
-            )
+            CTranslate2Engine.of_model(self.model, tokenizers, self.n_positions(), quantization)
         )
 
-    def with_engine(self, engine: CTranslate2) -> Translator:
-        """The same translator with another search, over the same weights."""
-        tokenizers = (self.src_tokenizer, self.tgt_tokenizer)
-        return Translator(self.model, tokenizers, self.config, self.length_ratio, engine)
+    def with_engine(self, engine: Engine) -> Translator:
+        """The same translator with another engine over the same weights."""
+        translator = copy(self)
+        translator.engine = engine
+        return translator
 
     def n_positions(self) -> int:
-        """The longest source or output there can be, with EOS."""
+        """The longest possible source or output, with EOS."""
         longest = self.config.data.max_length + 1
-        return max(longest, int(self._max_lengths(torch.tensor([longest]))))
+        return max(longest, *self._max_lengths([longest]))
+
+    def check(self, search: Search) -> None:
+        """Raise a UsageError if the engine lacks such a search, or the model needs a tag."""
+        if self.needs_tag and self.src_tokenizer.tag is None:
+            raise UsageError(
+                "all training text of this model had a tag, so it translates no text without one "
+                f"(it knows: {', '.join(self.src_tokenizer.tags())})",
+                "choose one with --tag; in Python: translator.tagged(TAG)",
+            )
+        self.engine.check(search)
 
     def translate(
         self,
@@ -231,186 +183,129 @@ class Translator:
         beam_size: int | None = None,
         length_penalty: float | None = None,
     ) -> list[str]:
-        """One translation for each line, in order; None stands for the run's own setting."""
-        return [t.text for t in self.translate_detailed(lines, beam_size, length_penalty)]
+        """One translation for each line, in order; None keeps the run's own setting."""
+        found = self.translate_detailed(lines, beam_size=beam_size, length_penalty=length_penalty)
+        return [translation.text for translation in found]
 
     def translate_detailed(
         self,
         lines: Sequence[str],
-        beam_size: int | None = None,
-        length_penalty: float | None = None,
-        n_best: int = 1,
-        exact_stop: bool = False,
-        progress: Progress | None = None,
-    ) -> list[Translation]:
-        """The same with scores, the `n_best` hypotheses of each line (fewer where fewer exist), and
-        warnings.
-        """
-        options = Options(beam_size, length_penalty, n_best, exact_stop)
-        return self.translate_lines(lines, options, progress)
-
-    def translate_lines(
-        self,
-        lines: Sequence[str],
-        options: Options,
+        search: Search | None = None,
         progress: Progress | None = None,
         prefixes: Sequence[str] | None = None,
         first_line: int = 0,
+        **changes: Any,
     ) -> list[Translation]:
-        """Every line in every way that there is.
+        """Translations with scores, warnings and `n_best` hypotheses (fewer if fewer exist).
 
-        `prefixes` says what the translation of each line begins with ("": anything). `first_line`
-        is the number of lines before these, where they are part of a longer text: what is drawn at
-        random for a line depends on its place in the whole.
+        Without a `search`, the run's own settings hold, with `changes` such as `n_best=5`.
+        `prefixes` are the beginnings of the translations ("": none). `first_line` is the number of
+        lines before these in a longer text: random draws depend on the place in the whole text.
 
-        A line too long for the model is cut into parts. Its hypotheses are the joined first,
-        second, ... ones of its parts; their score is the sum of log-probabilities, divided by the
-        penalty of the sum of lengths.
+        A line too long for the model is cut into segments. Its hypotheses are the joined first,
+        second, ... ones of its segments; their score is the sum of log-probabilities, divided by
+        the penalty of the sum of lengths.
         """
         if isinstance(lines, str):
             raise TypeError("give a list of lines: translate([line])")
-        options = self.resolve(options)
-        if self.engine is not None and prefixes is not None:
-            raise UsageError("CTranslate2 is given no prefixes", "leave out --engine")
-        parts_of_line, warnings = self._read(lines, prefixes, options.seed, first_line)
-        owners = [i for i, parts in enumerate(parts_of_line) for _ in parts]
-        parts = [part for line_parts in parts_of_line for part in line_parts]
-        n_waiting = Counter(owners)  # parts of each line
-        found: list[list[Hypothesis]] = [[] for _ in parts]
-        if progress:
-            progress(len(lines) - len(n_waiting))
-        for batch, results in self._search(parts, options):
-            for i, hypotheses in zip(batch, results, strict=True):
-                found[i] = hypotheses
-            n_waiting.subtract(owners[i] for i in batch)
-            if progress:
-                progress(sum(n_waiting[owner] == 0 for owner in {owners[i] for i in batch}))
-        written = self._write(found)
-        if options.method == "mbr":
-            written = [_by_agreement(hypotheses)[: options.n_best] for hypotheses in written]
-        of_parts = iter(written)
+        if search is None:
+            search = Search.of(self.config.decode, **changes)
+        elif changes:
+            raise TypeError("give either a search or changes of the run's own")
+        self.check(search)
+        segments, warnings = self._read(lines, prefixes, search.seed, first_line)
+        n_waiting = Counter(segment.line for segment in segments)
+        progress = progress or (lambda n_lines: None)
+        progress(len(lines) - len(n_waiting))
+        found: list[list[Hypothesis]] = [[] for _ in segments]
+        lengths = [len(segment.ids) + 1 for segment in segments]
+        run = partial(self.engine.search, search=search)
+        for i, hypotheses in self._in_batches(run, segments, lengths, search.n_hypotheses):
+            found[i] = hypotheses
+            n_waiting[segments[i].line] -= 1
+            if n_waiting[segments[i].line] == 0:
+                progress(1)
+        of_lines: list[list[list[tuple[Hypothesis, str]]]] = [[] for _ in lines]
+        for segment, decoded in zip(segments, self._decode(found, search), strict=True):
+            of_lines[segment.line].append(decoded)
         return [
-            self._assemble(line, [next(of_parts) for _ in line_parts], line_warnings, options)
-            for line, line_parts, line_warnings in zip(lines, parts_of_line, warnings, strict=True)
+            self._join(line, of_line, search, of_line_warnings)
+            for line, of_line, of_line_warnings in zip(lines, of_lines, warnings, strict=True)
         ]
 
     def score(
-        self, sources: Sequence[str], targets: Sequence[str], options: Options | None = None
+        self, sources: Sequence[str], targets: Sequence[str], search: Search | None = None
     ) -> list[ScoredPair]:
-        """What the model thinks of given translations, one a source; nothing is cut."""
-        options = self.resolve(options or Options())
+        """The log-probability of a given translation of each source; nothing is cut."""
+        search = search or Search.of(self.config.decode)
+        self.check(search)
         src_ids = self.src_tokenizer.encode([normalize(line) for line in sources])
         tgt_ids = self.tgt_tokenizer.encode([normalize(line) for line in targets])
-        lengths = [max(len(s), len(t)) + 1 for s, t in zip(src_ids, tgt_ids, strict=True)]
-        log_probs: list[list[float]] = [[] for _ in src_ids]
-
-        def score_batch(batch: list[int]) -> list[list[float]]:
-            given = self._collate([_Part(src_ids[i], [], 0) for i in batch])
-            return token_log_probs(self.models, given.src, given.mask, [tgt_ids[i] for i in batch])
-
-        batches = list(self._batches(lengths, rows_a_sentence=1))
-        for batch, results in self._side_by_side(score_batch, batches):
-            for i, result in zip(batch, results, strict=True):
-                log_probs[i] = result
+        pairs = [Pair(src, tgt) for src, tgt in zip(src_ids, tgt_ids, strict=True)]
+        lengths = [max(len(pair.src), len(pair.tgt)) + 1 for pair in pairs]
+        log_probs = dict(self._in_batches(self.engine.log_probs, pairs, lengths, n_rows=1))
         return [
             ScoredPair(
                 source,
                 target,
-                math.fsum(of_tokens),
-                math.fsum(of_tokens) / options.penalty.divisor(float(len(of_tokens))),
-                self.tgt_tokenizer.pieces([*ids, EOS]),
-                of_tokens,
+                math.fsum(log_probs[i]),
+                math.fsum(log_probs[i]) / search.penalty.divisor(float(len(log_probs[i]))),
+                self.tgt_tokenizer.pieces([*tgt_ids[i], EOS]),
+                log_probs[i],
             )
-            for source, target, ids, of_tokens in zip(
-                sources, targets, tgt_ids, log_probs, strict=True
-            )
+            for i, (source, target) in enumerate(zip(sources, targets, strict=True))
         ]
 
-    def resolve(self, options: Options) -> Options:
-        """The options with the run's own settings where they leave them open.
-
-        A UsageError where the model needs a tag and has none.
-        """
-        if self.needs_tag and self.src_tokenizer.tag is None:
-            raise UsageError(
-                "all training text of this model had a tag, so it translates none without "
-                f"(it knows: {', '.join(self.src_tokenizer.tags())})",
-                "choose one with --tag; in Python: translator.tagged(TAG)",
-            )
-        decode = self.config.decode
-        beam_size = decode.beam_size if options.beam_size is None else options.beam_size
-        penalty = options.length_penalty
-        limit = {"sample": options.n_best, "mbr": options.samples}.get(options.method, beam_size)
-        if not 1 <= options.n_best <= limit:
-            what, how = (
-                (f"{limit} samples hold", "draw more samples (--samples)")
-                if options.method == "mbr"
-                else (f"a beam of {beam_size} finds", "search with a wider beam (--beam-size)")
-            )
-            raise UsageError(
-                f"{options.n_best} hypotheses a line were asked for, but {what} 1 to {limit}",
-                f"{how}, or ask for fewer (--n-best)",
-            )
-        form = options.length_penalty_form or decode.length_penalty_form
-        if self.engine is not None:
-            self._check_engine_can(replace(options, length_penalty_form=form))
-        return replace(
-            options,
-            beam_size=beam_size,
-            length_penalty=decode.length_penalty if penalty is None else penalty,
-            length_penalty_form=form,
-        )
-
-    def _check_engine_can(self, options: Options) -> None:
-        """A UsageError that names what CTranslate2's search has no equal of."""
-        unknown = {
-            "exact stop": options.exact_stop,
-            f"--method {options.method}": options.method != "beam",
-            "length penalty of GNMT": options.length_penalty_form == "gnmt",
-        }
-        for what, is_wanted in unknown.items():
-            if is_wanted:
-                raise UsageError(
-                    f"CTranslate2 knows no {what}",
-                    "leave that out, or leave out --engine",
-                )
+    # -- text to segments --------------------------------------------------------------------
 
     def _read(
         self, lines: Sequence[str], prefixes: Sequence[str] | None, seed: int, first_line: int
-    ) -> tuple[list[list[_Part]], list[list[str]]]:
-        """Each line as its parts (none: blank; several: it was too long); warnings."""
+    ) -> tuple[list[Segment], list[list[str]]]:
+        """The segments (none of a blank line, several of a long one) and each line's warnings."""
+        warnings: list[list[str]] = [[] for _ in lines]
+        prefix_ids: list[list[int]] = [[] for _ in lines]
+        if prefixes is not None:
+            prefix_ids = self._read_prefixes(prefixes, first_line, warnings)
+        cut = [
+            (line, number, ids)
+            for line, of_line in enumerate(self._cut(lines, warnings))
+            for number, ids in enumerate(of_line)
+        ]
+        max_lengths = self._max_lengths([len(ids) + 1 for _, _, ids in cut])
+        segments = []
+        for (line, number, ids), max_length in zip(cut, max_lengths, strict=True):
+            prefix = prefix_ids[line] if number == 0 else []
+            max_length = max(max_length, len(prefix) + EXTRA_TOKENS)
+            key = runtime.seed_of(seed, first_line + line, number)
+            segments.append(Segment(line, ids, max_length, prefix, key))
+        return segments, warnings
+
+    def _cut(self, lines: Sequence[str], warnings: list[list[str]]) -> list[list[list[int]]]:
+        """The ids of each line's segments; adds to the warnings of the lines."""
         texts = [normalize(line) for line in lines]
         limit = self.config.data.max_length
-        warnings: list[list[str]] = [[] for _ in lines]
-        prefix_ids = self._read_prefixes(prefixes, first_line, warnings)
-        parts_of_line: list[list[_Part]] = []
-        for i, ids in enumerate(self.src_tokenizer.encode(texts)):
-            of_parts = [ids] if ids else []
+        cut = []
+        for text, ids, of_line in zip(
+            texts, self.src_tokenizer.encode(texts), warnings, strict=True
+        ):
             if len(ids) > limit:
-                pieces = split_text(texts[i], self._count_pieces, limit)
-                of_parts = self.src_tokenizer.encode(pieces)
-                warnings[i].append(
+                parts = split_text(text, self._count_pieces, limit)
+                cut.append(self.src_tokenizer.encode(parts))
+                of_line.append(
                     f"{len(ids):,} pieces are more than the {limit:,} the model was trained "
-                    f"with, so it was translated in {len(pieces):,} parts"
+                    f"with, so it was translated in {len(parts):,} parts"
                 )
-            parts_of_line.append(
-                [
-                    _Part(
-                        part_ids,
-                        prefix_ids[i] if prefix_ids and number == 0 else [],
-                        runtime.seed_of(seed, first_line + i, number),
-                    )
-                    for number, part_ids in enumerate(of_parts)
-                ]
-            )
-        return parts_of_line, warnings
+            else:
+                cut.append([ids] if ids else [])
+        return cut
+
+    def _count_pieces(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self.src_tokenizer.encode(texts)]
 
     def _read_prefixes(
-        self, prefixes: Sequence[str] | None, first_line: int, warnings: list[list[str]]
+        self, prefixes: Sequence[str], first_line: int, warnings: list[list[str]]
     ) -> list[list[int]]:
-        """What each output must begin with, as ids; adds to the warnings of the lines."""
-        if prefixes is None:
-            return []
+        """The prefixes as ids; adds to the warnings of the lines."""
         texts = [normalize(prefix) for prefix in prefixes]
         ids_of = self.tgt_tokenizer.encode(texts)
         limit = self.config.data.max_length
@@ -419,7 +314,7 @@ class Translator:
                 raise DataError(
                     f"the prefix of line {first_line + i + 1:,} has {len(ids):,} pieces, more than "
                     f"the {limit:,} the model was trained with",
-                    "give a shorter prefix, or translate the line in several",
+                    "give a shorter prefix, or split the line",
                 )
             if self._byte_ids.intersection(ids):
                 warnings[i].append(
@@ -428,211 +323,115 @@ class Translator:
                 )
         return ids_of
 
-    def _count_pieces(self, texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self.src_tokenizer.encode(texts)]
+    def _max_lengths(self, lengths: Sequence[int]) -> list[int]:
+        """The most tokens of outputs for sources of these lengths, all with EOS.
 
-    def _search(
-        self, parts: Sequence[_Part], options: Options
-    ) -> Iterator[tuple[list[int], list[list[Hypothesis]]]]:
-        """Batch after batch: the numbers of its parts, their hypotheses."""
-
-        def search_batch(batch: list[int]) -> list[list[Hypothesis]]:
-            return self._search_batch([parts[i] for i in batch], options)
-
-        lengths = [len(part.ids) + 1 for part in parts]
-        batches = list(self._batches(lengths, options.n_rows))
-        if self.engine is not None:
-            yield from self._search_elsewhere(self.engine, parts, batches, options)
-            return
-        yield from self._side_by_side(search_batch, batches)
-
-    def _search_batch(self, parts: Sequence[_Part], options: Options) -> list[list[Hypothesis]]:
-        sources, scorer, penalty = self._collate(parts), self.scorer, options.penalty
-        if options.method == "beam":
-            assert options.beam_size is not None
-            return beam_search(
-                scorer, sources, options.beam_size, penalty, options.n_best, options.exact_stop
-            )
-        if options.method == "diverse":
-            found = walk(scorer, sources, options.n_rows, Diverse(options.diversity), penalty)
-            return [_distinct(hypotheses)[: options.n_best] for hypotheses in found]
-        sampler = Sampler(
-            [part.key for part in parts], options.temperature, options.top_k, options.top_p
-        )
-        return walk(scorer, sources, options.n_rows, sampler, penalty)
-
-    def _search_elsewhere(
-        self,
-        engine: CTranslate2,
-        parts: Sequence[_Part],
-        batches: list[list[int]],
-        options: Options,
-    ) -> Iterator[tuple[list[int], list[list[Hypothesis]]]]:
-        """The same by another engine, which knows one maximum length a batch: the largest."""
-        assert options.beam_size is not None
-        assert options.length_penalty is not None
-        sources = (
-            (
-                [parts[i].ids for i in batch],
-                int(self._max_lengths(torch.tensor([len(parts[i].ids) + 1 for i in batch])).max()),
-            )
-            for batch in batches
-        )
-        found = engine.search(sources, options.beam_size, options.length_penalty, options.n_best)
-        yield from zip(batches, found, strict=True)
-
-    def _side_by_side(
-        self,
-        function: Callable[[list[int]], list[runtime.Result]],
-        batches: Sequence[list[int]],
-    ) -> Iterator[tuple[list[int], list[runtime.Result]]]:
-        """function(batch) of each, with models that are ready for inference; in any order.
-
-        A batch for which the memory does not suffice is halved until it does.
+        The learnt ratio of lengths plus four standard deviations, and always EXTRA_TOKENS more than
+        the source.
         """
-        were_training = [model.training for model in self.models]
-        for model in self.models:
-            model.eval()
+        src = torch.tensor(lengths, dtype=torch.int64)
+        ratio = self.length_ratio["mean"] + 4 * self.length_ratio["std"]
+        limits: list[int] = torch.maximum((src * ratio).ceil().long(), src + EXTRA_TOKENS).tolist()
+        return limits
 
-        def in_memory(batch: list[int]) -> list[runtime.Result]:
-            if len(batch) == 1:
-                return function(batch)
-            results = runtime.unless_out_of_memory(lambda: function(batch))
-            if results is not None:
-                return results
-            middle = len(batch) // 2
-            return in_memory(batch[:middle]) + in_memory(batch[middle:])
+    # -- batches -----------------------------------------------------------------------------
 
-        try:
-            yield from runtime.side_by_side(
-                in_memory, batches, runtime.n_workers(self.device), self._threads_of_one
-            )
-        finally:
-            for model, was_training in zip(self.models, were_training, strict=True):
-                model.train(was_training)
+    def _in_batches(
+        self,
+        run: Callable[[list[list[Item]]], Iterator[tuple[int, list[Result]]]],
+        items: Sequence[Item],
+        lengths: Sequence[int],
+        n_rows: int,
+    ) -> Iterator[tuple[int, Result]]:
+        """The number and the result of every item, in any order, run in batches."""
+        batches = list(self._batches(lengths, n_rows))
+        for number, results in run([[items[i] for i in batch] for batch in batches]):
+            yield from zip(batches[number], results, strict=True)
 
-    def _batches(self, lengths: Sequence[int], rows_a_sentence: int) -> Iterator[list[int]]:
-        """Numbers of sentences of similar length, the longest first.
+    def _batches(self, lengths: Sequence[int], n_rows: int) -> Iterator[list[int]]:
+        """Numbers of sentences of similar length, the longest first; each takes up `n_rows` rows.
 
-        A batch keeps the budget of tokens x rows, fits into what is free of a GPU's memory, and
-        leaves enough for all workers.
+        A batch keeps the budget of tokens x rows, fits into half of the free memory of a GPU (the
+        other half is for the rest, and for gaps), and leaves enough for all workers.
         """
         budget = self.config.decode.batch_tokens
         if budget == "auto":
             budget = AUTO_BATCH_TOKENS[self.device.type]
         most = math.ceil(len(lengths) / runtime.n_workers(self.device))
-        free = runtime.free_bytes(self.device)  # of which half is for the rest, and for gaps
+        free = runtime.free_bytes(self.device)
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         start = 0
         while start < len(order):
             length = lengths[order[start]]
-            fitting = budget // (length * rows_a_sentence)
+            fitting = min(most, budget // (length * n_rows))
             if free is not None:
-                fitting = min(
-                    fitting, free // 2 // (rows_a_sentence * self._bytes_of_a_row(length))
-                )
-            end = start + max(1, min(most, fitting))
+                fitting = min(fitting, free // 2 // (n_rows * self._bytes_of_a_row(length)))
+            end = start + max(1, fitting)
             yield order[start:end]
             start = end
 
     def _bytes_of_a_row(self, length: int) -> int:
-        """The most that one hypothesis of a source of this length takes up, roughly.
+        """The most memory of one hypothesis of a source of this length, roughly.
 
-        Its logits and what is computed from them, and the keys and values of an output of twice its
-        length, once more where the cache grows.
+        Its logits and what is computed from them; the keys and values of an output of twice its
+        length, and a copy of these when the cache grows.
         """
         model = self.config.model
         logits = 4 * 4 * self.tgt_tokenizer.vocab_size
         keys_values = 2 * 4 * model.d_model * model.n_decoder_layers
-        return len(self.models) * (logits + 2 * (2 * length + EXTRA_TOKENS) * keys_values)
+        return len(self.engine.models) * (logits + 2 * (2 * length + EXTRA_TOKENS) * keys_values)
 
-    def _collate(self, parts: Sequence[_Part]) -> Sources:
-        """Sources ending in EOS, with the lengths that their outputs may have."""
-        src, lengths = _padded([[*part.ids, EOS] for part in parts])
-        width = src.shape[1]
-        is_padded = bool((lengths < width).any())
-        src_mask = (torch.arange(width) < lengths[:, None])[:, None, None] if is_padded else None
-        prefixes, prefix_lengths = _padded([part.prefix for part in parts])
-        return Sources(
-            src.to(self.device),
-            None if src_mask is None else src_mask.to(self.device),
-            torch.maximum(self._max_lengths(lengths), prefix_lengths + EXTRA_TOKENS),
-            prefixes.to(self.device) if prefixes.shape[1] else None,
-        )
+    # -- hypotheses to text ------------------------------------------------------------------
 
-    def _max_lengths(self, lengths: Tensor) -> Tensor:
-        """The most tokens of outputs, with EOS, for sources of `lengths` (B,) with EOS -> (B,)
+    def _decode(
+        self, found: Sequence[Sequence[Hypothesis]], search: Search
+    ) -> list[list[tuple[Hypothesis, str]]]:
+        """The hypotheses of every segment with their texts; for mbr, those that agree most."""
+        texts = iter(self.tgt_tokenizer.decode([h.tokens for of_one in found for h in of_one]))
+        decoded = [[(hypothesis, next(texts)) for hypothesis in of_one] for of_one in found]
+        if search.method != "mbr":
+            return decoded
+        return [
+            [samples[i] for i in by_agreement([text for _, text in samples])[: search.n_best]]
+            for samples in decoded
+        ]
 
-        The learnt ratio of lengths and four standard deviations, and always EXTRA_TOKENS more than
-        the source.
-        """
-        ratio = self.length_ratio["mean"] + 4 * self.length_ratio["std"]
-        return torch.maximum((lengths * ratio).ceil().long(), lengths + EXTRA_TOKENS)
-
-    def _write(self, found: Sequence[Sequence[Hypothesis]]) -> list[list[_Written]]:
-        """Every hypothesis of every part with its text."""
-        texts = iter(self.tgt_tokenizer.decode([h.tokens for hs in found for h in hs]))
-        return [[_Written(h, next(texts)) for h in hypotheses] for hypotheses in found]
-
-    def _assemble(
-        self, line: str, parts: list[list[_Written]], warnings: list[str], options: Options
+    def _join(
+        self,
+        line: str,
+        segments: list[list[tuple[Hypothesis, str]]],
+        search: Search,
+        warnings: list[str],
     ) -> Translation:
-        """A line's hypotheses from those of its parts."""
-        if not parts:
+        """The translation of a line from those of its segments."""
+        if not segments:
             return Translation(line, "", 0.0, [TextHypothesis("", 0.0, [])], warnings)
         hypotheses = []
-        for ranked in zip(*parts, strict=False):  # the first of all parts, the second, ...
-            log_prob = sum(part.hypothesis.log_prob for part in ranked)
-            length = sum(len(part.hypothesis.tokens) + 1 for part in ranked)
-            text = " ".join(part.text for part in ranked if part.text)
-            ids = [i for part in ranked for i in part.hypothesis.tokens]
-            score = log_prob / options.penalty.divisor(float(length))
-            hypotheses.append(TextHypothesis(text, score, self.tgt_tokenizer.pieces(ids)))
+        for ranked in zip(*segments, strict=False):  # the first of all segments, the second, ...
+            log_prob = sum(hypothesis.log_prob for hypothesis, _ in ranked)
+            length = sum(len(hypothesis.tokens) + 1 for hypothesis, _ in ranked)
+            ids = [i for hypothesis, _ in ranked for i in hypothesis.tokens]
+            hypotheses.append(
+                TextHypothesis(
+                    " ".join(text for _, text in ranked if text),
+                    log_prob / search.penalty.divisor(float(length)),
+                    self.tgt_tokenizer.pieces(ids),
+                )
+            )
         if not hypotheses or not math.isfinite(hypotheses[0].score):
             raise ModelError(
                 "the model gives no finite probabilities: its weights are not usable",
                 "use another checkpoint, or train again with a lower train.optim.learning_rate",
             )
-        if options.method != "mbr":  # whose order is that of agreement
+        if search.method != "mbr":  # which is ordered by agreement
             hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
         return Translation(line, hypotheses[0].text, hypotheses[0].score, hypotheses, warnings)
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    hypothesis: Hypothesis
-    text: str
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of ids with PAD behind (B, longest), and their lengths (B,)."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows], dtype=torch.int64)
-    return ids.view(len(rows), width), torch.tensor([len(row) for row in rows])
-
-
-def _distinct(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """Each output once, where it comes first."""
-    first: dict[tuple[int, ...], Hypothesis] = {}
-    for hypothesis in hypotheses:
-        first.setdefault(tuple(hypothesis.tokens), hypothesis)
-    return list(first.values())
-
-
-def _by_agreement(samples: Sequence[_Written]) -> list[_Written]:
-    """The different texts among samples, the one first that all agree with most."""
-    times = Counter(sample.text for sample in samples)
-    first = {sample.text: sample for sample in reversed(samples)}
-    texts = list(times)
-    expected = expected_chrf(texts, list(times.values()))
-    best_first = sorted(range(len(texts)), key=lambda i: -expected[i])
-    return [first[texts[i]] for i in best_first]
 
 
 def _check_vocabulary(
     run: RunDir, tokenizers: tuple[Tokenizer, Tokenizer], model: Transformer
 ) -> None:
-    """A CheckpointError where ids of the one are none of the other."""
+    """A CheckpointError if the sizes of tokenizers and model differ."""
     pieces = [tokenizer.vocab_size for tokenizer in tokenizers]
     rows = [len(model.src_embedding.weight), len(model.output.weight)]
     if pieces != rows:
@@ -646,9 +445,9 @@ def _check_vocabulary(
 def _check_same_vocabulary(
     run: RunDir, tokenizers: tuple[Tokenizer, Tokenizer], other: RunDir
 ) -> None:
-    """A UsageError where the pieces of two runs differ."""
+    """A UsageError if the pieces of two runs differ."""
     for own, others in zip(tokenizers, tokenizers_of(other), strict=True):
-        if own.pieces(range(own.vocab_size)) != others.pieces(range(others.vocab_size)):
+        if own.all_pieces() != others.all_pieces():
             raise UsageError(
                 f"{run.path} and {other.path} have different vocabularies, so their probabilities "
                 "cannot be averaged",

@@ -21,11 +21,10 @@ from mtrain.config.root import in_languages
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import model_files
 from mtrain.decoding.alignment import head_of_run
-from mtrain.decoding.engine import CTranslate2
+from mtrain.decoding.ctranslate2 import CTranslate2Engine, import_ctranslate2, save_ctranslate2
 from mtrain.decoding.translate import Translator
 from mtrain.errors import ModelError, StorageError, UsageError
 from mtrain.evaluation.metrics import score_all
-from mtrain.model.convert import import_ctranslate2, save_ctranslate2
 from mtrain.model.weights import digest, save_tensors, weights_of
 from mtrain.run import RunDir, Split
 from mtrain.single_file import FILE, MANIFEST
@@ -95,7 +94,7 @@ def compare(
     translator = translator.tagged(valid.tag)
     config = in_languages(translator.config, valid.languages)
     tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
-    engine = CTranslate2(directory, tokenizers)
+    engine = CTranslate2Engine(directory, tokenizers, translator.model)
     theirs = translator.with_engine(engine)
     if quantization and not engine.compute_type.startswith(quantization):
         console.message(
@@ -122,12 +121,12 @@ def compare(
         sum(ours == other for ours, other in zip(*translations, strict=True)),
         bleu[0],
         bleu[1],
-        _difference(translator, engine, sources, translations[0]),
+        _difference(translator, theirs, sources, translations[0]),
     )
 
 
 def _difference(
-    translator: Translator, engine: CTranslate2, sources: list[str], targets: list[str]
+    translator: Translator, theirs: Translator, sources: list[str], targets: list[str]
 ) -> float:
     """Of the log-probabilities of all tokens of given translations that are not too long."""
     limit = translator.config.data.max_length
@@ -141,11 +140,12 @@ def _difference(
     fitting = [i for i, ids in enumerate(src_ids) if ids and max(len(ids), len(tgt_ids[i])) < limit]
     if not fitting:
         return 0.0
-    scored = translator.score([sources[i] for i in fitting], [targets[i] for i in fitting])
-    ours = [value for pair in scored for value in pair.token_log_probs]
-    rows = engine.log_probs([src_ids[i] for i in fitting], [tgt_ids[i] for i in fitting])
-    theirs = [value for row in rows for value in row]
-    return sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    pairs = [sources[i] for i in fitting], [targets[i] for i in fitting]
+    values, other_values = (
+        [value for pair in by.score(*pairs) for value in pair.token_log_probs]
+        for by in (translator, theirs)
+    )
+    return sum(abs(a - b) for a, b in zip(values, other_values, strict=True)) / len(values)
 
 
 def _judge(check: Check, quantization: str | None) -> None:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from mtrain import console
 from mtrain.config.load import read_run_config
 from mtrain.config.root import Config, in_languages
-from mtrain.config.sections import DecodeConfig
 from mtrain.data.cleaning import MIN_WORDS_ALONE, count_words
 from mtrain.errors import DataError, StorageError, UsageError
 from mtrain.evaluation.analysis import TrainingText, analyse
@@ -40,6 +39,7 @@ from mtrain.evaluation.samples import keep_attention
 from mtrain.run import RunDir, Split
 
 if TYPE_CHECKING:
+    from mtrain.decoding.engine import Search
     from mtrain.decoding.translate import Progress, Translator
 
 
@@ -53,17 +53,17 @@ class Decoding:
     device: str = "auto"
     tag: str | None = None
 
-    def settings(self, config: Config) -> DecodeConfig:
-        """The settings in force."""
-        changed = {"beam_size": self.beam_size, "length_penalty": self.length_penalty}
-        return config.decode.model_copy(
-            update={key: value for key, value in changed.items() if value is not None}
-        )
+    def search(self, config: Config) -> Search:
+        """The search of a run with these changes."""
+        from mtrain.decoding.engine import Search
+
+        changes = {"beam_size": self.beam_size, "length_penalty": self.length_penalty}
+        return Search.of(config.decode, **changes)
 
 
 def evaluate_split(translator: Translator, split: Split, config: Config) -> Evaluation:
     """Validation: BLEU and chrF under the run's own decoding, without intervals."""
-    result = _translate(translator, split, config.decode)
+    result = _translate(translator, split, Decoding().search(config))
     return _with_scores(result, config, intervals=False, metrics=("bleu", "chrf"))
 
 
@@ -196,8 +196,7 @@ def _evaluate_checkpoint(
 ) -> Evaluation:
     console.message(f"{split.name}: translating {len(split.sources):,} sentences")
     with console.bar(len(split.sources), split.name, "sentences") as bar:
-        decode = decoding.settings(config)
-        result = _translate(translator, split, decode, bar.update)
+        result = _translate(translator, split, decoding.search(config), bar.update)
     # A run that has not been validated yet translates with its last checkpoint.
     has_best = run.weights.exists() or bool(run.best_checkpoints())
     facts = {
@@ -210,24 +209,19 @@ def _evaluate_checkpoint(
 
 
 def _translate(
-    translator: Translator, split: Split, decode: DecodeConfig, progress: Progress | None = None
+    translator: Translator, split: Split, search: Search, progress: Progress | None = None
 ) -> Evaluation:
     started_at = time.monotonic()
     if split.tag is not None:
         translator = translator.tagged(split.tag)
-    translations = translator.translate_detailed(
-        split.sources,
-        beam_size=decode.beam_size,
-        length_penalty=decode.length_penalty,
-        progress=progress,
-    )
+    translations = translator.translate_detailed(split.sources, search, progress)
     elapsed_s = time.monotonic() - started_at
     facts = {
         "sentences": len(translations),
         "decode": {
-            "beam_size": decode.beam_size,
-            "length_penalty": decode.length_penalty,
-            "length_penalty_form": decode.length_penalty_form,
+            "beam_size": search.beam_size,
+            "length_penalty": search.length_penalty,
+            "length_penalty_form": search.length_penalty_form,
             "precision": translator.precision,
         },
         "seconds": round(elapsed_s, 2),
@@ -321,7 +315,7 @@ class _Baseline:
         if known == (self.checkpoint_sha256, split.sha256):
             return [line.translation for line in self.run.read_translations(name)]
         console.message(f"{name}: translating with {self.run.path}")
-        return _translate(self.translator, split, self.config.decode).hypotheses
+        return _translate(self.translator, split, Decoding().search(self.config)).hypotheses
 
 
 # -- what is said of it ----------------------------------------------------------------------

@@ -22,7 +22,8 @@ from mtrain import console
 from mtrain.config.literals import Engine
 from mtrain.config.load import dump_config, read_run_config
 from mtrain.config.root import in_languages
-from mtrain.decoding.translate import Options, Translator
+from mtrain.decoding.engine import Search
+from mtrain.decoding.translate import Translator
 from mtrain.errors import UsageError
 from mtrain.evaluation.metrics import score_all
 from mtrain.machine import runtime
@@ -75,9 +76,8 @@ def sweep(path: str | Path, checkpoint: str | None = None, device: str = "auto")
     with console.bar(n_points, "decoding", " ways") as bar:
         for precision, open_translator in systems:
             translator = open_translator()
-            engine: Engine = "mtrain" if translator.engine is None else "ctranslate2"
             for beam, penalty in ways[precision]:
-                way = Point(beam, penalty, precision, engine)
+                way = Point(beam, penalty, precision, translator.engine.program)
                 points.append(_measure(way, translator, valid))
                 bar.update(1)
     points = recommend(points)
@@ -116,11 +116,11 @@ def _measure(way: Point, translator: Translator, valid: Split) -> Point:
     """Translate, time and score."""
     translator = translator.tagged(valid.tag)
     config = in_languages(translator.config, valid.languages)
-    options = Options(way.beam, way.length_penalty)
+    search = Search.of(config.decode, beam_size=way.beam, length_penalty=way.length_penalty)
     sources, references = valid.sources[:N_SENTENCES], valid.references[:N_SENTENCES]
-    translator.translate_lines(sources[:N_WARM_UP], options)
+    translator.translate_detailed(sources[:N_WARM_UP], search)
     started_at = time.perf_counter()
-    translations = translator.translate_lines(sources, options)
+    translations = translator.translate_detailed(sources, search)
     elapsed_s = time.perf_counter() - started_at
     scores = score_all(
         [translation.text for translation in translations],

@@ -87,7 +87,7 @@ def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = N
     """sha256 over the facts, then names, types, shapes and bytes, in the order of the names."""
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(_bytes_of(tensor))
     return total.hexdigest()

@@ -14,6 +14,7 @@ from mtrain.config.root import Config, in_languages
 from mtrain.data.batching import Batch, BatchPlan, batch_of
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import Tokenizer, tokenizers_of
+from mtrain.decoding.engine import TorchEngine
 from mtrain.decoding.translate import Translator
 from mtrain.evaluation.evaluate import evaluate_split, leaks_in, weights_sha256
 from mtrain.evaluation.metrics import score_all
@@ -55,7 +56,8 @@ class Validation:
 
     def translator(self) -> Translator:
         """For the weights that the model has now."""
-        return Translator(self.model, self.tokenizers, self.config, self.length_ratio)
+        engine = TorchEngine([self.model], self.config.decode.precision)
+        return Translator(engine, self.tokenizers, self.config, self.length_ratio)
 
 
 def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> dict[str, Any]:

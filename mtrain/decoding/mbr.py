@@ -1,8 +1,7 @@
-"""Chooses among translations as text: the one that the others agree with most.
+"""Minimum Bayes risk decoding (Kumar and Byrne, 2004): the sample that the others agree with most.
 
-Minimum Bayes risk (Kumar and Byrne, 2004): samples of a model stand for the translations that it
-thinks possible, and each is a reference for all. The best is the one with the highest expected
-utility, which here is sacreBLEU's chrF2 of a sentence.
+Samples of a model stand for the translations that it thinks possible, and each is a reference for
+all others. The best has the highest expected utility, here sacreBLEU's chrF2 of a sentence.
 """
 
 from __future__ import annotations
@@ -14,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ORDER = 6  # characters in an n-gram
-BETA = 2  # recall counts so much more than precision
+BETA = 2  # the weight of recall against precision
 
 
-def expected_chrf(candidates: Sequence[str], weights: Sequence[float]) -> list[float]:
-    """The mean chrF2 (0 to 100) of each text, with all of them, weighted, as its references."""
-    expected: NDArray[np.float64] = pairwise_chrf(candidates) @ np.asarray(weights, np.float64)
-    values: list[float] = (expected / sum(weights)).tolist()
-    return values
+def by_agreement(samples: Sequence[str]) -> list[int]:
+    """The numbers of the samples, each different text once, by their mean chrF2 with all others."""
+    times = Counter(samples)
+    first = {text: number for number, text in reversed([*enumerate(samples)])}
+    texts = list(times)
+    expected = pairwise_chrf(texts) @ np.array([*times.values()], np.float64) / len(samples)
+    return [first[texts[i]] for i in sorted(range(len(texts)), key=lambda i: -expected[i])]
 
 
 def pairwise_chrf(texts: Sequence[str]) -> NDArray[np.float64]:

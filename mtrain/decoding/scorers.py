@@ -1,7 +1,7 @@
-"""What the search asks of a model, and the models that answer: one Transformer, or several.
+"""What a search asks of a model, step by step, and the models that answer: one, or an ensemble.
 
-B open sentences, K hypotheses of each, R = B * K rows, S source length, V vocabulary; row r
-belongs to sentence r // K.
+B open sentences, K hypotheses of each, R = B * K rows, S source length, T target length, V
+vocabulary; row r belongs to sentence r // K. `token_log_probs` asks for whole outputs at once.
 """
 
 from __future__ import annotations
@@ -13,35 +13,39 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mtrain.data.batching import pad
+from mtrain.data.tokenizer import BOS
 from mtrain.machine.runtime import Precision
 from mtrain.model.cache import Cache
 from mtrain.model.transformer import Transformer, with_matrices_in
 
+LOGITS_BYTES = 512 << 20  # float32 logits at a time; as much again is computed from them
+
 
 class Scorer(Protocol):
-    """A model, step by step. A network, a table in a test, or several networks at once."""
+    """A model, step by step: a network, several networks, or a table in a test."""
 
     def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Any:
-        """Read the sources, src (N, S); the state it returns belongs to the scorer."""
+        """Read the sources, src (N, S) -> a state that belongs to the scorer."""
 
     def step(self, state: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Feed one token a row, tokens (R,) -> logits (R, V) of the next, log_z (R,).
+        """Feed one token per row, tokens (R,) -> logits (R, V) of the next, log_z (R,).
 
         logits - log_z are log-probabilities. The search writes into the logits.
         """
 
     def reorder(self, state: Any, rows: Tensor) -> None:
-        """Row r goes on from what was row rows[r], of the same sentence; rows (R,)."""
+        """Row r continues what was row rows[r], of the same sentence; rows (R,)."""
 
     def keep(self, state: Any, sentences: Tensor) -> None:
-        """Only these open sentences, (B',) in rising order, go on; the rows of others are gone."""
+        """Keep only these open sentences, (B',) in rising order, and their rows."""
 
 
 class TransformerScorer:
     """A Transformer, step by step through its key/value cache."""
 
     def __init__(self, model: Transformer, precision: Precision = "fp32") -> None:
-        """In bf16, a copy of the model is made that multiplies so; see `with_matrices_in`."""
+        """For bf16, the model is copied with matrices in bf16; see `with_matrices_in`."""
         self.model = model if precision == "fp32" else with_matrices_in(model, torch.bfloat16)
 
     def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Cache:
@@ -88,9 +92,42 @@ class EnsembleScorer:
 def log_normaliser(logits: Tensor) -> Tensor:
     """log of the sum of exp over the vocabulary: logits (..., V) -> (...)
 
-    On a CPU the kernel of log_softmax, which reads a row while it is near, takes half the time of
-    logsumexp, which goes over all rows four times.
+    On a CPU the kernel of log_softmax takes half the time of logsumexp, which goes over all rows
+    four times.
     """
     if logits.device.type != "cpu":
         return logits.logsumexp(-1)
     return logits[..., 0] - logits.log_softmax(-1)[..., 0]
+
+
+@torch.inference_mode()
+def token_log_probs(
+    models: Sequence[Transformer],
+    src: Tensor,
+    src_mask: Tensor | None,
+    targets: Sequence[Sequence[int]],
+) -> list[list[float]]:
+    """log P of every token of given targets and of their EOS, by teacher forcing.
+
+    src (B, S) ends in EOS, src_mask (B, 1, 1, S) or None; the probabilities of several models are
+    averaged, as in `EnsembleScorer`.
+    """
+    padded, lengths = pad(targets)
+    tgt_out = padded.to(src.device)  # (B, T)
+    tgt_in = torch.cat([tgt_out.new_full((len(tgt_out), 1), BOS), tgt_out[:, :-1]], 1)
+    of_models = [_log_probs(model, src, src_mask, tgt_in, tgt_out) for model in models]
+    log_probs = torch.stack(of_models).logsumexp(0) - math.log(len(models))  # (B, T)
+    return [row[:length] for row, length in zip(log_probs.tolist(), lengths, strict=True)]
+
+
+def _log_probs(
+    model: Transformer, src: Tensor, src_mask: Tensor | None, tgt_in: Tensor, tgt_out: Tensor
+) -> Tensor:
+    """tgt_in, tgt_out (B, T) -> log-probabilities of tgt_out (B, T)"""
+    x = model.decode(tgt_in, model.encode(src, src_mask), src_mask).flatten(0, 1)  # (B*T, D)
+    n_rows = max(1, LOGITS_BYTES // (4 * model.output.out_features))
+    targets, parts = tgt_out.flatten(), []
+    for rows, gold in zip(torch.split(x, n_rows), torch.split(targets, n_rows), strict=True):
+        logits = model.project(rows).float()  # (n, V)
+        parts.append(logits.gather(1, gold[:, None])[:, 0] - log_normaliser(logits))
+    return torch.cat(parts).view_as(tgt_out)
