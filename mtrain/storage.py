@@ -205,7 +205,8 @@ def lock_file(path: Path, waiting: str | None = None) -> Iterator[bool]:
                 yield True
                 return
             finally:
-                path.unlink(missing_ok=True)
+                if os.fstat(file.fileno()).st_size == 0:  # a lock of ours is empty
+                    path.unlink(missing_ok=True)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

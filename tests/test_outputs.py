@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import os
 import shutil
 import subprocess
@@ -65,6 +66,81 @@ def test_an_output_is_no_input_and_no_file_of_another_kind(
     assert done.returncode == 2, done.stderr
     assert "--force" in done.stderr
     assert (here / output).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "valid.source", "train.source.ids"])
+def test_prepared_data_is_not_overwritten(here: Path, name: str) -> None:
+    prepared = here / "data" / "x" / "hash"
+    prepared.mkdir(parents=True)
+    for file in ("manifest.json", "valid.source", "train.source.ids"):
+        (prepared / file).write_text("kept\n")
+    done = invoke("translate", "run", "in.txt", "-o", prepared / name, cwd=here)
+    assert done.returncode == 2, done.stderr
+    assert (prepared / name).read_text() == "kept\n"
+
+
+def test_two_outputs_with_one_name(here: Path) -> None:
+    done = invoke("translate", "run", "in.txt", "-o", "x.svg", "--attention", "x.svg", cwd=here)
+    assert done.returncode == 2
+    assert "--attention both name" in done.stderr
+
+
+def test_standard_input_is_an_input_too(here: Path) -> None:
+    before = (here / "in.txt").read_bytes()
+    with open(here / "in.txt", "rb") as stdin:
+        done = subprocess.run(
+            mtrain_command("translate", "run", "-o", "in.txt"),
+            stdin=stdin,
+            cwd=here,
+            env=mtrain_environment(),
+            capture_output=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert (here / "in.txt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b"text"),
+        "text\n".encode("utf-16"),
+        "кот видит собаку\n".encode("utf-16-le"),
+        "кот видит собаку\n".encode("utf-16-be"),
+        b"one\rtwo\r",
+    ],
+    ids=["gzip", "utf-16", "utf-16-le", "utf-16-be", "carriage-returns"],
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "bad"],
+        ["run", "in.txt", "--prefix", "bad"],
+        ["run", "--score", "in.txt", "bad"],
+        ["run", "--score", "bad", "in.txt"],
+        ["run", "bad", "--attention", "x.html"],
+    ],
+    ids=["source", "prefix", "target", "scored", "drawn"],
+)
+def test_every_input_is_recognised_as_text(
+    here: Path, arguments: list[str], content: bytes
+) -> None:
+    (here / "bad").write_bytes(content)
+    done = invoke("translate", *arguments, cwd=here)
+    assert done.returncode == 3, done.stderr
+    assert "error: bad " in done.stderr or "error: " in done.stderr
+
+
+def test_a_line_that_is_too_long_to_be_scored(here: Path) -> None:
+    (here / "long").write_bytes(b"x" * (1 << 20) + b"x\n" * 5)
+    for files in (("in.txt", "long"), ("long", "in.txt")):
+        done = invoke("translate", "run", "--score", *files, cwd=here)
+        assert done.returncode == 3
+        assert "more than 1,048,576 bytes" in done.stderr
+    (here / "nul").write_bytes(b"\0\n")
+    done = invoke("translate", "run", "nul", cwd=here)
+    assert done.returncode == 0
+    assert "more than" not in done.stderr
 
 
 def test_the_same_kind_is_overwritten_and_force_overwrites_all(here: Path) -> None:

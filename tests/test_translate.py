@@ -804,16 +804,56 @@ def test_another_job_starts_over_and_says_why(job, capsys, changed):
     )
 
 
-def test_a_damaged_note_starts_over(job):
-    job.kill_after(1)
-    job.note.write_text("{")
+@pytest.mark.parametrize("note", [None, "{", "{}", "[" * 200_000], ids=lambda x: str(x)[:4])
+def test_a_partial_file_of_others_is_kept(job, note):
+    job.part.write_text("mine")
+    if note is not None:
+        job.note.write_text(note)
+    with pytest.raises(UsageError, match="was not written by mtrain"):
+        job.run()
+    assert job.part.read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_link_or_pipe_in_place_of_the_partial_file(job, tmp_path, kind):
+    (tmp_path / "victim").write_text("mine")
+    if kind == "link":
+        job.part.symlink_to(tmp_path / "victim")
+    else:
+        os.mkfifo(job.part)
+    with pytest.raises(UsageError, match="was not written by mtrain"):
+        job.run()
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+@pytest.mark.parametrize("suffix", [".part", ".part.json"])
+def test_an_input_with_the_name_of_the_partial_file(job, suffix):
+    job.source = job.source.rename(f"{job.output}{suffix}")
+    with pytest.raises(UsageError, match="is an input"):
+        job.run()
+    assert job.source.read_text(encoding="utf-8") == "\n".join(LINES) + "\n"
+
+
+def test_a_lock_file_of_others_is_kept(job):
+    lock = job.output.with_name(f".{job.output.name}.lock")
+    lock.write_text("mine")
     job.run()
+    assert lock.read_text() == "mine"
     assert job.result == LINES
+
+
+def test_standard_output_that_is_the_input(job):
+    with (
+        open(job.source, "rb") as source,
+        open(job.source, "a", encoding="utf-8") as out,
+        pytest.raises(UsageError, match="input is standard output as well"),
+    ):
+        job_of(job.translator, source).to_stream(out)
 
 
 def test_a_pipe_starts_over(job, pipe):
     reader, writer = pipe
-    job.part.write_bytes(b"old\n")
+    job.kill_after(1)
     writer.write(b"ball\n")
     writer.close()
     job_of(job.translator, reader).to_file(job.output)
@@ -833,8 +873,11 @@ def test_output_that_is_no_regular_file_is_written_as_it_is(job):
     assert job.output.is_fifo()
 
 
-def test_a_full_disk_is_one_sentence(job):
-    job.part.symlink_to("/dev/full")
+def test_a_full_disk_is_one_sentence(job, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"no space left .*output\.txt\.part"):
         job.run()
 

@@ -37,7 +37,10 @@ BeamSize = Annotated[
 LengthPenalty = Annotated[
     float | None,
     typer.Option(
-        metavar="P", min=0.0, help="Score = log-probability / length^P; higher favours length."
+        metavar="P",
+        min=0.0,
+        max=10.0,
+        help="Score = log-probability / length^P.",
     ),
 ]
 OfTag = Annotated[
@@ -60,7 +63,7 @@ InQuantization = Annotated[
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Overwrite OUTPUT even if it is an input or a file of another kind."
+        "--force", help="Overwrite the output even if it is an input, or a file of another kind."
     ),
 ]
 
@@ -76,5 +79,5 @@ def refuse_without_effect(context: typer.Context, needs: Needs) -> None:
         if not has_effect and source is not None and source.name == "COMMANDLINE":
             raise UsageError(
                 f"{parameter.opts[0]} has no effect here: it is for {needed}",
-                f"leave it out, or use it with {needed}",
+                "leave it out",
             )

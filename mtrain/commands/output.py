@@ -35,13 +35,14 @@ def check_output(output: Path, kind: str, inputs: Iterable[Path], force: bool) -
 
     kind is that of the output: `text`, `a web page`, `a model`, `a model card`, `a picture`.
     """
-    with suppress(OSError, ValueError):
-        if force or not output.is_file():
-            return
-        fix = "choose another place with -o, or overwrite it with --force"
-        for path in inputs:
-            if path.exists() and path.samefile(output):
+    if force or not os.path.isfile(output):
+        return
+    fix = "choose another place with -o, or overwrite it with --force"
+    for path in inputs:
+        with suppress(OSError, ValueError):
+            if path.samefile(output):
                 raise UsageError(f"{output} is read by this run, and would be overwritten", fix)
+    with suppress(OSError):
         found = _kind_of(output)
         if found not in (kind, ""):
             raise UsageError(f"{output} holds {found}, and would be replaced by {kind}", fix)
@@ -61,6 +62,8 @@ def _kind_of(path: Path) -> str:
         return "a model card"
     if any((parent / "config.yaml").is_file() for parent in list(path.absolute().parents)[:3]):
         return "a file of a run"
+    if (path.parent / "train.source.ids").is_file():
+        return "a file of prepared data"
     if path.suffix == ".safetensors":
         return "a model"
     if b"\0" in start:
@@ -74,7 +77,7 @@ def files_of_run(run: Path) -> list[Path]:
     from mtrain.data.sources import local_files
 
     opened = RunDir.open(run)
-    names = [path for path in map(Path, local_files(read_run_config(opened))) if path.is_file()]
+    names = [Path(os.path.expanduser(name)) for name in local_files(read_run_config(opened))]
     return [*names, *([run] if run.is_file() else run.rglob("*"))]
 
 

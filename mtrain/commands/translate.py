@@ -240,10 +240,11 @@ def translate(
     quantization: InQuantization = None,
 ) -> None:
     """Translate a file or standard input, line by line."""
-    refuse_without_effect(context, _needs(method, engine, score, attention, output))
+    refuse_without_effect(context, _needs(method, engine, score, attention, output, format))
     _check_inputs(source, prefix, tab_prefix, score)
     picture = _picture(run, attention, attention_kind, attention_layer, attention_head)
-    _check_files(output, attention, force, run, source, prefix, *(score or ()), *(companions or ()))
+    first, *others = score or (source or Path("-"), prefix)
+    _check_files(output, attention, force, run, first, *others, *(companions or ()))
     search = _search(context, run)
     from mtrain.decoding.alignment import head_of_run
     from mtrain.decoding.attention import maps_of_lines
@@ -284,6 +285,7 @@ def _needs(
     score: tuple[Path, Path] | None,
     attention: Path | None,
     output: Path | None,
+    format: literals.Format,
 ) -> Needs:
     """The options that have no effect without others; see `options.refuse_without_effect`."""
     drawing = ("attention_kind", "attention_layer", "attention_head")
@@ -300,8 +302,10 @@ def _needs(
     ]
     if score:
         others = ("engine", "quantization", "attention", *drawing)
-        translating = [*GROUPS[SEARCH], *GROUPS[SAMPLING], *others]
-        rules.append((translating, False, "translating, not for --score"))
+        translating = {*GROUPS[SEARCH], *GROUPS[SAMPLING], *others}
+        if format == "jsonl":  # with scores divided by the length
+            translating -= {"length_penalty", "length_penalty_form"}
+        rules.append((sorted(translating), False, "translating, not for --score"))
     return {name: (has_effect, what) for names, has_effect, what in rules for name in names}
 
 
@@ -309,7 +313,12 @@ def _check_files(
     output: Path | None, attention: Path | None, force: bool, run: Path, *read: Path | None
 ) -> None:
     """A UsageError if an output is a file that is read, or one of another kind."""
-    inputs = [*files_of_run(run), *(path for path in read if path is not None)]
+    if output is None and attention is None:
+        return
+    if output is not None and attention is not None and output.absolute() == attention.absolute():
+        raise UsageError(f"-o and --attention both name {output}", "name two files")
+    named = [Path("/dev/stdin") if str(path) == "-" else path for path in read if path is not None]
+    inputs = [*files_of_run(run), *named]
     if output is not None:
         check_output(output, "text", inputs, force)
     if attention is not None:

@@ -21,7 +21,7 @@ from mtrain.errors import DataError
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LINE_BYTES = 1 << 20  # a longer line is not a sentence, and may have no end
 BLOCK_BYTES = MAX_LINE_BYTES  # decoded at once: far faster than line by line
-OVERLONG = b"\0"  # stands for such a line
+OVERLONG = b"\0" * (MAX_LINE_BYTES + 1)  # stands for such a line
 
 # First bytes of files that are not text, and what to do with them.
 _EXTRACT = "extract the text from it, and name that file"
@@ -138,7 +138,7 @@ def _whole_lines(file: StoredFile) -> Iterator[bytes]:
                 parts.clear()
             parts.append(block[end:])
             if sum(map(len, parts)) > MAX_LINE_BYTES:  # the rest of this line is only skipped
-                parts = [OVERLONG * (MAX_LINE_BYTES + 1)]
+                parts = [OVERLONG]
     if last := b"".join(parts):
         yield last
 
@@ -195,8 +195,15 @@ def decode(raw: bytes, place: str, reading: Reading | None) -> str | None:
 
 
 def limited_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a stream with their ends; OVERLONG instead of an over-long one."""
+    """Yield the lines of a stream with their ends; OVERLONG instead of an over-long one.
+
+    Raises a DataError if the stream is not text; a byte order mark at its start is removed.
+    """
+    is_start = True
     while line := stream.readline(MAX_LINE_BYTES + 2):
+        if is_start:
+            check_is_text(line, str(getattr(stream, "name", "the input")))
+            line, is_start = line.removeprefix(BYTE_ORDER_MARK), False
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
             while line and not line.endswith(b"\n"):
                 line = stream.readline(MAX_LINE_BYTES)
@@ -217,6 +224,10 @@ def check_is_text(start: bytes, location: str) -> None:
     n_pairs = len(start) // 2
     zeros = [start[i : 2 * n_pairs : 2].count(0) / max(1, n_pairs) for i in (0, 1)]
     is_utf_16 = n_pairs > 2 and max(zeros) > 0.4 and min(zeros) < 0.1
+    # In other scripts, only spaces and line ends have a zero.
+    pairs = {start[i : i + 2] for i in range(0, min(len(start), 1 << 12), 2)}
+    has_spaces = not pairs.isdisjoint((b" \0", b"\n\0", b"\0 ", b"\0\n"))
+    is_utf_16 |= has_spaces and max(zeros) > 0.05 and min(zeros) < 0.01
     if is_utf_16 or start.startswith(_UTF_16_MARKS):
         raise DataError(
             f"{location} is UTF-16, not UTF-8", "convert the file: `iconv -f utf-16 -t utf-8`"

@@ -31,11 +31,13 @@ from mtrain.decoding.translate import Progress, Translation, Translator
 from mtrain.errors import DataError, StorageError, UsageError
 from mtrain.machine import runtime
 from mtrain.model.weights import digest, weights_of
-from mtrain.storage import lock_file, storage_errors, write_json
+from mtrain.run_shapes import ANY
+from mtrain.storage import atomic_write, lock_file, read_json, storage_errors, write_json
 
 LINES_AT_A_TIME = 2000  # sorted by length and translated together
 READ_BYTES = 1 << 20
 WARNINGS_SHOWN = 20
+_TOO_LONG = f"more than {MAX_LINE_BYTES:,} bytes"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class SecondFile:
         lines = list(islice(limited_lines(self.lines), n))
         if len(lines) < n:
             raise self._of_another_length("fewer lines than the input")
+        if OVERLONG in lines:
+            raise DataError(f"{self.name} has {_TOO_LONG}", "cut or remove the line")
         return [_text(_without_end(line)) for line in lines]
 
     def check_end(self) -> None:
@@ -64,9 +68,13 @@ class SecondFile:
             if n_own != n_wanted:
                 raise self._of_another_length(f"{n_own:,} lines, but the input {n_wanted:,}")
 
+    @property
+    def name(self) -> str:
+        return str(getattr(self.lines, "name", f"the {self.role} file"))
+
     def _of_another_length(self, fact: str) -> DataError:
         return DataError(
-            f"{getattr(self.lines, 'name', f'the {self.role} file')} has {fact}",
+            f"{self.name} has {fact}",
             f"give one line (it may be empty) for each line of the input: its {self.role}",
         )
 
@@ -110,10 +118,12 @@ class Job:
         A reader that goes away raises BrokenPipeError.
         """
         self.check()
-        n_lines = 0
-        with _progress(self.source, 0, is_shown=not out.isatty()) as progress:
+        if _is_same_file(_regular_file(self.source), _regular_file(out)):
+            raise UsageError("the input is standard output as well", "write to another file")
+        n_lines, is_terminal = 0, out.isatty()
+        with _progress(self.source, 0, is_shown=not is_terminal) as progress:
             for texts in self._answers(0, progress):
-                out.write("".join(texts))
+                out.write("".join(map(console.printable, texts) if is_terminal else texts))
                 out.flush()
                 n_lines += len(texts)
         return n_lines
@@ -144,18 +154,44 @@ class Job:
         """Write OUTPUT, which is locked."""
         part = output.with_name(output.name + ".part")
         note_path = part.with_name(part.name + ".json")
+        self._check_partial(part, note_path)
         with storage_errors(part):
             n_done = self._resume(part, note_path)
             n_lines = n_done
-            with open(part, "ab") as file, _progress(self.source, n_done, True) as progress:
-                for texts in self._answers(n_done, progress):
-                    file.write("".join(texts).encode())
-                    file.flush()
-                    n_lines += len(texts)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            with (
+                open(os.open(part, flags, 0o666), "ab") as file,
+                _progress(self.source, n_done, True) as progress,
+            ):
+                try:
+                    for texts in self._answers(n_done, progress):
+                        file.write("".join(texts).encode())
+                        file.flush()
+                        n_lines += len(texts)
+                except KeyboardInterrupt:
+                    console.message(f"{part} holds {n_lines:,} lines; the same command resumes")
+                    raise
                 os.fsync(file.fileno())
             os.replace(part, output)
             note_path.unlink()
         return n_lines
+
+    def _check_partial(self, part: Path, note_path: Path) -> None:
+        """A UsageError if OUT.part or its note is an input, or not a file of ours."""
+        inputs = [self.source] if self.second is None else [self.source, self.second.lines]
+        with storage_errors(part):
+            for path in (part, note_path):
+                if not os.path.lexists(path):
+                    continue
+                status = path.lstat()
+                is_input = any(_is_same_file(_regular_file(file), status) for file in inputs)
+                is_foreign = not stat.S_ISREG(status.st_mode) or not _is_note(note_path)
+                if is_input or is_foreign:
+                    what = "is an input" if is_input else "was not written by mtrain"
+                    raise UsageError(
+                        f"{path} {what}, but output is collected there until it is complete",
+                        "rename it, or choose another output with -o",
+                    )
 
     def _resume(self, part: Path, note_path: Path) -> int:
         """The number of input lines that OUT.part answers already; a new job starts over with 0."""
@@ -169,8 +205,8 @@ class Job:
         if n_done:
             console.message(f"resuming at line {n_done + 1:,}: {part} holds the lines before it")
         else:
-            part.write_bytes(b"")
-            write_json(note_path, note)
+            write_json(note_path, note)  # first: OUT.part without a note is a file of others
+            atomic_write(part, b"")
         return n_done
 
     def _note(self) -> dict[str, Any]:
@@ -199,6 +235,9 @@ class Job:
             raw, others = raw[n_skipped:], others and others[n_skipped:]
             if not raw:
                 continue
+            if self.scores and OVERLONG in raw:
+                place = f"line {number + raw.index(OVERLONG) + 1:,} of the source"
+                raise DataError(f"{place} has {_TOO_LONG}", "cut or remove the line")
             if self.scores:
                 yield self._scored(list(map(_text, raw)), others or [], number)
                 progress(len(raw))
@@ -324,7 +363,7 @@ def waiting_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
             for i in range(0, len(lines), LINES_AT_A_TIME):
                 yield [_without_end(line) for line in lines[i : i + LINES_AT_A_TIME]]
         elif sum(map(len, begun)) > MAX_LINE_BYTES:  # the rest of this line is only skipped
-            begun = [OVERLONG * (MAX_LINE_BYTES + 1)]
+            begun = [OVERLONG]
     if any(begun):
         yield [_without_end(b"".join(begun))]
 
@@ -341,7 +380,7 @@ def _text(line: bytes) -> str:
 
 def _encoding_warnings(line: bytes) -> list[str]:
     if line == OVERLONG:
-        return [f"more than {MAX_LINE_BYTES:,} bytes: not translated, the output line is empty"]
+        return [f"{_TOO_LONG}: not translated, the output line is empty"]
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -370,7 +409,11 @@ def _count_lines(file: BinaryIO) -> int:
     return n_lines + (last != b"\n")
 
 
-def _regular_file(stream: BinaryIO) -> os.stat_result | None:
+def _is_same_file(one: os.stat_result | None, other: os.stat_result | None) -> bool:
+    return one is not None and other is not None and os.path.samestat(one, other)
+
+
+def _regular_file(stream: BinaryIO | TextIO) -> os.stat_result | None:
     """The status of the file behind a stream; None for a pipe, or without a file."""
     try:
         status = os.fstat(stream.fileno())
@@ -395,13 +438,19 @@ def _identity(file: BinaryIO) -> dict[str, Any] | None:
     }
 
 
+def _is_note(path: Path) -> bool:
+    """Whether a file is the note of a job."""
+    try:
+        note: dict[str, Any] = read_json(path, ANY, "")
+    except DataError:
+        return False
+    return {"input", "model", "options"} <= note.keys()
+
+
 def _difference(note: dict[str, Any], old_path: Path) -> str:
     """Why the job of an old note cannot be resumed; empty if it can."""
-    try:
-        old = json.loads(old_path.read_text(encoding="utf-8"))
-    except ValueError:
-        old = None
-    changed = [key for key in note if not isinstance(old, dict) or old.get(key) != note[key]]
+    old = read_json(old_path, ANY, "remove it")
+    changed = [key for key in note if old.get(key) != note[key]]
     if changed:
         return f"the {' and the '.join(changed)} changed"
     return "the input is a pipe" if note["input"] is None else ""
