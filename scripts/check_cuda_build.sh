@@ -15,4 +15,4 @@ if torch.version.cuda is None:
     sys.exit("error: this is no CUDA build of torch\n  fix: name one by pip's PIP_INDEX_URL and TORCH")
 PYTHON
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
-"$venv/bin/python" -m pytest -q -rs tests/test_device.py tests/test_runtime.py tests/test_fit.py
+"$venv/bin/python" -m pytest -q -rs tests/test_device.py tests/test_runtime.py tests/test_trial.py

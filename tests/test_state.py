@@ -15,9 +15,7 @@ from mtrain.errors import CheckpointError
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_tensors, weights_of
 from mtrain.run import RunDir
-from mtrain.training.optim import Ema, make_optimizers, optimizer_state
-from mtrain.training.state import (
-    Progress,
+from mtrain.training.checkpoints import (
     copies,
     copy_state,
     load_newest,
@@ -25,6 +23,8 @@ from mtrain.training.state import (
     save_good,
     save_state,
 )
+from mtrain.training.optim import Ema, make_optimizers, optimizer_state
+from mtrain.training.schedule import Progress
 
 SIZES = {"d_model": 8, "d_ff": 8, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
 
@@ -43,10 +43,10 @@ class Trained:
             optimizer.step()
 
     def save(self, run: RunDir, progress: Progress, keep: int = 9) -> None:
-        save_state(run, copy_state(self.model, self.ema, self.optimizers, progress), keep)
+        save_state(run, copy_state(self, progress), keep)  # type: ignore[arg-type]
 
     def load(self, run: RunDir) -> Progress | None:
-        return load_newest(run, self.model, self.ema, self.optimizers)
+        return load_newest(run, self)  # type: ignore[arg-type]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         averages = {f"ema/{k}": v for k, v in (self.ema.weights if self.ema else {}).items()}
@@ -156,7 +156,7 @@ def test_damage_to_any_file_leads_to_the_state_before(run, capsys, name, damage)
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {path}")
     assert said.count("\n") == 1
-    assert "kept as damaged-step-6, going on from step-5" in said
+    assert "kept as damaged-step-6, resuming from step-5" in said
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["damaged-step-6", "step-5"]
 
 
@@ -164,7 +164,7 @@ def test_damage_to_any_file_leads_to_the_state_before(run, capsys, name, damage)
 def test_any_other_state_file_is_damage(run, content):
     Trained().save(run, Progress(5))
     (run.checkpoints / "step-5" / "state.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"is whole: .*state\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"is intact: .*state\.json is damaged"):
         Trained().load(run)
     assert steps(run) == [5]  # left where it is, for another try
 

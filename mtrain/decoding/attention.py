@@ -20,7 +20,8 @@ from mtrain.errors import UsageError
 
 if TYPE_CHECKING:
     from mtrain.decoding.translate import Options, Translator
-    from mtrain.model.transformer import AttentionWeights, Transformer
+    from mtrain.model.attention_weights import AttentionWeights
+    from mtrain.model.transformer import Transformer
 
 Weights = NDArray[np.floating[Any]]
 
@@ -138,14 +139,14 @@ def forced_attention(
     """
     import torch
 
-    from mtrain.model.transformer import AttentionWeights
+    from mtrain.model.attention_weights import AttentionWeights, weights_of_forward
 
     device = next(model.parameters()).device
     src = _padded([[*ids, EOS] for ids in sources]).to(device)  # (B, S)
     tgt_in = _padded([[BOS, *ids] for ids in targets]).to(device)  # (B, T)
     src_mask = (src != PAD)[:, None, None]  # (B, 1, 1, S)
     with torch.inference_mode():
-        weights = model.attention(src, tgt_in, src_mask)
+        weights = weights_of_forward(model, src, tgt_in, src_mask)
     return AttentionWeights(
         *(part.float().cpu() for part in (weights.encoder, weights.decoder, weights.cross))
     )

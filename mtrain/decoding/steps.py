@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from mtrain.machine.runtime import Precision
+from mtrain.model.bf16_linear import in_bf16
 from mtrain.model.cache import Cache
-from mtrain.model.transformer import Transformer, with_matrices_in
+from mtrain.model.transformer import Transformer
 
 
 class Scorer(Protocol):
@@ -41,8 +42,8 @@ class TransformerScorer:
     """A Transformer, step by step through its key/value cache."""
 
     def __init__(self, model: Transformer, precision: Precision = "fp32") -> None:
-        """In bf16, a copy of the model is made that multiplies so; see `with_matrices_in`."""
-        self.model = model if precision == "fp32" else with_matrices_in(model, torch.bfloat16)
+        """In bf16, a copy of the model is made that multiplies so; see `in_bf16`."""
+        self.model = model if precision == "fp32" else in_bf16(model)
 
     def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Cache:
         memory = self.model.encode(src, src_mask)  # (N, S, D)

@@ -29,7 +29,7 @@ from mtrain.decoding.sentences import split_text
 from mtrain.decoding.steps import EnsembleScorer, Scorer, TransformerScorer
 from mtrain.decoding.teacher_forcing import token_log_probs
 from mtrain.errors import CheckpointError, DataError, ModelError, UsageError
-from mtrain.machine import runtime
+from mtrain.machine import runtime, threads
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_model
 from mtrain.run import RunDir
@@ -504,7 +504,7 @@ class Translator:
             return in_memory(batch[:middle]) + in_memory(batch[middle:])
 
         try:
-            yield from runtime.side_by_side(
+            yield from threads.side_by_side(
                 in_memory, batches, runtime.n_workers(self.device), self._threads_of_one
             )
         finally:
