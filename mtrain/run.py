@@ -4,7 +4,7 @@
       config.yaml              the resolved config
       tokenizer.model          SentencePiece (tokenizer.source.model and .target.model, one a side)
       model.safetensors        the winner
-      checkpoints/             step-12000/, best-9000.safetensors: see training.state
+      checkpoints/             step-12000/, best-9000.safetensors: see training.checkpoints
       metrics.jsonl            one line for every logged step and validation
       tensorboard/             the same numbers, where the config asks for them
       alignment.json           the attention head that shows word links, once they were asked for

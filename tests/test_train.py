@@ -322,8 +322,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 
 def test_two_threads_go_on_to_the_same_bytes(workspace, tmp_path):
     straight = workspace.train(tmp_path / "straight", "train.threads=2")
+    on_step = raise_signal(signal.SIGTERM, 5)
     with pytest.raises(StoppedBySignal):
-        on_step = raise_signal(signal.SIGTERM, 5)
         workspace.train(tmp_path / "stopped", "train.threads=2", on_step=on_step)
     stopped = workspace.train(tmp_path / "stopped", "train.threads=2")
     assert_alike(stopped, straight)
