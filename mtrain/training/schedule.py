@@ -106,6 +106,7 @@ class Schedule:
 
     def begin(self, step_s: float) -> None:
         """Turn a budget into steps before the first one, from the time of an update in a trial."""
+        self.lap = (self.progress.step, self.progress.elapsed_s)
         if self.train.budget_s is not None:
             self._correct(self.left_s() / step_s, MOST_VALIDATIONS)
 
