@@ -383,11 +383,11 @@ def test_killed_while_saving(workspace, straight, tmp_path, monkeypatch):
     assert_alike(workspace.train(run.path), straight)
 
 
-@pytest.mark.parametrize("moment", ["validate", "save_best", "install_winner"])
+@pytest.mark.parametrize("moment", ["validate", "save_validated", "install_winner"])
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_around_validation(workspace, straight, tmp_path, monkeypatch, moment, after):
     """In the last one, just before or just after what is named."""
-    module = checkpoints if moment == "save_best" else training
+    module = checkpoints if moment == "save_validated" else training
     original = validate if moment == "validate" else getattr(module, moment)
 
     def kill(*arguments: Any) -> Any:
@@ -398,16 +398,17 @@ def test_killed_around_validation(workspace, straight, tmp_path, monkeypatch, mo
             original(*arguments)
         raise Killed
 
+    def kill_at_12(step: int) -> None:
+        if step == 12:
+            raise Killed
+
+    options = {"on_validated": kill_at_12} if after else {"validate": kill}
     with monkeypatch.context() as patch:
-        options = {"validate": kill} if moment == "validate" else {}
-        if not options:
+        if moment != "validate":
+            options = {}
             patch.setattr(module, moment, kill)
-        try:
+        with pytest.raises(Killed):
             workspace.train(tmp_path / "run", **options)
-        except Killed:
-            pass
-        else:
-            assert moment == "save_best"  # the last validation was not the best
     assert_alike(workspace.train(tmp_path / "run"), straight)
 
 

@@ -98,8 +98,8 @@ class Checkpoints:
 
     def keep(self, weights: dict[str, Tensor], facts: dict[str, Any], is_best: bool) -> None:
         """Save validated weights if they are the best, or among the next best to be kept."""
-        save, copied = save_best if is_best else save_good, copies(weights)
-        self.writer.start(lambda: save(self.run, copied, facts, self.train))
+        copied = copies(weights)
+        self.writer.start(lambda: save_validated(self.run, copied, facts, self.train, is_best))
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -228,30 +228,28 @@ def score_of(valid: dict[str, Any], metric: str) -> float:
     return -score if metric == "loss" else score
 
 
-def save_best(
-    run: RunDir, weights: dict[str, Tensor], facts: dict[str, Any], train: TrainConfig
+def save_validated(
+    run: RunDir,
+    weights: dict[str, Tensor],
+    facts: dict[str, Any],
+    train: TrainConfig,
+    is_best: bool,
 ) -> None:
-    """Write `best-N`; the previous best becomes `good-N`, or goes."""
+    """Write `best-N`, or `good-N` if the config keeps more than the best.
+
+    The previous best becomes good; of the good, the best `keep_best` - 1 are kept, of equal ones
+    the earlier.
+    """
     step = facts["step"]
-    save_tensors(run.checkpoints / f"best-{step}.safetensors", weights, facts)
-    for old_step, old in run.best_checkpoints():
-        if old_step != step:
-            old.rename(old.with_name(f"good-{old_step}.safetensors"))
-    _prune_good(run, train)
+    if is_best:
+        save_tensors(run.checkpoints / f"best-{step}.safetensors", weights, facts)
+        for old_step, old in run.best_checkpoints():
+            if old_step != step:
+                old.rename(old.with_name(f"good-{old_step}.safetensors"))
+    elif train.keep_best > 1:
+        save_tensors(run.checkpoints / f"good-{step}.safetensors", weights, facts)
 
-
-def save_good(
-    run: RunDir, weights: dict[str, Tensor], facts: dict[str, Any], train: TrainConfig
-) -> None:
-    """Write `good-N`, weights that were not the best, if the config keeps any."""
-    if train.keep_best > 1:
-        save_tensors(run.checkpoints / f"good-{facts['step']}.safetensors", weights, facts)
-        _prune_good(run, train)
-
-
-def _prune_good(run: RunDir, train: TrainConfig) -> None:
-    """Keep the next best after the best, `keep_best` together; of equal ones the earlier."""
-    bests = {step for step, _ in run.best_checkpoints()}
+    bests = dict(run.best_checkpoints())
     good = [(step, path) for step, path in run.good_checkpoints() if step not in bests]
 
     def rank(item: tuple[int, Path]) -> tuple[float, int]:
@@ -259,9 +257,9 @@ def _prune_good(run: RunDir, train: TrainConfig) -> None:
         return -score_of(read_facts(path)["valid"], train.best_metric), step
 
     kept = sorted(good, key=rank)[: train.keep_best - 1] if train.keep_best > 1 else []
-    for step, path in run.good_checkpoints():
-        if (step, path) not in kept:
-            path.unlink()
+    for item in run.good_checkpoints():
+        if item not in kept:
+            item[1].unlink()
 
 
 def install_winner(run: RunDir, train: TrainConfig, progress: Progress, scorer: Scorer) -> None:
