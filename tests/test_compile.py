@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -108,7 +109,7 @@ def choose(learner: FakeLearner, monkeypatch: pytest.MonkeyPatch) -> tuple[Progr
     monkeypatch.setattr(trial, "run_largest", FakeLearner.run_largest)
     progress = Progress()
     epoch: Any = SimpleNamespace(plan=None)
-    chosen = compile_if_faster(learner, epoch, progress, TRIAL)  # type: ignore[arg-type]
+    chosen = compile_if_faster(learner, epoch, progress, TRIAL, time.perf_counter)  # type: ignore[arg-type]
     return progress, chosen
 
 

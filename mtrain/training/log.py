@@ -18,6 +18,8 @@ from mtrain.run import RunDir
 from mtrain.training.learner import Update
 from mtrain.training.schedule import Progress, Schedule
 
+Clock = Callable[[], float]  # -> seconds
+
 MOST_SKIPPED_IN_A_ROW = 20
 
 # For warnings
@@ -29,9 +31,7 @@ RISE = 1.0  # nats above the lowest loss
 class Meter:
     """Sums over the updates since the last record, kept on the device until they are read."""
 
-    def __init__(
-        self, progress: Progress, distributed: Distributed, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, progress: Progress, distributed: Distributed, clock: Clock) -> None:
         self.progress, self.distributed, self.clock = progress, distributed, clock
         device = distributed.device
         self.n_skipped = torch.full((), float(progress.n_skipped), device=device)  # over all laps
@@ -186,12 +186,10 @@ class Warnings:
 
     def see(self, record: dict[str, Any]) -> None:
         """A record of `kind` train or valid."""
-        if record["kind"] == "train":
-            self._see_loss(record["step"], record["nll"])
-        else:
+        if record["kind"] == "valid":
             self._see_validation(record)
-
-    def _see_loss(self, step: int, nll: float) -> None:
+            return
+        step, nll = record["step"], record["nll"]
         if math.isfinite(nll):
             self.lowest_nll = min(self.lowest_nll, nll)
         if step >= self.first_step and nll > LITTLE_LEARNT * self.uniform_nll:

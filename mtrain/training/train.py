@@ -36,7 +36,7 @@ from mtrain.training.checkpoints import (
 )
 from mtrain.training.init_from import init_weights
 from mtrain.training.learner import Learner
-from mtrain.training.log import Log, Meter, Warnings
+from mtrain.training.log import Clock, Log, Meter, Warnings
 from mtrain.training.resume import (
     alone_in,
     check_complete,
@@ -46,10 +46,15 @@ from mtrain.training.resume import (
 )
 from mtrain.training.schedule import Progress, Schedule
 from mtrain.training.signals import StopRequest
-from mtrain.training.trial import compile_again, compile_if_faster, should_compile, show, try_out
+from mtrain.training.trial import (
+    compile_again,
+    compile_if_faster,
+    should_compile,
+    show_trial,
+    try_out,
+)
 from mtrain.training.validate import Validation, validate
 
-Clock = Callable[[], float]  # -> seconds
 Validate = Callable[[Validation, dict[str, Tensor], int], dict[str, Any]]
 
 
@@ -305,7 +310,7 @@ def _plan_run(
     if train.budget is not None:
         progress.elapsed_s = learner.distributed.broadcast(clock() - began_at)
     schedule.begin(trial.update_s)
-    show(learner, schedule, epoch, trial)
+    show_trial(learner, schedule, epoch, trial)
 
 
 def _restore(run: RunDir, learner: Learner) -> Progress | None:

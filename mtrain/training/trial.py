@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +16,7 @@ from mtrain.errors import DeviceError
 from mtrain.machine import runtime
 from mtrain.model.loss import Loss
 from mtrain.training.learner import Learner
-from mtrain.training.log import peak_bytes
+from mtrain.training.log import Clock, peak_bytes
 from mtrain.training.optim import Muon
 from mtrain.training.schedule import Progress, Schedule
 
@@ -37,12 +35,7 @@ class Trial:
     n_micro_batches: float  # per update
 
 
-def try_out(
-    learner: Learner,
-    epoch: Epoch,
-    progress: Progress,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Trial:
+def try_out(learner: Learner, epoch: Epoch, progress: Progress, clock: Clock) -> Trial:
     """Run the largest micro-batch forward and backward, then time the first updates of an epoch.
 
     If memory runs out, the micro-batch is halved in `progress`. Weights stay as they are.
@@ -73,7 +66,7 @@ def try_out(
     )
 
 
-def show(learner: Learner, schedule: Schedule, epoch: Epoch, trial: Trial) -> None:
+def show_trial(learner: Learner, schedule: Schedule, epoch: Epoch, trial: Trial) -> None:
     """Print the plan: parameters, memory, speed, updates and epochs, time left."""
     train, progress, steps = schedule.train, schedule.progress, schedule.max_steps
     n_left = max(0, steps - progress.step)
@@ -105,11 +98,7 @@ def should_compile(wanted: bool | Literal["auto"], device: torch.device, trainin
 
 
 def compile_if_faster(
-    learner: Learner,
-    epoch: Epoch,
-    progress: Progress,
-    trial: Trial,
-    clock: Callable[[], float] = time.perf_counter,
+    learner: Learner, epoch: Epoch, progress: Progress, trial: Trial, clock: Clock
 ) -> Trial:
     """Compile the layers and try again; -> the trial of the chosen way
 
