@@ -4,7 +4,7 @@
       config.yaml              the resolved config
       tokenizer.model          SentencePiece (or tokenizer.source.model and tokenizer.target.model)
       model.safetensors        the best weights
-      checkpoints/             step-12000/, best-9000.safetensors: see training.state
+      checkpoints/             step-12000/, best-9000.safetensors: see training.checkpoints
       metrics.jsonl            one line per logged step and validation
       tensorboard/             the same metrics, if the config asks for them
       alignment.json           the attention head that `translate --alignment` uses

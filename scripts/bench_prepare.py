@@ -42,12 +42,13 @@ import json, resource, sys, time
 import numpy, torch
 from pathlib import Path
 from mtrain.data.batching import BatchPlan
+from mtrain.data.micro_batches import cut
 from mtrain.data.store import TokenStore
 def memory_mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, started_at = memory_mb(), time.perf_counter()
 store = TokenStore.open(Path(sys.argv[1]))
 plan = BatchPlan.of_store(store, 25_000, seed=1, epoch=0)
-first = plan.micro_batches(0, 4096)
+first = cut(plan.sentences(0), plan.src_lengths, plan.tgt_lengths, 4096)
 opened_s = time.perf_counter() - started_at
 print(json.dumps({"pairs": len(store), "open_s": opened_s, "memory_mb": memory_mb() - before}))
 """

@@ -210,10 +210,9 @@ class Training:
         from mtrain.config.root import Config
         from mtrain.data.store import TokenStore
         from mtrain.machine import runtime
-        from mtrain.machine.distributed import Processes
+        from mtrain.machine.distributed import Distributed
         from mtrain.training.learner import Learner
-        from mtrain.training.meter import Meter
-        from mtrain.training.state import Progress
+        from mtrain.training.schedule import Progress
 
         train = {
             "batch_tokens": setting.batch_tokens,
@@ -233,37 +232,38 @@ class Training:
         device = runtime.choose_device(setting.device)
         runtime.set_up(device, setting.threads, "training")
         self.setting, self.store = setting, TokenStore.open(Path(setting.data))
-        processes, self.progress = Processes(device), Progress()
-        self.meter = Meter(self.progress, processes)
-        self.learner = Learner(config, self.store, vocab_sizes(setting), processes)
+        self.progress = Progress()
+        self.learner = Learner(config, vocab_sizes(setting), Distributed(device))
         self.upcoming = self.updates()
 
     def updates(self) -> Iterator[tuple[Any, int]]:
-        """(plan of the epoch, number in it), for ever."""
+        """(epoch, number of the update in it), without end."""
         from mtrain.data.batching import BatchPlan
+        from mtrain.data.epochs import Epoch
 
         for epoch in range(1_000_000):
             plan = BatchPlan.of_store(self.store, self.setting.batch_tokens, 1, epoch)
-            yield from ((plan, number) for number in range(len(plan)))
+            yield from ((Epoch(self.store, plan), number) for number in range(len(plan)))
 
     def step(self) -> tuple[int, int, int]:
         """The next update; -> real source and target tokens, and positions computed"""
-        plan, number = next(self.upcoming)
-        meter = self.meter
-        before = meter.n_source, meter.n_target, meter.n_positions
-        self.learner.update(plan, number, 1e-4, self.progress, meter)
-        after = meter.n_source, meter.n_target, meter.n_positions
-        source, target, positions = (b - a for a, b in zip(before, after, strict=True))
-        return source, target, positions
+        epoch, number = next(self.upcoming)
+        update = self.learner.update(epoch, number, 1e-4, self.progress)
+        batches = [batch for batch, _ in update.micro_batches]
+        return (
+            sum(batch.n_source_tokens for batch in batches),
+            sum(batch.n_target_tokens for batch in batches),
+            sum(batch.n_positions for batch in batches),
+        )
 
 
 def saves(setting: Setting) -> Iterator[str]:
     """What a checkpoint costs: the call that saves, and what updates beside the writing lose."""
     import torch
 
+    from mtrain.machine.threads import Writer
     from mtrain.run import RunDir
-    from mtrain.training.state import copy_state, save_state
-    from mtrain.training.writer import Writer
+    from mtrain.training.checkpoints import copy_state, save_state
 
     training = Training(setting, "auto")
     learner = training.learner
@@ -286,7 +286,7 @@ def saves(setting: Setting) -> Iterator[str]:
 
         def save() -> float:
             began_at = time.perf_counter()
-            state = copy_state(learner.model, learner.ema, learner.optimizers, training.progress)
+            state = copy_state(learner, training.progress)
             writer.start(lambda: save_state(run, state, keep=2))
             return time.perf_counter() - began_at
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fuzz_bench import Bench, Given, Random
@@ -216,8 +217,8 @@ def check_state(given: Given, bench: Bench) -> None:
 
     from mtrain.model.transformer import Transformer
     from mtrain.model.weights import weights_of
+    from mtrain.training.checkpoints import copy_state, load_newest, save_state
     from mtrain.training.optim import Ema, make_optimizers
-    from mtrain.training.state import copy_state, load_newest, save_state
 
     bench.clear()
     states = bench.files_in("runs/x/checkpoints/step-2")
@@ -229,12 +230,13 @@ def check_state(given: Given, bench: Bench) -> None:
         model = Transformer(bench.config.model, size, size)
         ema = Ema(weights_of(model), train.optim.ema_decay)
         optimizers = make_optimizers(model, train.optim, torch.float32)
-        return model, ema, optimizers, load_newest(run, model, ema, optimizers)
+        learner = SimpleNamespace(model=model, ema=ema, optimizers=optimizers)
+        return learner, load_newest(run, learner)  # type: ignore[arg-type]
 
-    *parts, progress = load()
+    learner, progress = load()
     assert progress is not None, "the state was overlooked"
     progress.step = 3
-    save_state(run, copy_state(*parts, progress), keep=1)
+    save_state(run, copy_state(learner, progress), keep=1)
     assert load()[-1] == progress, "progress is another"
 
 

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrain.data import batching
-from mtrain.data.batching import BatchPlan, Indices, batch_of, collate
+from mtrain.data.batching import BatchPlan, batch_of, collate
+from mtrain.data.micro_batches import cut
+from mtrain.data.order import Indices
 from mtrain.data.store import StoreWriter, TokenStore
 from mtrain.data.tokenizer import BOS, EOS, PAD
 
@@ -23,6 +25,11 @@ budgets = st.integers(16, 400)
 def plan_of(lengths: list[tuple[int, int]], budget: int, seed: int = 1, epoch: int = 0):
     src, tgt = (np.array(side, dtype=np.int64) for side in zip(*lengths, strict=True))
     return BatchPlan(src, tgt, budget, seed, epoch)
+
+
+def micro_batches(plan: BatchPlan, update: int, max_tokens: int, n_workers: int = 1):
+    lengths = plan.src_lengths, plan.tgt_lengths
+    return cut(plan.sentences(update), *lengths, max_tokens, n_workers)
 
 
 def listed(plan: BatchPlan) -> list[list[int]]:
@@ -135,7 +142,7 @@ def test_micro_batches_partition_their_update_within_the_limit(
     plan = plan_of(lengths, budget)
     before = listed(plan)
     for i, update in enumerate(before):
-        parts = plan.micro_batches(i, max_tokens, n_workers)
+        parts = micro_batches(plan, i, max_tokens, n_workers)
         assert sorted(s for part in parts for s in part.tolist()) == sorted(update)
         for part in parts:
             longest = max(max(lengths[s]) for s in part.tolist())
@@ -145,22 +152,22 @@ def test_micro_batches_partition_their_update_within_the_limit(
 
 def test_one_long_sentence_does_not_break_up_the_others():
     plan = plan_of([(4, 4)] * 30 + [(4, 50)], budget=1000)
-    sizes = sorted(len(part) for part in plan.micro_batches(0, max_tokens=40))
+    sizes = sorted(len(part) for part in micro_batches(plan, 0, max_tokens=40))
     assert sizes[0] == 1
     assert len(sizes) <= 6
 
 
 def test_one_source_length_stands_alone_where_it_fills_half_a_micro_batch():
     plan = plan_of([(10, 10)] * 6 + [(11, 11), (12, 12)], budget=1000)
-    parts = [sorted(part.tolist()) for part in plan.micro_batches(0, max_tokens=120)]
+    parts = [sorted(part.tolist()) for part in micro_batches(plan, 0, max_tokens=120)]
     assert parts == [[0, 1, 2, 3, 4, 5], [6, 7]]
-    together = plan.micro_batches(0, max_tokens=1000)
+    together = micro_batches(plan, 0, max_tokens=1000)
     assert [sorted(part.tolist()) for part in together] == [list(range(8))]
 
 
 def test_micro_batches_of_an_update_are_of_even_size():
     plan = plan_of([(10, 10)] * 9, budget=1000)
-    assert [len(part) for part in plan.micro_batches(0, max_tokens=80)] == [5, 4]
+    assert [len(part) for part in micro_batches(plan, 0, max_tokens=80)] == [5, 4]
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=3, max_size=12))
@@ -169,7 +176,7 @@ def test_the_largest_micro_batch_of_two_workers_is_as_small_as_can_be(lengths):
         return len(part) * (max(s for s, _ in part) + max(t for _, t in part))
 
     plan = plan_of(lengths, budget=10_000)
-    parts = [[lengths[i] for i in part] for part in plan.micro_batches(0, 10_000, n_workers=2)]
+    parts = [[lengths[i] for i in part] for part in micro_batches(plan, 0, 10_000, n_workers=2)]
     by_target = sorted(lengths, key=lambda pair: (pair[1], pair[0]))
     best = min(
         max(positions(by_target[:cut]), positions(by_target[cut:]))
@@ -185,7 +192,7 @@ def test_at_least_95_percent_of_positions_are_real_on_captions(n_workers):
     plan = BatchPlan(src, tgt, 4096, seed=1, epoch=0)
     real = computed = 0
     for update in range(len(plan)):
-        for part in plan.micro_batches(update, 2048, n_workers):
+        for part in micro_batches(plan, update, 2048, n_workers):
             real += int(src[part].sum() + tgt[part].sum())
             computed += len(part) * int(src[part].max() + tgt[part].max())
     assert real == src.sum() + tgt.sum()

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrain.model import bf16_linear
-from mtrain.model.bf16_linear import ROWS
-from mtrain.model.transformer import Linear
+from mtrain.model.bf16_linear import ROWS, Linear
 
 
 def results(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
@@ -83,5 +82,5 @@ def test_batches_of_all_sizes_need_few_kernels():
 def test_only_training_in_bfloat16_takes_this_way(is_training, dtype):
     precision = torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
     with precision, torch.set_grad_enabled(is_training):
-        wanted = bf16_linear.is_wanted(torch.zeros(2, 3))
+        wanted = bf16_linear.is_cpu_training_in_bf16(torch.zeros(2, 3))
     assert wanted is (is_training and dtype == torch.bfloat16)

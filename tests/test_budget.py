@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrain.config.sections import TrainConfig
-from mtrain.training.budget import Plan
-from mtrain.training.state import Progress
+from mtrain.training.schedule import Progress, Schedule
 
 
 def config(**settings: object) -> TrainConfig:
@@ -18,8 +17,8 @@ def config(**settings: object) -> TrainConfig:
     return TrainConfig.model_validate({"optim": optim, **settings})
 
 
-def begun(train: TrainConfig, step_s: float) -> Plan:
-    plan = Plan(train, Progress())
+def begun(train: TrainConfig, step_s: float) -> Schedule:
+    plan = Schedule(train, Progress())
     plan.begin(step_s)
     return plan
 
@@ -79,7 +78,7 @@ def test_a_correction_moves_the_end_and_nothing_jumps():
     plan = begun(config(budget="100s"), 0.1)  # 1,000 steps
     before = plan.learning_rate(500)
     plan.progress.step, plan.progress.elapsed_s = 500, 100 - 25.0  # twice as slow as promised
-    plan.anchor = (400, 75.0 - 20.0)  # 0.2 s a step
+    plan.lap = (400, 75.0 - 20.0)  # 0.2 s a step
     plan.measure()
     assert plan.progress.plan == [[0, 1000, 10], [500, 625, 5]]
     assert plan.learning_rate(500) == before
@@ -96,7 +95,7 @@ def test_validations_to_come_take_their_part_but_no_more(validation_s, n_left):
     plan = begun(config(budget="100s"), 0.1)
     plan.progress.step, plan.progress.elapsed_s = 100, 14.0 - validation_s
     plan.progress.validating_s = validation_s
-    plan.anchor = (0, 4.0 - validation_s)
+    plan.lap = (0, 4.0 - validation_s)
     plan.measure(validation_s)
     steps = int((86 - (n_left - 1) * validation_s) / 0.1)
     assert plan.progress.plan[-1] == [100, 100 + steps, n_left]
@@ -108,7 +107,7 @@ def test_validations_to_come_take_their_part_but_no_more(validation_s, n_left):
 def test_a_resumed_plan_is_the_same_and_measures_only_what_it_saw():
     plan = begun(config(budget="100s"), 0.1)
     plan.progress.step, plan.progress.elapsed_s = 300, 60.0
-    resumed = Plan(plan.train, plan.progress)
+    resumed = Schedule(plan.train, plan.progress)
     resumed.measure()  # no step since: nothing to learn
     assert resumed.progress.plan == [[0, 1000, 10]]
     assert resumed.learning_rate(301) == plan.learning_rate(301)

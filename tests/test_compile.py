@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,9 +18,8 @@ from mtrain.errors import DeviceError
 from mtrain.machine import runtime
 from mtrain.model.transformer import Transformer
 from mtrain.training import trial
-from mtrain.training.state import Progress
-from mtrain.training.train import WORTH_COMPILING_S, _Loop
-from mtrain.training.trial import Trial, compile_if_faster
+from mtrain.training.schedule import Progress
+from mtrain.training.trial import WORTH_COMPILING_S, Trial, compile_if_faster, should_compile
 
 TRIAL = Trial(update_s=1.0, tokens_per_s=100.0, peak_bytes=1, n_micro_batches=1.0)
 
@@ -73,7 +73,7 @@ def test_layers_that_are_left_compute_as_before_without_being_compiled():
     model = small_model()
     expected = gradients(model, 3, 5, False)
     runtime.compile_layers([*model.encoder, *model.decoder], backend="aot_eager")
-    runtime.leave_compiled()
+    torch.compiler.set_stance("force_eager")
     found = gradients(model, 3, 5, False)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert counters["stats"]["unique_graphs"] == 0
@@ -85,21 +85,19 @@ def test_layers_that_are_left_compute_as_before_without_being_compiled():
 class FakeLearner:
     """Takes `compiled_s` for an update when compiled; an error breaks compiling."""
 
-    def __init__(self, wish: Any, compiled_s: float | Exception, device: str = "cuda") -> None:
+    def __init__(self, wish: Any, compiled_s: float | Exception) -> None:
         self.config = SimpleNamespace(train=SimpleNamespace(compile=wish))
-        self.device = torch.device(device)
-        self.workers = SimpleNamespace(drop_gradients=lambda: None)
-        self.processes = SimpleNamespace(any=bool)
+        self.replicas = SimpleNamespace(zero_grad=lambda: None)
+        self.distributed = SimpleNamespace(any=bool)
         self.compiled_s = compiled_s
         self.is_compiled = False
 
     def compile_layers(self) -> None:
         self.is_compiled = True
 
-    def fits(self, *_: Any) -> bool:
+    def run_largest(self, *_: Any) -> None:
         if self.is_compiled and isinstance(self.compiled_s, Exception):
             raise self.compiled_s
-        return True
 
     def trial(self, *_: Any) -> Trial:
         assert self.is_compiled
@@ -108,9 +106,10 @@ class FakeLearner:
 
 def choose(learner: FakeLearner, monkeypatch: pytest.MonkeyPatch) -> tuple[Progress, Trial]:
     monkeypatch.setattr(trial, "try_out", FakeLearner.trial)
-    monkeypatch.setattr(trial, "_fits", FakeLearner.fits)
+    monkeypatch.setattr(trial, "run_largest", FakeLearner.run_largest)
     progress = Progress()
-    chosen = compile_if_faster(learner, None, progress, TRIAL)  # type: ignore[arg-type]
+    epoch: Any = SimpleNamespace(plan=None)
+    chosen = compile_if_faster(learner, epoch, progress, TRIAL, time.perf_counter)  # type: ignore[arg-type]
     return progress, chosen
 
 
@@ -144,18 +143,18 @@ def test_a_machine_that_cannot_compile_trains_without(monkeypatch, capsys):
     assert not progress.is_compiled
     assert chosen is TRIAL
     assert stance() == "force_eager"
-    assert "cannot be compiled here: Failed to find C compiler.; training goes on" in (
+    assert "cannot be compiled here: Failed to find C compiler.; training continues" in (
         capsys.readouterr().err
     )
 
 
 def test_what_another_process_cannot_compile_is_compiled_by_none(monkeypatch, capsys):
     learner = FakeLearner("auto", compiled_s=0.5)
-    learner.processes.any = lambda has_failed: True
+    learner.distributed.any = lambda has_failed: True
     progress, chosen = choose(learner, monkeypatch)
     assert not progress.is_compiled
     assert chosen is TRIAL
-    assert "cannot be compiled in another process; training goes on" in capsys.readouterr().err
+    assert "cannot be compiled in another process; training continues" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,8 +179,4 @@ def test_a_machine_that_cannot_compile_says_so_where_it_is_asked_to(monkeypatch,
     ],
 )
 def test_when_compiling_is_tried(wish, device, training_s, expected):
-    learner = FakeLearner(wish, compiled_s=0.5, device=device)
-    processes = SimpleNamespace(as_first=lambda value: value)
-    loop = SimpleNamespace(config=learner.config, learner=learner, processes=processes)
-    found = _Loop.shall_compile(loop, training_s)  # type: ignore[arg-type]
-    assert found is expected
+    assert should_compile(wish, torch.device(device), training_s) is expected

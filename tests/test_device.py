@@ -8,6 +8,7 @@ takes the paths that only CUDA has; but such tensors cannot go backwards without
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -24,20 +25,22 @@ from torch.utils._pytree import tree_leaves
 
 from mtrain.config.root import Config
 from mtrain.config.sections import ModelConfig
+from mtrain.data import micro_batches
 from mtrain.data.batching import BatchPlan
+from mtrain.data.epochs import Epoch
 from mtrain.data.tokenizer import EOS
 from mtrain.decoding.sampling import Diverse, Sampler
 from mtrain.decoding.scorers import EnsembleScorer, TransformerScorer, token_log_probs
 from mtrain.decoding.search import LengthPenalty, Sources, beam_search, generate, likeliest
-from mtrain.machine.distributed import Processes
+from mtrain.machine.distributed import Distributed
+from mtrain.model import bf16_linear
 from mtrain.model import loss as loss_module
-from mtrain.model import transformer
 from mtrain.model.loss import Loss
 from mtrain.model.transformer import Transformer
 from mtrain.training import learner as learner_module
 from mtrain.training.learner import Learner
-from mtrain.training.meter import Meter
-from mtrain.training.state import Progress
+from mtrain.training.log import Meter
+from mtrain.training.schedule import Progress
 
 VOCAB = 211
 SIZES = {"d_model": 16, "d_ff": 32, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
@@ -141,7 +144,7 @@ def device(
     if device.type == "cuda" and not torch.version.cuda:
         pytest.skip("needs a CUDA build of torch")
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    for table in (learner_module.SUITABLE_TOKENS, learner_module.ROOM):
+    for table in (micro_batches.SUITABLE_TOKENS, micro_batches.ROOM):
         monkeypatch.setitem(table, "meta", table["cuda"])
     monkeypatch.setattr(
         sys.modules["torch.optim.optimizer"],
@@ -165,7 +168,7 @@ def device(
             monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
         # Such a model cannot be moved, and a copy of it has no memory.
         monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
-        monkeypatch.setattr(transformer, "copy", SimpleNamespace(deepcopy=lambda model: model))
+        monkeypatch.setattr(bf16_linear, "copy", SimpleNamespace(deepcopy=lambda model: model))
         yield device
 
 
@@ -210,10 +213,10 @@ class Store:
 
 def make_learner(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, **optim: Any
-) -> tuple[Learner, BatchPlan]:
+) -> tuple[Learner, Epoch]:
     store: Any = Store([10] * 20 + [*range(11, 31)] * 2)
     with device:  # where parameters are made
-        learner = Learner(config_of(device, **optim), store, (VOCAB, VOCAB), Processes(device))
+        learner = Learner(config_of(device, **optim), (VOCAB, VOCAB), Distributed(device))
 
     def without_backward(loss: Loss, n_target_tokens: int) -> Loss:
         for parameter in learner.model.parameters():
@@ -222,20 +225,21 @@ def make_learner(
 
     if device.type == "cuda":
         monkeypatch.setattr(learner_module, "add_gradients", without_backward)
-    return learner, BatchPlan(store.src_lengths, store.tgt_lengths, 400, seed=1, epoch=0)
+    plan = BatchPlan(store.src_lengths, store.tgt_lengths, 400, seed=1, epoch=0)
+    return learner, Epoch(store, plan)
 
 
 def watched_update(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, **optim: Any
 ) -> tuple[Watch, int]:
     """The second update, as the first makes the moments; and of how many micro-batches it was."""
-    learner, plan = make_learner(device, monkeypatch, **optim)
+    learner, epoch = make_learner(device, monkeypatch, **optim)
     progress = Progress()
-    meter = Meter(progress, learner.processes)
-    learner.update(plan, 0, 1e-3, progress, meter)
+    meter = Meter(progress, learner.distributed, time.perf_counter)
+    meter.add(learner.update(epoch, 0, 1e-3, progress))
     with Watch(device) as watch:
-        learner.update(plan, 1, 1e-3, progress, meter)
-    return watch, len(learner.micro_batches(plan, 1, progress))
+        meter.add(learner.update(epoch, 1, 1e-3, progress))
+    return watch, len(learner.micro_batches(epoch.plan, 1, progress))
 
 
 OPTIMS = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
@@ -20,11 +19,11 @@ from forking import Forker
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtrain.data.micro_batches import cut
 from mtrain.errors import DeviceError
-from mtrain.machine.distributed import join
+from mtrain.machine.distributed import process_group
 from mtrain.model.weights import load_tensors
 from mtrain.run import RunDir
-from mtrain.training.learner import at_least
 
 CONFIG = """\
 name: words
@@ -171,16 +170,16 @@ def test_nothing_is_prepared_by_several_processes(forker, directory, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 8))
-def test_every_process_gets_a_micro_batch_where_there_are_sentences(sizes, n):
-    ends = np.cumsum([0, *sizes])
-    parts = [np.arange(a, b) for a, b in itertools.pairwise(ends)]
-    cut = at_least(n, parts)
-    assert len(cut) >= min(n, sum(sizes))
-    assert all(len(part) for part in cut)
-    assert np.concatenate(cut).tolist() == list(range(sum(sizes)))
-    if len(parts) >= n:
-        assert [part.tolist() for part in cut] == [part.tolist() for part in parts]
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 8))
+def test_every_process_gets_a_micro_batch_where_there_are_sentences(lengths, world_size):
+    sentences, sides = np.arange(len(lengths)), [np.array(lengths)] * 2
+    alone = cut(sentences, *sides, 30)
+    parts = cut(sentences, *sides, 30, world_size=world_size)
+    assert len(parts) >= min(world_size, len(lengths))
+    assert all(len(part) for part in parts)
+    assert np.concatenate(parts).tolist() == np.concatenate(alone).tolist()
+    if len(alone) >= world_size:
+        assert [part.tolist() for part in parts] == [part.tolist() for part in alone]
 
 
 @pytest.mark.slow
@@ -203,7 +202,7 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch, local_rank):
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr("mtrain.machine.distributed.console.silence", lambda: None)
     expected = f"`cuda:{local_rank}`.* this machine has 1 GPU"
-    with pytest.raises(DeviceError, match=expected) as raised, join("auto"):
+    with pytest.raises(DeviceError, match=expected) as raised, process_group("auto"):
         pass
     assert raised.value.exit_code == 2
     assert "one process per GPU at most" in raised.value.fix

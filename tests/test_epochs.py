@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_prepare
+import torch
 from test_prepare import CONFIG, PAIRS, TEST, files, hashes, make_config
 
 from mtrain.config.root import Config
@@ -14,6 +15,7 @@ from mtrain.data.prepare import Prepared, copy_into_run, find_prepared, prepare
 from mtrain.data.store import TokenStore
 from mtrain.data.tokenizer import load_tokenizers
 from mtrain.machine import process_pool
+from mtrain.machine.distributed import Distributed
 from mtrain.run import RunDir
 
 _directory = test_prepare._directory  # each test in one of its own
@@ -31,9 +33,12 @@ def text_of(store: TokenStore, prepared: Prepared) -> list[tuple[str, str]]:
     )
 
 
+def epochs_of(config: Config, prepared: Prepared, name: str = "x") -> Epochs:
+    return Epochs(config, prepared.path, Path(name), Distributed(torch.device("cpu")))
+
+
 def drawn(config: Config, prepared: Prepared, number: int, name: str = "x") -> dict[str, str]:
-    made = Epochs(config, prepared.path, Path(name))
-    made.make(number)
+    epochs_of(config, prepared, name).open(number)
     return hashes(Path(name, f"epoch-{number}"))
 
 
@@ -42,11 +47,11 @@ def test_every_epoch_draws_the_same_text_anew(kind: str) -> None:
     settings = {"sampling": 0.3, "type": kind}
     config = make_config(tokenizer=settings)
     prepared = prepare(config, CONFIG)
-    made = Epochs(config, prepared.path, Path("x"))
+    made = epochs_of(config, prepared)
     ids = []
     for number in (0, 1, 7):
-        made.make(number)
-        store, plan = made.open(number)
+        epoch = made.open(number)
+        store, plan = epoch.store, epoch.plan
         assert text_of(store, prepared) == PAIRS
         assert [path.name for path in Path("x").iterdir()] == [f"epoch-{number}"]
         assert plan.src_lengths.tolist() == [len(store.src(i)) + 1 for i in range(len(store))]
@@ -55,7 +60,8 @@ def test_every_epoch_draws_the_same_text_anew(kind: str) -> None:
     assert drawn(config, prepared, 1) == drawn(config, prepared, 1)  # and so after a resume
     other = config.model_copy(update={"train": config.train.model_copy(update={"seed": 2})})
     assert drawn(other, prepared, 1) != drawn(config, prepared, 1)
-    made.clear()
+    with made:
+        pass
     assert not Path("x").exists()
 
 
@@ -63,11 +69,11 @@ def test_every_epoch_draws_the_same_text_anew(kind: str) -> None:
 def test_in_two_epochs_of_both_directions_every_pair_comes_once_each_way(sampling: float) -> None:
     config = make_config(tokenizer={"sampling": sampling, "type": "bpe"})
     prepared = prepare(config, CONFIG)
-    made = Epochs(config, prepared.path, Path("x"))
+    made = epochs_of(config, prepared)
     found = []
     for number in (4, 5, 6):
-        made.make(number)
-        store, plan = made.open(number, in_both_directions=True)
+        epoch = made.open(number, in_both_directions=True)
+        store, plan = epoch.store, epoch.plan
         assert sorted(np.concatenate(plan.updates)) == list(range(len(PAIRS)))
         assert plan.tgt_lengths.tolist() == [len(store.tgt(i)) + 1 for i in range(len(store))]
         found.append(text_of(store, prepared))
@@ -77,7 +83,7 @@ def test_in_two_epochs_of_both_directions_every_pair_comes_once_each_way(samplin
     n_turned = sum(pair != other for pair, other in zip(PAIRS, found[0], strict=True))
     assert len(PAIRS) / 4 < n_turned < 3 * len(PAIRS) / 4
     assert found[2] not in (found[0], found[1])  # another half
-    assert text_of(made.open(6)[0], prepared) == PAIRS
+    assert text_of(made.open(6).store, prepared) == PAIRS
 
 
 def test_several_processes_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +102,8 @@ def test_a_pair_that_is_cut_too_small_keeps_its_best_pieces() -> None:
     longest = max(map(len, encode(config)))
     config = make_config(tokenizer={"sampling": 0.9, "type": "bpe"}, max_length=longest)
     prepared = prepare(config, CONFIG)
-    made = Epochs(config, prepared.path, Path("x"))
-    made.make(0)
-    store, _ = made.open(0)
+    made = epochs_of(config, prepared)
+    store = made.open(0).store
     assert max(store.src_lengths.max(), store.tgt_lengths.max()) <= longest
     assert text_of(store, prepared) == PAIRS
 
@@ -116,9 +121,8 @@ def test_without_sampling_no_text_is_kept_and_nothing_is_drawn() -> None:
     config = make_config()
     prepared = prepare(config, CONFIG)
     assert not (prepared.path / "train.text").exists()
-    made = Epochs(config, prepared.path, Path("x"))
-    made.make(0)
-    store, _ = made.open(0)
+    made = epochs_of(config, prepared)
+    store = made.open(0).store
     assert store is made.store
     assert not Path("x").exists()
 
@@ -143,9 +147,8 @@ def test_tags_stand_in_front_of_the_sources_of_their_entries(sampling: float) ->
     config = make_config(train=(plain, tagged), test=test, tokenizer={"sampling": sampling})
     prepared = prepare(config, CONFIG)
     [tag] = load_tokenizers(prepared.path)[0].ids(["<bt>"])
-    made = Epochs(config, prepared.path, Path("x"))
-    made.make(0)
-    store, _ = made.open(0)
+    made = epochs_of(config, prepared)
+    store = made.open(0).store
     begins_with_tag = [store.src(i)[0] == tag for i in range(len(store))]
     assert begins_with_tag == [False] * 40 + [True] * 60
     assert not np.isin(store.tgt_ids, [tag]).any()

@@ -9,7 +9,7 @@ from mtrain.config.sections import ModelConfig, OptimConfig
 from mtrain.data.batching import Batch, batch_of
 from mtrain.model.loss import consistency_loss, label_smoothed_loss, r_drop, sim_cut
 from mtrain.model.transformer import Transformer
-from mtrain.training.objective import loss_of, words_kept
+from mtrain.training.learner import loss_of, words_kept
 
 IDS = [torch.randint(4, 30, (n,), generator=torch.Generator().manual_seed(n)) for n in (6, 3, 5)]
 

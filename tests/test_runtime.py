@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import weakref
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from mtrain.machine.runtime import (
     choose_precision,
     seed_of,
     set_up,
-    side_by_side,
 )
 from mtrain.run import RunDir
 from mtrain.training.resume import note_environment
@@ -66,7 +64,7 @@ def test_auto_is_cuda_where_there_is_one(has_cuda, capability, capsys):
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
 def test_cuda_asked_for_and_absent(has_cuda, name):
     has_cuda(None)
-    with pytest.raises(DeviceError, match=f"`{name}` was asked for, but .* finds no GPU") as raised:
+    with pytest.raises(DeviceError, match=f"`{name}` was requested, but .* finds no GPU") as raised:
         choose_device(name)
     assert raised.value.exit_code == 2
     assert raised.value.fix is not None
@@ -75,7 +73,7 @@ def test_cuda_asked_for_and_absent(has_cuda, name):
 def test_a_gpu_has_a_number(has_cuda):
     has_cuda(H100, n_gpus=2)
     assert choose_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(DeviceError, match="`cuda:2` was asked for, but this machine has 2 GPUs"):
+    with pytest.raises(DeviceError, match="`cuda:2` was requested, but this machine has 2 GPUs"):
         choose_device("cuda:2")
 
 
@@ -176,40 +174,6 @@ def test_a_gpu_multiplies_in_fp32_and_attends_by_kernels_that_need_no_plan():
     assert cuda.math_sdp_enabled()
     assert not cuda.matmul.allow_tf32
     assert torch.get_float32_matmul_precision() == "highest"
-
-
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("n_workers", [1, 2])
-def test_work_side_by_side_gives_every_result_and_the_threads_back(n_workers):
-    torch.set_num_threads(2)
-    seen = set()
-
-    def work(item):
-        seen.add(torch.get_num_threads())
-        return item * item
-
-    assert dict(side_by_side(work, range(9), n_workers)) == {i: i * i for i in range(9)}
-    assert seen == {1 if n_workers == 2 else 2}
-    assert dict(side_by_side(work, [3], n_workers, threads_of_one=1)) == {3: 9}
-    assert 1 in seen
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("threads")
-def test_an_error_of_one_worker_ends_them_all():
-    torch.set_num_threads(2)
-    done = []
-
-    def work(item):
-        if item == 1:
-            raise ValueError("no")
-        time.sleep(0.01)  # all together take seconds, in which the error is seen
-        done.append(item)
-
-    with pytest.raises(ValueError, match="no"):
-        list(side_by_side(work, range(500), 2))
-    assert len(done) < 499
-    assert torch.get_num_threads() == 2
 
 
 def test_autocast_concerns_products_only():

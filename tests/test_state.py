@@ -15,16 +15,15 @@ from mtrain.errors import CheckpointError
 from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_tensors, weights_of
 from mtrain.run import RunDir
-from mtrain.training.optim import Ema, make_optimizers, optimizer_state
-from mtrain.training.state import (
-    Progress,
+from mtrain.training.checkpoints import (
     copies,
     copy_state,
     load_newest,
-    save_best,
-    save_good,
     save_state,
+    save_validated,
 )
+from mtrain.training.optim import Ema, make_optimizers, optimizer_state
+from mtrain.training.schedule import Progress
 
 SIZES = {"d_model": 8, "d_ff": 8, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
 
@@ -43,10 +42,10 @@ class Trained:
             optimizer.step()
 
     def save(self, run: RunDir, progress: Progress, keep: int = 9) -> None:
-        save_state(run, copy_state(self.model, self.ema, self.optimizers, progress), keep)
+        save_state(run, copy_state(self, progress), keep)  # type: ignore[arg-type]
 
     def load(self, run: RunDir) -> Progress | None:
-        return load_newest(run, self.model, self.ema, self.optimizers)
+        return load_newest(run, self)  # type: ignore[arg-type]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         averages = {f"ema/{k}": v for k, v in (self.ema.weights if self.ema else {}).items()}
@@ -156,7 +155,7 @@ def test_damage_to_any_file_leads_to_the_state_before(run, capsys, name, damage)
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {path}")
     assert said.count("\n") == 1
-    assert "kept as damaged-step-6, going on from step-5" in said
+    assert "kept as damaged-step-6, resuming from step-5" in said
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["damaged-step-6", "step-5"]
 
 
@@ -164,7 +163,7 @@ def test_damage_to_any_file_leads_to_the_state_before(run, capsys, name, damage)
 def test_any_other_state_file_is_damage(run, content):
     Trained().save(run, Progress(5))
     (run.checkpoints / "step-5" / "state.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"is whole: .*state\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"is intact: .*state\.json is damaged"):
         Trained().load(run)
     assert steps(run) == [5]  # left where it is, for another try
 
@@ -192,7 +191,7 @@ def test_numbers_of_other_types_are_damage_even_with_the_right_sha256(run, chang
 def test_the_best_replaces_the_one_before(run):
     weights = Trained().tensors()
     for step in (4, 9, 10):
-        save_best(run, weights, {"step": step, "valid": {"chrf": 1.5}}, TrainConfig())
+        save_validated(run, weights, {"step": step, "valid": {"chrf": 1.5}}, TrainConfig(), True)
     assert [path.name for path in run.checkpoints.iterdir()] == ["best-10.safetensors"]
     loaded, facts = load_tensors(run.best_checkpoints()[0][1])
     assert facts == {"step": 10, "valid": {"chrf": 1.5}}
@@ -206,7 +205,7 @@ def test_the_next_best_are_kept_by_their_scores(run):
     for step, loss in enumerate([5.0, 3.0, 4.0, 2.0, 3.5, 3.5, 2.5]):
         facts = {"step": step, "valid": {"loss": loss}}
         is_best = loss in (5.0, 3.0, 2.0)
-        (save_best if is_best else save_good)(run, weights, facts, train)
+        save_validated(run, weights, facts, train, is_best)
     names = sorted(path.name for path in run.checkpoints.iterdir())
     assert names == ["best-3.safetensors", "good-1.safetensors", "good-6.safetensors"]
     files = run.checkpoint_files("avg-best")
@@ -215,8 +214,8 @@ def test_the_next_best_are_kept_by_their_scores(run):
 
 def test_without_wanting_more_only_the_best_is_kept(run):
     weights = Trained().tensors()
-    save_best(run, weights, {"step": 1, "valid": {"chrf": 1.0}}, TrainConfig())
-    save_good(run, weights, {"step": 2, "valid": {"chrf": 0.5}}, TrainConfig())
+    save_validated(run, weights, {"step": 1, "valid": {"chrf": 1.0}}, TrainConfig(), True)
+    save_validated(run, weights, {"step": 2, "valid": {"chrf": 0.5}}, TrainConfig(), False)
     assert [path.name for path in run.checkpoints.iterdir()] == ["best-1.safetensors"]
     with pytest.raises(CheckpointError, match="no checkpoint named `avg-best`"):
         run.checkpoint_files("avg-best")

@@ -19,8 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +27,10 @@ import torch
 from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 
 from mtrain.config.load import load_config, read_run_config
-from mtrain.data.batching import Batch, BatchPlan
+from mtrain.data import micro_batches
+from mtrain.data.batching import Batch
 from mtrain.data.epochs import Epochs
+from mtrain.data.micro_batches import cut, token_limit
 from mtrain.data.tokenizer import BOS, EOS, load_tokenizers
 from mtrain.errors import (
     CheckpointError,
@@ -44,11 +45,11 @@ from mtrain.machine import runtime
 from mtrain.model.loss import Loss
 from mtrain.model.weights import average, digest, load_model, load_tensors, weights_of
 from mtrain.run import RunDir
-from mtrain.training import learner, meter, optim, state, trial
+from mtrain.training import checkpoints, learner, log, optim
 from mtrain.training import train as training
-from mtrain.training.learner import Learner
 from mtrain.training.resume import alone_in
-from mtrain.training.train import train
+from mtrain.training.train import Observer, train
+from mtrain.training.validate import validate
 
 CONFIG = """\
 name: copy
@@ -86,9 +87,17 @@ class Workspace:
 
     config: Path
 
-    def train(self, run: Path | str, *overrides: str, fresh: bool = False) -> RunDir:
+    def train(
+        self,
+        run: Path | str,
+        *overrides: str,
+        fresh: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+        validate: Any = validate,
+        **observed: Callable[[int], None],
+    ) -> RunDir:
         config = load_config(self.config, [f"run={run}", *overrides])
-        train(config, self.config, fresh)
+        train(config, self.config, fresh, Observer(**observed), clock, validate)
         return RunDir(run)
 
 
@@ -157,19 +166,6 @@ def assert_alike(run: RunDir, other: RunDir) -> None:
     assert [r for r in ours.metrics if r["kind"] != "config"] == theirs.metrics
     assert ours.progress == theirs.progress
     assert not list(run.path.rglob("*.tmp"))
-
-
-def before_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:
-    """Have `action(step)` called at the beginning of each update."""
-    original = Learner.update
-
-    def update(
-        learner: Any, plan: Any, number: int, rate: float, progress: Any, meter: Any
-    ) -> None:
-        action(progress.step + 1)
-        original(learner, plan, number, rate, progress, meter)
-
-    monkeypatch.setattr(Learner, "update", update)
 
 
 def raise_signal(number: int, at: int) -> Callable[[int], None]:
@@ -259,33 +255,29 @@ def test_another_seed_is_another_run(workspace, straight, tmp_path):
     assert run.read_metrics()[0]["loss"] != straight.read_metrics()[0]["loss"]
 
 
-def test_muon_trains_and_resumes_too(workspace, tmp_path, monkeypatch):
+def test_muon_trains_and_resumes_too(workspace, tmp_path):
     settings = ["train.optim.optimizer=muon", "train.max_steps=4"]
     expected = workspace.train(tmp_path / "straight", *settings)
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGINT, at=2))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(tmp_path / "run", *settings)
+    with pytest.raises(StoppedBySignal):
+        workspace.train(tmp_path / "run", *settings, on_step=raise_signal(signal.SIGINT, at=2))
     assert_alike(workspace.train(tmp_path / "run", *settings), expected)
 
 
 @pytest.mark.parametrize("consistency", ["rdrop", "simcut"])
 def test_two_passes_that_should_agree_train_and_resume_too(
-    workspace, straight, tmp_path, monkeypatch, consistency
+    workspace, straight, tmp_path, consistency
 ):
     settings = [f"train.optim.consistency={consistency}", "train.max_steps=4"]
     expected = workspace.train(tmp_path / "straight", *settings)
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGINT, at=2))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(tmp_path / "run", *settings)
+    with pytest.raises(StoppedBySignal):
+        workspace.train(tmp_path / "run", *settings, on_step=raise_signal(signal.SIGINT, at=2))
     assert_alike(workspace.train(tmp_path / "run", *settings), expected)
     records = [r for r in expected.read_metrics() if r["kind"] == "train"]
     assert all(record["divergence"] > 0 for record in records)
     assert "divergence" not in straight.read_metrics()[0]
 
 
-def test_drawn_subwords_tags_and_weights_train_and_resume_too(workspace, tmp_path, monkeypatch):
+def test_drawn_subwords_tags_and_weights_train_and_resume_too(workspace, tmp_path):
     entry = "source: train.txt, target: train.txt"
     settings = [
         "tokenizer.sampling=0.3",
@@ -300,10 +292,8 @@ def test_drawn_subwords_tags_and_weights_train_and_resume_too(workspace, tmp_pat
     epochs = {r["epoch"] for r in expected.read_metrics() if r["kind"] == "train"}
     assert len(epochs) > 2
     assert expected.read_split("valid").tag == "b"
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGINT, at=5))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(tmp_path / "run", *settings)
+    with pytest.raises(StoppedBySignal):
+        workspace.train(tmp_path / "run", *settings, on_step=raise_signal(signal.SIGINT, at=5))
     assert_alike(workspace.train(tmp_path / "run", *settings), expected)
     assert not list(tmp_path.glob(".*.epoch"))
 
@@ -316,13 +306,11 @@ def test_drawn_subwords_tags_and_weights_train_and_resume_too(workspace, tmp_pat
     [(signal.SIGTERM, 1, 143), (signal.SIGINT, 5, 130), (signal.SIGTERM, 8, 143)],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(
-    workspace, straight, tmp_path, monkeypatch, capsys, number, at, code
+    workspace, straight, tmp_path, capsys, number, at, code
 ):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(number, at))
-        with pytest.raises(StoppedBySignal, match=f"at step {at}") as raised:
-            workspace.train(tmp_path / "run")
+    with pytest.raises(StoppedBySignal, match=f"at step {at}") as raised:
+        workspace.train(tmp_path / "run", on_step=raise_signal(number, at))
     assert raised.value.exit_code == code
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert RunDir(tmp_path / "run").step_checkpoints()[-1][0] == at
@@ -332,54 +320,45 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert_alike(run, straight)
 
 
-def test_two_threads_go_on_to_the_same_bytes(workspace, tmp_path, monkeypatch):
+def test_two_threads_go_on_to_the_same_bytes(workspace, tmp_path):
     straight = workspace.train(tmp_path / "straight", "train.threads=2")
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGTERM, 5))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(tmp_path / "stopped", "train.threads=2")
+    on_step = raise_signal(signal.SIGTERM, 5)
+    with pytest.raises(StoppedBySignal):
+        workspace.train(tmp_path / "stopped", "train.threads=2", on_step=on_step)
     stopped = workspace.train(tmp_path / "stopped", "train.threads=2")
     assert_alike(stopped, straight)
 
 
-def test_a_signal_at_the_last_step_still_validates(workspace, tmp_path, monkeypatch):
+def test_a_signal_at_the_last_step_still_validates(workspace, tmp_path):
     """Also where max_steps is no multiple of validate_every, and nothing was validated before."""
     settings = ["train.max_steps=3"]
     expected = workspace.train(tmp_path / "straight", *settings)
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGTERM, at=3))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(tmp_path / "run", *settings)
+    with pytest.raises(StoppedBySignal):
+        workspace.train(tmp_path / "run", *settings, on_step=raise_signal(signal.SIGTERM, at=3))
     assert_alike(workspace.train(tmp_path / "run", *settings), expected)
 
 
-def test_a_signal_during_validation_need_not_wait(workspace, straight, tmp_path, monkeypatch):
-    original = training.validate
-
-    def validate(validation: Any, weights: Any, step: int) -> Any:
+def test_a_signal_during_validation_need_not_wait(workspace, straight, tmp_path):
+    def stopped(validation: Any, weights: Any, step: int) -> Any:
         if step == 8:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
             raise AssertionError("the signal waited")
-        return original(validation, weights, step)
+        return validate(validation, weights, step)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "validate", validate)
-        with pytest.raises(StoppedBySignal, match="during validation, after saving"):
-            workspace.train(tmp_path / "run")
+    with pytest.raises(StoppedBySignal, match="during validation, after saving"):
+        workspace.train(tmp_path / "run", validate=stopped)
     assert_alike(workspace.train(tmp_path / "run"), straight)
 
 
 @pytest.mark.parametrize("at", [1, 7, 12])
-def test_killed_between_checkpoints(workspace, straight, tmp_path, monkeypatch, at):
+def test_killed_between_checkpoints(workspace, straight, tmp_path, at):
     def kill(step: int) -> None:
         if step == at:
             raise Killed
 
-    with monkeypatch.context() as patch:
-        before_step(patch, kill)
-        with pytest.raises(Killed):
-            workspace.train(tmp_path / "run")
+    with pytest.raises(Killed):
+        workspace.train(tmp_path / "run", on_step=kill)
     assert_alike(workspace.train(tmp_path / "run"), straight)
 
 
@@ -394,9 +373,9 @@ def test_killed_while_saving(workspace, straight, tmp_path, monkeypatch):
             raise Killed
         original(path, value)
 
-    original = state.write_json
+    original = checkpoints.write_json
     with monkeypatch.context() as patch:
-        patch.setattr(state, "write_json", write_json)
+        patch.setattr(checkpoints, "write_json", write_json)
         with pytest.raises(Killed):
             workspace.train(run.path)
     half.rename(run.checkpoints / "step-6.tmp")
@@ -404,11 +383,12 @@ def test_killed_while_saving(workspace, straight, tmp_path, monkeypatch):
     assert_alike(workspace.train(run.path), straight)
 
 
-@pytest.mark.parametrize("moment", ["validate", "save_best", "install_winner"])
+@pytest.mark.parametrize("moment", ["validate", "save_validated", "install_winner"])
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_around_validation(workspace, straight, tmp_path, monkeypatch, moment, after):
     """In the last one, just before or just after what is named."""
-    original = getattr(training, moment)
+    module = checkpoints if moment == "save_validated" else training
+    original = validate if moment == "validate" else getattr(module, moment)
 
     def kill(*arguments: Any) -> Any:
         steps = [step for step, _ in RunDir(tmp_path / "run").step_checkpoints()]
@@ -418,14 +398,17 @@ def test_killed_around_validation(workspace, straight, tmp_path, monkeypatch, mo
             original(*arguments)
         raise Killed
 
+    def kill_at_12(step: int) -> None:
+        if step == 12:
+            raise Killed
+
+    options = {"on_validated": kill_at_12} if after else {"validate": kill}
     with monkeypatch.context() as patch:
-        patch.setattr(training, moment, kill)
-        try:
-            workspace.train(tmp_path / "run")
-        except Killed:
-            pass
-        else:
-            assert moment == "save_best"  # the last validation was not the best
+        if moment != "validate":
+            options = {}
+            patch.setattr(module, moment, kill)
+        with pytest.raises(Killed):
+            workspace.train(tmp_path / "run", **options)
     assert_alike(workspace.train(tmp_path / "run"), straight)
 
 
@@ -455,20 +438,18 @@ def test_a_second_call_has_nothing_to_do(workspace, straight, capsys):
 
 
 def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(
-    workspace, straight, tmp_path, monkeypatch, capsys
+    workspace, straight, tmp_path, capsys
 ):
     run = RunDir(tmp_path / "run")
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGTERM, at=10))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(run.path)
+    with pytest.raises(StoppedBySignal):
+        workspace.train(run.path, on_step=raise_signal(signal.SIGTERM, at=10))
     weights = run.checkpoints / "step-10" / "optimizer.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     workspace.train(run.path)
     said = capsys.readouterr().err
     assert "warning: " in said
     assert "optimizer.safetensors is damaged or cut short" in said
-    assert "kept as damaged-step-10, going on from step-9" in said
+    assert "kept as damaged-step-10, resuming from step-9" in said
     shutil.rmtree(run.checkpoints / "damaged-step-10")
     assert_alike(run, straight)
 
@@ -478,7 +459,7 @@ def test_no_whole_checkpoint_is_an_error_each_time(workspace, straight, tmp_path
     for _, path in run.step_checkpoints():
         (path / "state.json").write_text("{}")
     for _ in range(2):  # never a silent beginning from the start
-        with pytest.raises(CheckpointError, match="is whole") as raised:
+        with pytest.raises(CheckpointError, match="is intact") as raised:
             workspace.train(run.path, "train.max_steps=13")
         assert "--fresh" in (raised.value.fix or "")
     assert len(run.step_checkpoints()) == 2
@@ -531,12 +512,10 @@ def test_more_steps_are_allowed_and_logged(workspace, straight, tmp_path, capsys
     assert load_config(run.config).train.max_steps == 12
 
 
-def test_more_steps_stopped_at_the_end_are_not_taken_for_done(workspace, tmp_path, monkeypatch):
+def test_more_steps_stopped_at_the_end_are_not_taken_for_done(workspace, tmp_path):
     run = workspace.train(tmp_path / "run", "train.max_steps=4")
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGTERM, at=6))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(run.path, "train.max_steps=6")
+    with pytest.raises(StoppedBySignal):
+        workspace.train(run.path, "train.max_steps=6", on_step=raise_signal(signal.SIGTERM, at=6))
     workspace.train(run.path, "train.max_steps=6")
     assert [r["step"] for r in run.read_metrics() if r["kind"] == "valid"] == [4, 6]
     assert run.weights.exists()
@@ -612,9 +591,10 @@ def test_smaller_micro_batches_give_the_same_training(workspace, tmp_path):
 def test_every_worker_has_as_many_micro_batches(
     batch_tokens: int, n_workers: int, device: str, n_shares: int
 ) -> None:
-    tokens = learner.equal_share(batch_tokens, n_workers, device)
-    assert tokens * n_shares == pytest.approx(learner.ROOM[device] * batch_tokens, abs=n_shares)
-    assert tokens < learner.ROOM[device] * learner.SUITABLE_TOKENS[device] + 1
+    tokens = token_limit("auto", batch_tokens, 9, n_workers, device)
+    room = micro_batches.ROOM[device]
+    assert tokens * n_shares == pytest.approx(room * batch_tokens, abs=n_shares)
+    assert tokens < room * micro_batches.SUITABLE_TOKENS[device] + 1
 
 
 @pytest.mark.parametrize(
@@ -622,13 +602,8 @@ def test_every_worker_has_as_many_micro_batches(
     [(3, [3, 3, 3]), (1, [6, 3])],
 )
 def test_an_update_is_cut_for_all_workers(n_workers, expected):
-    src_lengths = np.array([10] * 6 + [9, 8, 7])
-    plan = BatchPlan(src_lengths, np.full(9, 10), 1000, seed=1, epoch=0)
-    learner = SimpleNamespace(
-        workers=SimpleNamespace(models=[None] * n_workers),
-        micro_batch_tokens=lambda progress: 100,
-    )
-    parts = Learner.micro_batches(cast(Learner, learner), plan, 0, state.Progress())
+    src_lengths, tgt_lengths = np.array([10] * 6 + [9, 8, 7]), np.full(9, 10)
+    parts = cut(np.arange(9), src_lengths, tgt_lengths, 100, n_workers)
     assert [len(part) for part in parts] == expected
 
 
@@ -639,10 +614,9 @@ def test_dropout_goes_by_seed_and_step_alone(workspace, straight, tmp_path):
     assert losses(run) == losses(straight)[:6]
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
-    """Make the loss of these steps undefined."""
+def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> Callable[[int], None]:
+    """Make the loss of these steps undefined; -> to be called at each step"""
     now = [0]
-    before_step(monkeypatch, lambda step: now.__setitem__(0, step))
     original = learner.loss_of
 
     def loss_of(*arguments: Any) -> Loss:
@@ -650,15 +624,14 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
         return Loss(loss.smoothed * (float("nan") if now[0] in bad_steps else 1.0), loss.nll)
 
     monkeypatch.setattr(learner, "loss_of", loss_of)
+    return lambda step: now.__setitem__(0, step)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(
     workspace, tmp_path, monkeypatch, capsys
 ):
-    poison(monkeypatch, {2, 4})
-    run = workspace.train(
-        tmp_path / "run", "train.max_steps=5", "train.save_every=1", "train.keep=9"
-    )
+    settings = ["train.max_steps=5", "train.save_every=1", "train.keep=9"]
+    run = workspace.train(tmp_path / "run", *settings, on_step=poison(monkeypatch, {2, 4}))
     assert "skipped 1 updates up to step 2: their gradients were not finite" in (
         capsys.readouterr().err
     )
@@ -673,10 +646,10 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
 
 
 def test_many_bad_steps_in_a_row_end_the_training(workspace, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "MOST_SKIPPED_IN_A_ROW", 3)
-    poison(monkeypatch, {1, 2, 4, 5, 6})
+    monkeypatch.setattr(log, "MOST_SKIPPED_IN_A_ROW", 3)
+    on_step = poison(monkeypatch, {1, 2, 4, 5, 6})
     with pytest.raises(NonFiniteError, match="3 steps in a row, up to step 6") as raised:
-        workspace.train(tmp_path / "run")
+        workspace.train(tmp_path / "run", on_step=on_step)
     assert raised.value.exit_code == 4
     assert "learning_rate" in (raised.value.fix or "")
 
@@ -708,7 +681,8 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_update(
     whole = workspace.train(tmp_path / "whole", *settings)
     fill_memory(monkeypatch, 40, error)
     halved = workspace.train(tmp_path / "halved", *settings)
-    assert "does not fit into the memory of cpu; going on with 40 tokens" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "does not fit into the memory of cpu; continuing with 40 tokens" in said
     for key in ("loss", "grad_norm"):
         ours, theirs = ([r[key] for r in run.read_metrics() if key in r] for run in (halved, whole))
         assert ours == pytest.approx(theirs, rel=1e-4)
@@ -734,13 +708,13 @@ def test_a_second_process_in_the_same_directory_is_refused(workspace, tmp_path):
 # -- validation, best, patience --------------------------------------------------------------
 
 
-def scored(monkeypatch: pytest.MonkeyPatch, scores: dict[int, float], metric: str) -> None:
-    """Validations find these scores."""
+def scored(scores: dict[int, float], metric: str) -> Callable[..., dict[str, Any]]:
+    """A validation that finds these scores."""
 
     def validate(validation: Any, weights: Any, step: int) -> dict[str, Any]:
         return {"loss": 1.0, "bleu": 1.0, "chrf": 1.0, metric: scores[step]}
 
-    monkeypatch.setattr(training, "validate", validate)
+    return validate
 
 
 @pytest.mark.parametrize(
@@ -751,14 +725,14 @@ def scored(monkeypatch: pytest.MonkeyPatch, scores: dict[int, float], metric: st
         ("loss", {2: 1.0, 4: 3.0, 6: 0.5}, 6),
     ],
 )
-def test_the_best_by_the_chosen_metric_wins(workspace, tmp_path, monkeypatch, metric, scores, best):
-    scored(monkeypatch, scores, metric)
+def test_the_best_by_the_chosen_metric_wins(workspace, tmp_path, metric, scores, best):
     run = workspace.train(
         tmp_path / "run",
         "train.max_steps=6",
         "train.validate_every=2",
         f"train.best_metric={metric}",
         "train.keep=9",
+        validate=scored(scores, metric),
     )
     assert [step for step, _ in run.best_checkpoints()] == [best]
     weights, facts = load_tensors(run.weights)
@@ -767,15 +741,15 @@ def test_the_best_by_the_chosen_metric_wins(workspace, tmp_path, monkeypatch, me
     assert all(torch.equal(weights[name], averages[name]) for name in weights)
 
 
-def test_patience_ends_the_training(workspace, tmp_path, monkeypatch, capsys):
-    scored(monkeypatch, {1: 1.0, 2: 5.0, 3: 4.0, 4: 4.5, 5: 9.0}, "chrf")
+def test_patience_ends_the_training(workspace, tmp_path, capsys):
+    validate = scored({1: 1.0, 2: 5.0, 3: 4.0, 4: 4.5, 5: 9.0}, "chrf")
     settings = ["train.validate_every=1", "train.patience=2"]
-    run = workspace.train(tmp_path / "run", *settings)
+    run = workspace.train(tmp_path / "run", *settings, validate=validate)
     said = capsys.readouterr().err
     assert "stopping early at step 4: 2 validations without a better chrf than at step 2" in said
     assert load_tensors(run.weights)[1]["step"] == 2
     before = outcome(run)
-    workspace.train(tmp_path / "run", *settings)  # again: the same end
+    workspace.train(tmp_path / "run", *settings, validate=validate)  # again: the same end
     assert outcome(run).metrics == before.metrics
     assert load_tensors(run.weights)[1]["step"] == 2
 
@@ -788,26 +762,25 @@ def test_without_an_average_the_weights_themselves_are_scored(workspace, tmp_pat
         run.checkpoint_files("ema")
 
 
-def test_the_average_of_the_best_competes(workspace, tmp_path, monkeypatch):
-    scored(monkeypatch, {1: 3.0, 2: 1.0, 3: 5.0, 4: 4.0}, "chrf")
-    run = workspace.train(
-        tmp_path / "run", "train.validate_every=1", "train.keep_best=2", "train.max_steps=4"
-    )
+def test_the_average_of_the_best_competes(workspace, tmp_path):
+    settings = ["train.validate_every=1", "train.keep_best=2", "train.max_steps=4"]
+    validate = scored({1: 3.0, 2: 1.0, 3: 5.0, 4: 4.0}, "chrf")
+    run = workspace.train(tmp_path / "run", *settings, validate=validate)
     assert [step for step, _ in run.best_checkpoints()] == [3]
     assert [step for step, _ in run.good_checkpoints()] == [4]
     rivals = [r["checkpoint"] for r in run.read_metrics() if r["kind"] == "rival"]
     assert rivals == ["last", "ema", "avg", "avg-best"]
 
 
-def test_the_winner_is_said_in_one_line(workspace, tmp_path, monkeypatch, capsys):
+def test_the_winner_is_said_in_one_line(workspace, tmp_path, capsys):
     """Validations of both steps; then of last, ema and their average."""
     found = iter([4.0, 3.0, 2.0, 5.0, 6.0])
 
     def validate(validation: Any, weights: Any, step: int) -> dict[str, Any]:
         return {"loss": 1.0, "bleu": 1.0, "chrf": next(found)}
 
-    monkeypatch.setattr(training, "validate", validate)
-    run = workspace.train(tmp_path / "run", "train.max_steps=2", "train.validate_every=1")
+    settings = ["train.max_steps=2", "train.validate_every=1"]
+    run = workspace.train(tmp_path / "run", *settings, validate=validate)
     said = capsys.readouterr().err.split("\n")[-2]
     assert said.startswith(f"done: {run.path} holds `avg`, of step 2, with chrF 6.00 on valid ")
     assert "against chrF 4.00 of `best`, chrF 2.00 of `last`, chrF 5.00 of `ema` (" in said
@@ -823,11 +796,11 @@ def test_the_winner_is_said_in_one_line(workspace, tmp_path, monkeypatch, capsys
 def test_a_run_begins_with_anothers_weights(workspace, straight, tmp_path, capsys):
     run = workspace.train(tmp_path / "run", f"train.init_from={straight.path}", "train.max_steps=1")
     said = capsys.readouterr().err
-    assert re.search(rf"begins with (\d+) of \1 tensors of {straight.weights}\n", said)
+    assert re.search(rf"initialised (\d+) of \1 tensors from {straight.weights}\n", said)
     assert losses(run)[0] < losses(straight)[-2]
     assert load_config(run.config).tokenizer.model == f"{straight.path}/tokenizer.model"
     workspace.train(run.path, f"train.init_from={straight.path}", "train.max_steps=2")
-    assert "begins with" not in capsys.readouterr().err  # resumed: not again
+    assert "initialised" not in capsys.readouterr().err  # resumed: not again
 
 
 def test_what_does_not_fit_is_named(workspace, straight, tmp_path, capsys):
@@ -841,13 +814,12 @@ def test_what_does_not_fit_is_named(workspace, straight, tmp_path, capsys):
         "model.norm_type=rmsnorm",
     )
     said = capsys.readouterr().err
-    where = straight.weights
+    where, layer = straight.weights, "encoder.0.feed_forward"
     assert (
-        f"encoder.0.feed_forward.inner.weight begins at random: it is 32x16, and 24x16 in {where}"
-        in said
+        f"{layer}.inner.weight is initialised randomly: it is 32x16, and 24x16 in {where}" in said
     )
-    assert f"encoder.0.feed_forward.factor.weight begins at random: {where} has none" in said
-    assert f"encoder_norm.bias of {where} is not taken: this model has none" in said
+    assert f"{layer}.factor.weight is initialised randomly: {where} has none" in said
+    assert f"encoder_norm.bias of {where} is not used: this model has none" in said
     assert "tgt_embedding.weight" not in said  # the tied one's
 
 
@@ -885,10 +857,8 @@ def test_the_first_epochs_go_both_ways_and_a_resumed_run_knows_which(
     assert [opened[number] for number in sorted(opened)[:n_both]] == [True] * n_both
     assert capsys.readouterr().err.count("from now on only from en to de") == 1
     for at in (2, 7):
-        with monkeypatch.context() as patch:
-            before_step(patch, raise_signal(signal.SIGTERM, at))
-            with pytest.raises(StoppedBySignal):
-                workspace.train(tmp_path / "run", *settings)
+        with pytest.raises(StoppedBySignal):
+            workspace.train(tmp_path / "run", *settings, on_step=raise_signal(signal.SIGTERM, at))
     run = workspace.train(tmp_path / "run", *settings)
     assert_alike(run, straight)
     with pytest.raises(UsageError, match="both_directions"):
@@ -903,7 +873,7 @@ def test_the_plan_says_what_a_run_would_take_and_makes_none(directory, tmp_path,
     assert done.returncode == 0
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in done.stderr.split("\n")[1:-1])
     assert rows["updates planned"].strip() == "12"
-    assert rows["target tokens an update"].strip() == "160"
+    assert rows["target tokens per update"].strip() == "160"
     assert float(rows["tokens/s, source and target"].replace(",", "")) > 100
     assert rows.keys() >= {"parameters", "memory at its peak", "epochs planned"}
     assert not (tmp_path / "run").exists()
@@ -913,7 +883,7 @@ def test_the_trial_halves_what_does_not_fit(workspace, tmp_path, monkeypatch, ca
     fill_memory(monkeypatch, 40, OUT_OF_MEMORY[0])
     run = workspace.train(tmp_path / "run", "train.max_steps=1")
     said = capsys.readouterr().err
-    assert said.index("going on with 40 tokens") < said.index("updates planned")
+    assert said.index("continuing with 40 tokens") < said.index("updates planned")
     assert said.count("does not fit into the memory") == 1
     assert outcome(run).progress["n_halvings"] == 1
 
@@ -962,10 +932,8 @@ def test_a_compiled_run_is_the_same_and_resumes_compiled(
 ):
     numbers = compile_in_python(monkeypatch)
     settings = ["train.compile=true"]
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGTERM, at=5))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(tmp_path / "run", *settings)
+    with pytest.raises(StoppedBySignal):
+        workspace.train(tmp_path / "run", *settings, on_step=raise_signal(signal.SIGTERM, at=5))
     assert re.search(r"^layers +compiled$", capsys.readouterr().err, re.MULTILINE)
     assert numbers == [2]
     run = workspace.train(tmp_path / "run", "train.compile=auto")
@@ -1009,20 +977,18 @@ def test_a_compiled_run_says_where_it_cannot_be_compiled_again(
 
 
 def test_a_run_of_a_version_with_cuda_graphs_resumes_as_it_would_have(
-    workspace, straight, tmp_path, monkeypatch
+    workspace, straight, tmp_path
 ):
     """Its resolved config and its states have what this version no longer knows."""
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGTERM, at=5))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(tmp_path / "run")
+    with pytest.raises(StoppedBySignal):
+        workspace.train(tmp_path / "run", on_step=raise_signal(signal.SIGTERM, at=5))
     run = RunDir(tmp_path / "run")
     config = run.config.read_text()
     run.config.write_text(re.sub("^train:$", "train:\n  cuda_graphs: auto", config, flags=re.M))
     path = run.step_checkpoints()[-1][1] / "state.json"
     numbers = json.loads(path.read_text()) | {"is_recorded": True}
     del numbers["format"], numbers["sha256"]
-    seal = {"format": state.FORMAT, "sha256": state._digest(numbers)}
+    seal = {"format": checkpoints.FORMAT, "sha256": checkpoints._digest(numbers)}
     path.write_text(json.dumps(seal | numbers))
     assert_alike(workspace.train(run.path), straight)
     assert run.config.read_text() == config
@@ -1033,29 +999,28 @@ class Clock:
 
     now_s = 0.0
 
-    def perf_counter(self) -> float:
+    def __call__(self) -> float:
         self.now_s += 0.001
         return self.now_s
 
 
-def test_a_budget_ends_the_run_in_time_and_survives_a_stop(workspace, tmp_path, monkeypatch):
+def test_a_budget_ends_the_run_in_time_and_survives_a_stop(workspace, tmp_path):
     """A clock of our own: steps of 20 ms, validations of next to nothing."""
     clock = Clock()
-    for module in (training, meter, trial):
-        monkeypatch.setattr(module, "time", clock)
 
     def wait(step: int) -> None:
         clock.now_s += 0.02
 
-    before_step(monkeypatch, wait)
+    def wait_and_stop(step: int) -> None:
+        wait(step)
+        raise_signal(signal.SIGTERM, at=12)(step)
+
     settings = ["train.budget=1s", "train.max_steps=", "train.optim.schedule=linear"]
     settings += ["train.save_every=5", "train.validate_every=auto"]
-    with monkeypatch.context() as patch:
-        before_step(patch, raise_signal(signal.SIGTERM, at=12))
-        with pytest.raises(StoppedBySignal):
-            workspace.train(tmp_path / "run", *settings)
+    with pytest.raises(StoppedBySignal):
+        workspace.train(tmp_path / "run", *settings, clock=clock, on_step=wait_and_stop)
     before = outcome(RunDir(tmp_path / "run")).progress["plan"]
-    run = workspace.train(tmp_path / "run", *settings)
+    run = workspace.train(tmp_path / "run", *settings, clock=clock, on_step=wait)
     progress = outcome(run).progress
     assert progress["plan"][: len(before)] == before
     assert progress["step"] == progress["plan"][-1][1]
@@ -1068,8 +1033,6 @@ def test_a_budget_ends_the_run_in_time_and_survives_a_stop(workspace, tmp_path, 
 def test_a_budget_includes_the_trial(workspace, tmp_path, monkeypatch):
     """Of a second, a trial takes 0.6; steps of 20 ms are left 0.4."""
     clock = Clock()
-    for module in (training, meter, trial):
-        monkeypatch.setattr(module, "time", clock)
 
     def slow(*arguments: Any) -> Any:
         clock.now_s += 0.6
@@ -1080,8 +1043,8 @@ def test_a_budget_includes_the_trial(workspace, tmp_path, monkeypatch):
 
     original = training.try_out
     monkeypatch.setattr(training, "try_out", slow)
-    before_step(monkeypatch, wait)
-    run = workspace.train(tmp_path / "run", "train.budget=1s", "train.max_steps=")
+    settings = ["train.budget=1s", "train.max_steps="]
+    run = workspace.train(tmp_path / "run", *settings, clock=clock, on_step=wait)
     state = json.loads((run.step_checkpoints()[-1][1] / "state.json").read_text())
     assert 10 <= state["step"] <= 20
     assert state["elapsed_s"] + state["validating_s"] == pytest.approx(1, abs=0.1)
@@ -1113,27 +1076,23 @@ def test_without_tensorboard_the_error_names_the_extra(workspace, tmp_path, monk
 # -- saving beside training ------------------------------------------------------------------
 
 
-def test_training_goes_on_while_a_state_is_written(workspace, tmp_path, monkeypatch):
+def test_training_goes_on_while_a_state_is_written(workspace, tmp_path):
     """What is written is the step that was saved, though the weights have moved on by then."""
     expected = workspace.train(tmp_path / "expected", "train.max_steps=3")
-    moved_on, steps = threading.Event(), []
+    moved_on, saving = threading.Event(), []
 
-    def save_state(run: RunDir, state: Any, keep: int) -> None:
-        assert state.progress.step != 3 or moved_on.wait(timeout=20)
-        steps.append(state.progress.step)
-        original(run, state, keep)
+    def on_save(step: int) -> None:
+        assert step != 3 or moved_on.wait(timeout=20)
+        saving.append(step)
 
-    def update(learner: Any, plan: Any, number: int, *rest: Any) -> None:
-        original_update(learner, plan, number, *rest)
-        if rest[1].step == 4:
-            assert steps == []
+    def on_step(step: int) -> None:
+        if step == 5:  # after update 4
+            assert saving == []
             moved_on.set()
 
-    original, original_update = training.save_state, Learner.update
-    monkeypatch.setattr(training, "save_state", save_state)
-    monkeypatch.setattr(Learner, "update", update)
-    run = workspace.train(tmp_path / "run", "train.max_steps=4")
-    assert steps == [3, 4]
+    settings = ["train.max_steps=5", "train.validate_every=5"]
+    run = workspace.train(tmp_path / "run", *settings, on_save=on_save, on_step=on_step)
+    assert saving == [3, 5]
     for name in ("weights", "ema", "optimizer"):
         ours, theirs = (
             load_tensors(r.checkpoints / "step-3" / f"{name}.safetensors")[0]
@@ -1172,19 +1131,15 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
     assert_alike(workspace.train(run.path), straight)
 
 
-def test_a_state_that_cannot_be_written_stops_training_before_the_next_is_due(
-    workspace, tmp_path, monkeypatch
-):
+def test_a_state_that_cannot_be_written_stops_training_before_the_next_is_due(workspace, tmp_path):
     steps: list[int] = []
-    before_step(monkeypatch, steps.append)
 
-    def fail(*_: Any) -> None:
+    def fail(step: int) -> None:
         raise StorageError("no space left on the disk")
 
-    monkeypatch.setattr(training, "save_state", fail)
     settings = ["train.save_every=60", "train.validate_every=10000", "train.max_steps=10000"]
     with pytest.raises(StorageError):
-        workspace.train(tmp_path / "run", *settings)
+        workspace.train(tmp_path / "run", *settings, on_save=fail, on_step=steps.append)
     assert 60 < max(steps) < 120
 
 

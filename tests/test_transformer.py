@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtrain.config.sections import ModelConfig
 from mtrain.model import transformer
+from mtrain.model.attention_weights import weights_of_forward
 from mtrain.model.cache import Cache
 from mtrain.model.dropout import dropout
 from mtrain.model.transformer import (
@@ -235,7 +236,7 @@ def test_the_weights_shown_are_those_of_the_fused_kernel(norm, lengths, monkeypa
     with torch.inference_mode():
         model(src, tgt_in, src_mask)
         fused = list(calls)
-        shown = model.attention(src, tgt_in, src_mask)
+        shown = weights_of_forward(model, src, tgt_in, src_mask)
     n_encoder, n_decoder = len(model.encoder), len(model.decoder)
     assert len(fused) == n_encoder + 2 * n_decoder
     in_order = [*shown.encoder.unbind(1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 
 from mtrain.config.sections import ModelConfig, OptimConfig
 from mtrain.data.batching import BatchPlan
+from mtrain.data.epochs import Epoch
+from mtrain.data.micro_batches import cut
 from mtrain.model.transformer import Transformer
 from mtrain.training import trial
+from mtrain.training.learner import Learner
 from mtrain.training.optim import make_optimizers
-from mtrain.training.state import Progress
+from mtrain.training.schedule import Progress
 
 CUDA = torch.device("cuda")
 
@@ -34,7 +38,7 @@ def test_no_micro_batch_is_larger_than_the_one_that_is_tried(pairs, max_tokens, 
     if n_rows > 1:
         assert max_tokens - n_rows < largest.src.numel() <= max_tokens
     for update in range(len(plan)):
-        for part in plan.micro_batches(update, max_tokens, n_workers):
+        for part in cut(plan.sentences(update), src, tgt, max_tokens, n_workers):
             width, height = int(src[part].max()), int(tgt[part].max())
             assert len(part) * (width + height) <= largest.n_positions + 2 * n_rows
             assert max(width, height) <= 2 * longest
@@ -45,11 +49,13 @@ class FakeGpu:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
-        clock = SimpleNamespace(perf_counter=lambda: self.note("clock") or float(len(self.events)))
-        monkeypatch.setattr(trial, "time", clock)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.note("wait"))
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
-        monkeypatch.setattr(trial, "_fits", lambda *_: self.note("largest") is None)
+        monkeypatch.setattr(trial, "run_largest", lambda *_: self.note("largest"))
+
+    def clock(self) -> float:
+        self.note("clock")
+        return float(len(self.events))
 
     def note(self, event: str) -> None:
         self.events.append(event)
@@ -59,13 +65,14 @@ class FakeGpu:
             device=device,
             gradients=lambda plan, number, progress: self.note("update"),
             micro_batches=lambda plan, number, progress: [None] * 3,
-            workers=SimpleNamespace(drop_gradients=lambda: None),
-            processes=SimpleNamespace(as_first=lambda value: value),
+            replicas=SimpleNamespace(zero_grad=lambda: None),
+            distributed=SimpleNamespace(broadcast=lambda value: value),
         )
 
 
-def plan_of(n_updates: int) -> BatchPlan:
-    return BatchPlan(np.full(n_updates, 9), np.full(n_updates, 9), 9, seed=1, epoch=0)
+def epoch_of(n_updates: int) -> Epoch:
+    plan = BatchPlan(np.full(n_updates, 9), np.full(n_updates, 9), 9, seed=1, epoch=0)
+    return Epoch(None, plan)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_a_gpu_is_warm_and_idle_when_the_clock_starts_and_done_when_it_stops(
     monkeypatch, n_updates, n_warm_up, n_timed
 ):
     gpu = FakeGpu(monkeypatch)
-    found = trial.try_out(gpu.learner(), plan_of(n_updates), Progress())
+    found = trial.try_out(gpu.learner(), epoch_of(n_updates), Progress(), gpu.clock)
     timed = ["wait", "clock", *["update"] * n_timed, "wait", "clock"]
     assert gpu.events == ["largest", *["update"] * n_warm_up, *timed]
     assert found.update_s == (n_timed + 2) / n_timed
@@ -85,7 +92,7 @@ def test_a_gpu_is_warm_and_idle_when_the_clock_starts_and_done_when_it_stops(
 
 def test_on_a_cpu_two_updates_are_timed_at_once(monkeypatch):
     gpu = FakeGpu(monkeypatch)
-    trial.try_out(gpu.learner(torch.device("cpu")), plan_of(100), Progress())
+    trial.try_out(gpu.learner(torch.device("cpu")), epoch_of(100), Progress(), gpu.clock)
     assert gpu.events == ["largest", "clock", "update", "update", "clock"]
 
 
@@ -111,20 +118,22 @@ def test_the_trial_holds_gradients_and_the_moments_that_are_to_come(optimizer, n
 
 @pytest.mark.parametrize("what", ["the moments", "the micro-batch", "nothing"])
 def test_what_does_not_fit_beside_all_that_is_held_is_halved(monkeypatch, what):
+    limits, halved = [40, 20], []
+
     def allocate(name: str) -> list[Any]:
-        if name == what:
+        if name == what and not halved:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return []
 
-    shrunk: list[int] = []
     learner: Any = SimpleNamespace(
         device=CUDA,
-        workers=SimpleNamespace(drop_gradients=lambda: None, models=[None]),
-        micro_batch_tokens=lambda progress: 40,
+        replicas=SimpleNamespace(zero_grad=lambda: None, models=[None]),
+        micro_batch_tokens=lambda progress: limits[len(halved)],
         forward_backward=lambda batches, n_target_tokens, step: allocate("the micro-batch"),
-        shrink=lambda batches, progress: shrunk.append(len(batches[0].src)),
+        halve_micro_batch=lambda batch, progress: halved.append(len(batch.src)),
     )
+    learner.in_memory = partial(Learner.in_memory, learner)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(trial, "_held_in_training", lambda learner: allocate("the moments"))
-    assert trial._fits(learner, plan_of(1), Progress()) == (what == "nothing")
-    assert shrunk == ([] if what == "nothing" else [5])
+    trial.run_largest(learner, epoch_of(1).plan, Progress())
+    assert halved == ([] if what == "nothing" else [5])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mtrain.training.warnings import Watch
+from mtrain.training.log import Warnings
 
 
 def train_record(step: int, nll: float) -> dict[str, Any]:
@@ -19,9 +19,9 @@ def valid_record(step: int, **facts: Any) -> dict[str, Any]:
 
 
 def said_of(capsys: pytest.CaptureFixture[str], *records: dict[str, Any], warmup: int = 0) -> str:
-    watch = Watch(target_vocab_size=5000, warmup_steps=warmup)  # log 5000 = 8.5
+    warnings = Warnings(target_vocab_size=5000, warmup_steps=warmup)  # log 5000 = 8.5
     for record in records:
-        watch.see(record)
+        warnings.see(record)
     return capsys.readouterr().err
 
 
@@ -33,14 +33,14 @@ def test_a_good_training_is_left_in_peace(capsys):
 def test_a_loss_that_does_not_fall(capsys):
     records = [train_record(step, 8.4) for step in range(50, 2000, 50)]
     said = said_of(capsys, *records)
-    assert said.startswith("warning: the loss does not fall: at step 500 it is 8.40 a piece")
+    assert said.startswith("warning: the loss does not fall: at step 500 it is 8.40 per piece")
     assert said.count("\n") == 1
     assert said_of(capsys, *records, warmup=4000) == ""
 
 
 def test_a_loss_that_has_risen(capsys):
     said = said_of(capsys, train_record(50, 5.0), train_record(100, 5.9), train_record(150, 6.1))
-    assert "the loss has risen again: to 6.10 a piece at step 150, from 5.00" in said
+    assert "the loss has risen again: to 6.10 per piece at step 150, from 5.00" in said
     said = said_of(capsys, train_record(50, 5.0), train_record(100, float("nan")))
     assert said == ""
 

@@ -1,28 +1,25 @@
-"""The deterministic order of token-budget batches drawn from a store.
+"""The updates of an epoch in their deterministic order, and padded batches.
 
-An epoch's plan is a pure function of (lengths, batch_tokens, seed, epoch, mixture). It names
+The plan of an epoch is a pure function of (lengths, batch_tokens, seed, epoch, mixture). It holds
 sentence indices only: sentences are shuffled (`data.order`), grouped by length within large
-windows, and cut into updates of the token budget, whose order is shuffled again. Each update is
-then cut into micro-batches, which never changes which sentences form it. Lengths here include EOS.
+windows, and cut into updates of the token budget, which are shuffled again. `data.micro_batches`
+cuts each update further. Lengths include EOS.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrain.data.order import EpochOrder, Mixture
-from mtrain.data.order import Indices as Indices
+from mtrain.data.micro_batches import Lengths
+from mtrain.data.order import EpochOrder, Indices, Mixture
 from mtrain.data.store import TokenStore
 from mtrain.data.tokenizer import BOS, EOS, PAD
 
-Lengths = NDArray[np.integer]
 Ids = np.ndarray[tuple[int], np.dtype[np.integer]]
 
 WINDOW = 1 << 20  # sentences grouped by length at a time
@@ -30,17 +27,17 @@ WINDOW = 1 << 20  # sentences grouped by length at a time
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded ids of B sentence pairs, the target twice: shifted by one (teacher forcing)."""
+    """Padded ids of B sentence pairs, with the target also shifted by one (teacher forcing)."""
 
     src: Tensor  # (B, S), ends in EOS
     tgt_in: Tensor  # (B, T), begins with BOS
     tgt_out: Tensor  # (B, T), ends in EOS
-    src_mask: Tensor | None  # (B, 1, 1, S), True at real positions; None where all are real
+    src_mask: Tensor | None  # (B, 1, 1, S), True at real positions; None if all are
     n_source_tokens: int  # real positions, EOS included
     n_target_tokens: int
 
     def to(self, device: torch.device) -> Batch:
-        """Copied without waiting, where the device can."""
+        """A copy on a device, without waiting for it."""
         if device.type == "cpu":
             return self
         src, tgt_in, tgt_out = (
@@ -52,15 +49,15 @@ class Batch:
 
     @property
     def n_positions(self) -> int:
-        """Computed positions of both sides, padding included."""
+        """The positions computed on both sides, padding included."""
         return self.src.numel() + self.tgt_in.numel()
 
 
 class BatchPlan:
-    """Which sentences form each update of one epoch.
+    """The sentences of each update of one epoch.
 
-    Made window by window as updates are asked for: the first ones of a huge corpus wait for one
-    window only. `len` and `updates` make the whole plan.
+    Planned window by window as updates are requested: training on a huge corpus starts after one
+    window. `len` and `updates` plan the whole epoch.
     """
 
     def __init__(
@@ -72,7 +69,7 @@ class BatchPlan:
         epoch: int,
         mixture: Mixture | None = None,
     ) -> None:
-        """src_lengths, tgt_lengths (n,) with EOS; without a mixture every sentence comes once."""
+        """src_lengths, tgt_lengths (n,) with EOS; without a mixture every sentence occurs once."""
         self.src_lengths, self.tgt_lengths = src_lengths, tgt_lengths
         self._batch_tokens = batch_tokens
         self._rng = np.random.default_rng((seed, epoch))
@@ -82,7 +79,7 @@ class BatchPlan:
             self._order = mixture.order(seed, epoch, self._rng)
         self._n_planned = 0  # sentences
         self._n_windows = 0
-        self._rest: Indices = np.empty(0, np.int64)  # too few for an update: the next window's
+        self._rest: Indices = np.empty(0, np.int64)  # too few for an update: for the next window
         self._updates: list[Indices] = []
 
     @classmethod
@@ -109,19 +106,19 @@ class BatchPlan:
         return self._updates
 
     def has(self, update: int) -> bool:
-        """Whether the epoch has an update of this number; plans no further than that."""
+        """Whether the epoch has this many updates; plans no further."""
         while update >= len(self._updates) and self._plan_window():
             pass
         return update < len(self._updates)
 
     def sentences(self, update: int) -> Indices:
-        """The sentences of one update."""
+        """The sentences of an update."""
         if not self.has(update):
             raise IndexError(f"the epoch has {len(self)} updates, not {update + 1}")
         return self._updates[update]
 
     def _plan_window(self) -> bool:
-        """Form the updates of the next window, in random order; False where there is none left."""
+        """Append the updates of the next window, in random order; False at the end."""
         start, end = self._n_planned, min(self._n_planned + WINDOW, len(self._order))
         if start == end:
             return False
@@ -144,29 +141,12 @@ class BatchPlan:
         return window[::-1] if self._n_windows % 2 else window
 
     def n_target_tokens(self, update: int) -> int:
-        """Real target tokens of an update, EOS included, over all its micro-batches."""
+        """Real target tokens of an update, EOS included."""
         return int(self.tgt_lengths[self.sentences(update)].sum(dtype=np.int64))
-
-    def micro_batches(self, update: int, max_tokens: int, n_workers: int = 1) -> list[Indices]:
-        """The update's sentences in groups of at most max_tokens = rows x longest side.
-
-        Sentences of one source length stand alone where they fill at least half of a micro-batch
-        and need no mask then; the rest are grouped with neighbouring lengths. For several workers
-        the groups are as many as the workers or a multiple, and their largest is as small as can
-        be, so that nobody waits for long.
-        """
-        sentences = self.sentences(update)
-        src = self.src_lengths[sentences].astype(np.int64)
-        tgt = self.tgt_lengths[sentences].astype(np.int64)
-        if n_workers > 1:
-            parts = _cut_for_workers(src, tgt, max_tokens, n_workers)
-        else:
-            parts = _cut_by_source_length(src, tgt, max_tokens)
-        return [sentences[part] for part in parts]
 
 
 def _cut_by_budget(lengths: Lengths, budget: int) -> list[int]:
-    """Ends of consecutive stretches whose sums come closest to the budget."""
+    """Ends of consecutive parts with sums as close as possible to the budget."""
     total = np.cumsum(lengths, dtype=np.int64)
     ends: list[int] = []
     done = 0
@@ -183,74 +163,6 @@ def _cut_by_budget(lengths: Lengths, budget: int) -> list[int]:
     return ends
 
 
-def _cut_by_source_length(src: Indices, tgt: Indices, max_tokens: int) -> list[Indices]:
-    """Parts of one source length where that fills half of one, and parts of what is left."""
-    by_length = np.lexsort((tgt, src))
-    src, tgt = src[by_length], tgt[by_length]
-    parts: list[Indices] = []
-    waiting = np.empty(0, dtype=np.int64)
-    starts = np.flatnonzero(np.diff(src, prepend=-1))
-    for group in np.split(np.arange(len(src)), starts[1:]):
-        longest = max(int(src[group[0]]), int(tgt[group].max()))
-        if len(group) * longest * 2 >= max_tokens:
-            parts += _cut_by_area(group, src, tgt, max_tokens)
-        else:
-            waiting = np.concatenate([waiting, group])
-    if len(waiting):
-        parts += _cut_by_area(waiting, src, tgt, max_tokens)
-    return [by_length[part] for part in parts]
-
-
-def _cut_by_area(group: Indices, src: Indices, tgt: Indices, max_tokens: int) -> list[Indices]:
-    """Consecutive stretches of even size, each of rows x longest side <= max_tokens.
-
-    A sentence longer than max_tokens gets a stretch of its own.
-    """
-    longest = np.maximum(src[group], tgt[group])
-    if (is_alone := longest > max_tokens).any():
-        rest = group[~is_alone]
-        alone = np.split(group[is_alone], int(is_alone.sum()))
-        return alone + (_cut_by_area(rest, src, tgt, max_tokens) if len(rest) else [])
-    n_parts = max(1, -(-int(len(group) * longest.max()) // max_tokens))
-    while True:
-        parts = [part for part in np.array_split(np.arange(len(group)), n_parts) if len(part)]
-        if all(len(part) * longest[part].max() <= max_tokens for part in parts):
-            return [group[part] for part in parts]
-        n_parts += 1
-
-
-def _cut_for_workers(src: Indices, tgt: Indices, max_tokens: int, n_workers: int) -> list[Indices]:
-    """As few parts as each worker can have the same number of, the largest as small as can be."""
-    by_length = np.lexsort((src, tgt))  # the sources of an update are of about one length anyway
-    src, tgt = src[by_length], tgt[by_length]
-    most = len(src) * int(src.max() + tgt.max())
-    n_parts = n_workers * -(-len(_cut_within(src, tgt, max_tokens, most)) // n_workers)
-
-    def suffices(n_positions: int) -> bool:
-        return len(_cut_within(src, tgt, max_tokens, n_positions)) <= n_parts
-
-    least = bisect_left(range(most), True, key=suffices)
-    return [by_length[part] for part in _cut_within(src, tgt, max_tokens, least)]
-
-
-def _cut_within(src: Indices, tgt: Indices, max_tokens: int, n_positions: int) -> list[Indices]:
-    """Consecutive stretches of rows x longest side <= max_tokens, and of at most n_positions.
-
-    These count both sides and padding. A sentence that is longer gets a stretch of its own.
-    """
-    rest = np.arange(len(src))
-    stretches: list[Indices] = []
-    while len(rest):
-        n_rows = np.arange(1, len(rest) + 1)
-        longest_src, longest_tgt = (np.maximum.accumulate(side[rest]) for side in (src, tgt))
-        fits = n_rows * np.maximum(longest_src, longest_tgt) <= max_tokens
-        fits &= n_rows * (longest_src + longest_tgt) <= n_positions
-        end = max(1, int(fits.sum()))
-        stretches.append(rest[:end])
-        rest = rest[end:]
-    return stretches
-
-
 def collate(store: TokenStore, sentences: Sequence[int] | Indices) -> Batch:
     """The batch of these sentences of a store."""
     return batch_of([store.src(int(i)) for i in sentences], [store.tgt(int(i)) for i in sentences])
@@ -264,7 +176,7 @@ def batch_of(
     tgt_out, tgt_lengths = pad(targets)
     tgt_in = torch.empty_like(tgt_out)
     tgt_in[:, 0] = BOS
-    tgt_in[:, 1:] = tgt_out[:, :-1]  # where a shorter target has EOS here, its loss is past
+    tgt_in[:, 1:] = tgt_out[:, :-1]  # the EOS of a shorter target: no loss there
     return Batch(src, tgt_in, tgt_out, source_mask(src_lengths), sum(src_lengths), sum(tgt_lengths))
 
 
@@ -279,7 +191,7 @@ def pad(sentences: Sequence[Ids | Sequence[int]]) -> tuple[Tensor, list[int]]:
 
 
 def source_mask(lengths: Sequence[int]) -> Tensor | None:
-    """(B, 1, 1, S), True at real positions; None where every position is real."""
+    """(B, 1, 1, S), True at real positions; None if all are."""
     longest = max(lengths)
     if min(lengths) == longest:
         return None

@@ -1,8 +1,8 @@
-"""The pairs of every epoch: their ids, and the plan of their updates.
+"""The epochs of a run: the ids of their pairs, and the plan of their updates.
 
-Where subwords are drawn (`tokenizer.sampling`), each epoch has a store of its own, made from the
-text that the prepared data keeps. In an epoch of both directions (`train.both_directions`) half of
-the pairs are turned, and in the next one the others are. All of it is a function of (seed, epoch),
+With subword sampling (`tokenizer.sampling`), each epoch has its own store, drawn from the text that
+the prepared data keeps. In an epoch of both directions (`train.both_directions`) a random half of
+the pairs is reversed, and in the next one the other half. All of it is a function of (seed, epoch),
 so a resumed run finds the same.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -28,67 +29,78 @@ from mtrain.data.order import Mixture
 from mtrain.data.reading import Pairs
 from mtrain.data.store import StoreWriter, TokenStore, TurnedStore
 from mtrain.data.tokenizer import load_tokenizers
+from mtrain.machine.distributed import Distributed
 from mtrain.machine.process_pool import map_in_order
 from mtrain.storage import storage_errors
 
 
-class Epochs:
-    """The epochs of a run on prepared data; drawn subwords lie in `directory` meanwhile."""
+@dataclass(frozen=True)
+class Epoch:
+    """The ids of an epoch, and the pairs that form each of its updates."""
 
-    def __init__(self, config: Config, prepared: Path, directory: Path) -> None:
-        self._config, self._prepared, self._directory = config, prepared, directory
+    store: TokenStore
+    plan: BatchPlan
+
+
+class Epochs:
+    """The epochs of a run on prepared data; sampled subwords lie in `directory` meanwhile.
+
+    As a context manager, it removes them at the end.
+    """
+
+    def __init__(
+        self, config: Config, prepared: Path, directory: Path, distributed: Distributed
+    ) -> None:
         self.store = TokenStore.open(prepared)
-        self._drawn: int | None = None  # epoch
+        self._config, self._prepared, self._directory = config, prepared, directory
+        self._distributed = distributed
+        self._sampled: int | None = None  # the epoch in `directory`
         self._mixture = Mixture.of(config.data, self.store.entries)
 
-    def make(self, number: int) -> None:
-        """Draw the subwords of an epoch, if they are drawn at all; those of others go.
-
-        Of several processes that train together, one does this before any opens the epoch.
-        """
-        if not self._config.tokenizer.sampling or self._drawn == number:
-            return
-        partial = self._directory / "partial"
-        with storage_errors(self._directory):
-            shutil.rmtree(self._directory, ignore_errors=True)
-            partial.mkdir(parents=True)
-            self._draw(number, partial)
-            partial.rename(self._path(number))
-        self._drawn = number
-
-    def open(self, number: int, in_both_directions: bool = False) -> tuple[TokenStore, BatchPlan]:
-        """The ids of an epoch, and which of its pairs form each update."""
-        train = self._config.train
+    def open(self, number: int, in_both_directions: bool = False) -> Epoch:
+        """An epoch; all processes must open it together, as the first one samples its subwords."""
+        train, store = self._config.train, self.store
         if self._config.tokenizer.sampling:
+            if self._distributed.is_first and self._sampled != number:
+                self._sample(number)
+            self._distributed.barrier()
             store = TokenStore.open(self._path(number))
-        else:
-            store = self.store
         if in_both_directions:
             store = TurnedStore(store, half_of(len(store), train.seed, number))
         plan = BatchPlan.of_store(store, train.batch_tokens, train.seed, number, self._mixture)
-        return store, plan
+        return Epoch(store, plan)
 
-    def clear(self) -> None:
-        """Remove drawn subwords; they can be drawn again."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+    def __enter__(self) -> Epochs:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._distributed.is_first:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _path(self, number: int) -> Path:
         return self._directory / f"epoch-{number}"
 
-    def _draw(self, number: int, directory: Path) -> None:
-        with (
-            StoreWriter(directory, "train", self._sampler.vocab_sizes) as writer,
-            console.bar(len(self.store), "drawing subwords", "pairs") as bar,
-            closing(map_in_order(self._sampler, self._text_chunks(number))) as chunks,
-        ):
-            for chunk in chunks:
-                writer.extend(chunk.source, chunk.target, chunk.entry)
-                bar.update(len(chunk.source.lengths))
-            writer.close()
+    def _sample(self, number: int) -> None:
+        """Replace the directory by the subwords of an epoch."""
+        partial = self._directory / "partial"
+        with storage_errors(self._directory):
+            shutil.rmtree(self._directory, ignore_errors=True)
+            partial.mkdir(parents=True)
+            with (
+                StoreWriter(partial, "train", self._sampler.vocab_sizes) as writer,
+                console.bar(len(self.store), "sampling subwords", "pairs") as bar,
+                closing(map_in_order(self._sampler, self._text_chunks(number))) as chunks,
+            ):
+                for chunk in chunks:
+                    writer.extend(chunk.source, chunk.target, chunk.entry)
+                    bar.update(len(chunk.source.lengths))
+                writer.close()
+            partial.rename(self._path(number))
+        self._sampled = number
 
     @cached_property
     def _sampler(self) -> SubwordSampler:
-        """Kept from epoch to epoch, as it remembers how words are cut."""
+        """Shared by all epochs, as it caches the segmentations of words."""
         return SubwordSampler(
             load_tokenizers(self._prepared),
             train_tags(self._config),
@@ -109,6 +121,6 @@ class Epochs:
 
 def half_of(n: int, seed: int, epoch: int) -> NDArray[np.bool_]:
     """(n,) True for a random half of the pairs in an even epoch, for the others in the next."""
-    # More numbers than other draws have (see data.order); zeros count from the fifth on.
+    # More numbers than in other seeds (see data.order); zeros count from the fifth on.
     is_first_half = np.random.default_rng((seed, epoch // 2, 0, 0, 0)).random(n) < 0.5
     return ~is_first_half if epoch % 2 else is_first_half

@@ -1,8 +1,7 @@
-"""In which order an epoch goes through the pairs, without ever writing all of it down.
+"""The random order of the pairs in an epoch, computed in parts as a pure function of (seed, epoch).
 
-Every pair once, or, where entries of the config have weights, each entry as often as its weight
-says: half of its pairs with a weight of 0.5 (the other half in the next epoch), all of them twice
-with 2. Any stretch of the order can be had alone, as a pure function of (seed, epoch).
+Every pair occurs once unless entries of the config have weights: with a weight of 0.5, half of the
+pairs of an entry occur (the other half in the next epoch), with 2 all of them occur twice.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from mtrain.config.sections import DataConfig
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 Seed = tuple[int, ...]
 
-SHUFFLED_WHOLE = 1 << 20  # items of which the whole permutation is held in memory
+SHUFFLED_WHOLE = 1 << 20  # items up to which a permutation is held in memory
 _ROUNDS = 8
 _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 
@@ -27,8 +26,8 @@ _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 class Permutation:
     """A random order of n items.
 
-    A small one is drawn and kept; a large one is a keyed bijection (a Feistel network on the bits
-    of the position; what falls beyond n goes through it again), computed where it is looked at.
+    A small one is drawn and kept. A large one is computed where it is read, as a keyed bijection: a
+    Feistel network on the bits of the position, repeated for results beyond n.
     """
 
     def __init__(self, n: int, rng: np.random.Generator) -> None:
@@ -41,7 +40,7 @@ class Permutation:
         self._high_mask = np.uint64((1 << (n_bits - self._low_bits)) - 1)
 
     def at(self, positions: Indices) -> Indices:
-        """The items at some positions."""
+        """The items at these positions."""
         if self._whole is not None:
             return self._whole[positions]
         items = self._mix(positions.astype(np.uint64))
@@ -50,7 +49,7 @@ class Permutation:
         return items.astype(np.int64)
 
     def _mix(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """A bijection of the numbers of so many bits: each half in turn is changed by the other."""
+        """A Feistel network: each half of the bits is changed in turn by a hash of the other."""
         low, high = values & self._low_mask, values >> np.uint64(self._low_bits)
         for number, key in enumerate(self._keys):
             if number % 2:
@@ -61,7 +60,7 @@ class Permutation:
 
 
 def _scramble(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """Bits that depend on all bits of a value and of the key."""
+    """A hash of values under a key."""
     mixed = (values ^ key) * np.uint64(_ODD)
     mixed ^= mixed >> np.uint64(32)
     mixed *= np.uint64(_ODD)
@@ -70,10 +69,10 @@ def _scramble(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often an epoch goes through the pairs of each entry.
+    """How often the pairs of each entry of data.train occur in an epoch.
 
-    sizes    pairs of each entry of data.train, which follow each other in the store
-    weights  how often each is gone through
+    sizes    pairs of each entry; the entries are contiguous in the store
+    weights  occurrences per epoch
     """
 
     sizes: tuple[int, ...]
@@ -81,20 +80,15 @@ class Mixture:
 
     @classmethod
     def of(cls, config: DataConfig, entries: NDArray[Any]) -> Mixture:
-        """What a config asks for; entries (n,), ascending, is `TokenStore.entries`."""
+        """The mixture of a config; entries (n,) is `TokenStore.entries`, which ascends."""
         ends = np.searchsorted(entries, np.arange(len(config.train)), side="right")
         sizes = tuple(np.diff(ends, prepend=0).tolist())
         if config.temperature is None:
             return cls(sizes, tuple(entry.weight for entry in config.train))
         shares = [size ** (1 / config.temperature) for size in sizes]
-        total = sum(sizes) / sum(shares)
-        return cls(
-            sizes,
-            tuple(
-                share * total / size if size else 1.0
-                for share, size in zip(shares, sizes, strict=True)
-            ),
-        )
+        scale = sum(sizes) / sum(shares)
+        pairs = zip(sizes, shares, strict=True)
+        return cls(sizes, tuple(share * scale / size if size else 1.0 for size, share in pairs))
 
     def order(self, seed: int, epoch: int, rng: np.random.Generator) -> EpochOrder:
         """The order of an epoch; rng is seeded by (seed, epoch)."""
@@ -103,12 +97,12 @@ class Mixture:
         return EpochOrder.of_parts(self._parts(seed, epoch), rng)
 
     def _parts(self, seed: int, epoch: int) -> list[_Part]:
-        """Entry after entry, the stretches that the epoch takes of its endless repetition."""
+        """From each entry, repeated endlessly, the next `weight * size` pairs."""
         parts = []
         first = 0
         for number, (size, weight) in enumerate(zip(self.sizes, self.weights, strict=True)):
             start, end = int(epoch * weight * size), int((epoch + 1) * weight * size)
-            while start < end:  # every repetition is in an order of its own
+            while start < end:  # every repetition has its own order
                 repetition, offset = divmod(start, size)
                 n = min(end - start, size - offset)
                 parts.append(_Part(first, size, offset, n, (seed, number, repetition)))
@@ -119,7 +113,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class _Part:
-    """n neighbours, from `offset`, in the permutation of the pairs of one entry."""
+    """n positions from `offset` in the permutation of the pairs of one entry."""
 
     first: int  # pair of the entry, in the store
     size: int  # of the entry
@@ -128,15 +122,15 @@ class _Part:
     seed: Seed
 
     def permutation(self) -> Permutation:
-        # One more number than the seed of an epoch has: they never draw the same.
+        # One number more than in the seed of an epoch, so that the two never coincide.
         return Permutation(self.size, np.random.default_rng((*self.seed, 1)))
 
 
 class EpochOrder:
-    """The pairs of an epoch in random order; a pair may come more than once, or not at all."""
+    """The pairs of an epoch in random order; a pair may occur several times or never."""
 
     def __init__(self, n: int, rng: np.random.Generator) -> None:
-        """Every one of n pairs, once."""
+        """Each of n pairs once."""
         self._n = n
         self._permutation = Permutation(n, rng)
         self._parts: list[tuple[_Part, Permutation]] = []

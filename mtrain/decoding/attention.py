@@ -21,7 +21,8 @@ from mtrain.errors import UsageError
 if TYPE_CHECKING:
     from mtrain.decoding.engine import Search
     from mtrain.decoding.translate import Translator
-    from mtrain.model.transformer import AttentionWeights, Transformer
+    from mtrain.model.attention_weights import AttentionWeights
+    from mtrain.model.transformer import Transformer
 
 Weights = NDArray[np.floating[Any]]
 
@@ -117,11 +118,11 @@ def forced_attention(
     import torch
 
     from mtrain.data.batching import batch_of
-    from mtrain.model.transformer import AttentionWeights
+    from mtrain.model.attention_weights import AttentionWeights, weights_of_forward
 
     batch = batch_of(sources, targets).to(next(model.parameters()).device)
     with torch.inference_mode():
-        weights = model.attention(batch.src, batch.tgt_in, batch.src_mask)
+        weights = weights_of_forward(model, batch.src, batch.tgt_in, batch.src_mask)
     return AttentionWeights(
         *(part.float().cpu() for part in (weights.encoder, weights.decoder, weights.cross))
     )

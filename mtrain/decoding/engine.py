@@ -22,7 +22,7 @@ from mtrain.decoding.sampling import Diverse, Sampler
 from mtrain.decoding.scorers import EnsembleScorer, Scorer, TransformerScorer, token_log_probs
 from mtrain.decoding.search import Hypothesis, LengthPenalty, Sources, beam_search, generate
 from mtrain.errors import UsageError
-from mtrain.machine import runtime
+from mtrain.machine import runtime, threads
 from mtrain.model.transformer import Transformer
 
 # The kernels of a smaller model, on one sentence, are over before threads have met.
@@ -211,7 +211,7 @@ class TorchEngine:
             middle = len(batch) // 2
             return in_memory(batch[:middle]) + in_memory(batch[middle:])
 
-        return runtime.side_by_side(
+        return threads.side_by_side(
             lambda number: in_memory(batches[number]),
             range(len(batches)),
             runtime.n_workers(self.device),

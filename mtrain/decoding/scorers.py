@@ -16,8 +16,9 @@ from torch import Tensor
 from mtrain.data.batching import pad
 from mtrain.data.tokenizer import BOS
 from mtrain.machine.runtime import Precision
+from mtrain.model.bf16_linear import in_bf16
 from mtrain.model.cache import Cache
-from mtrain.model.transformer import Transformer, with_matrices_in
+from mtrain.model.transformer import Transformer
 
 LOGITS_BYTES = 512 << 20  # float32 logits at a time; as much again is computed from them
 
@@ -45,8 +46,8 @@ class TransformerScorer:
     """A Transformer, step by step through its key/value cache."""
 
     def __init__(self, model: Transformer, precision: Precision = "fp32") -> None:
-        """For bf16, the model is copied with matrices in bf16; see `with_matrices_in`."""
-        self.model = model if precision == "fp32" else with_matrices_in(model, torch.bfloat16)
+        """In bf16, the model is copied with matrices in bf16; see `in_bf16`."""
+        self.model = model if precision == "fp32" else in_bf16(model)
 
     def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Cache:
         memory = self.model.encode(src, src_mask)  # (N, S, D)

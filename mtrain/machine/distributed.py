@@ -1,6 +1,6 @@
-"""Several processes that train one model, started by torchrun; most often there is only one.
+"""Data-parallel training in several processes, started by torchrun; usually there is only one.
 
-torchrun's environment is read here and nowhere else.
+This is the only module that reads torchrun's environment variables.
 """
 
 from __future__ import annotations
@@ -23,53 +23,55 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Processes:
-    """The processes that train one model together, seen from one of them.
+class Distributed:
+    """This process among those that train one model together.
 
-    All hold the same weights. On CPUs sums are made in the order of the ranks, so the same number
-    of processes gives the same bytes; on GPUs the last bits may differ.
+    All hold the same weights. On CPUs sums are made in the order of the ranks, so the same world
+    size gives the same bytes; on GPUs the last bits may differ.
     """
 
     device: torch.device
     rank: int = 0
-    n: int = 1
+    world_size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """The one that speaks, validates and writes."""
+        """Rank 0 prints, validates and writes."""
         return self.rank == 0
 
-    def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Put the sum of all processes' gradients in the place of each one's own."""
-        if self.n == 1:
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over all processes."""
+        if self.world_size == 1:
             return
         parameters = [p for p in parameters if p.requires_grad]
         for parameter in parameters:
-            if parameter.grad is None:  # it had no micro-batch
+            if parameter.grad is None:  # this process had no micro-batch
                 parameter.grad = torch.zeros_like(parameter)
         grads = [p.grad for p in parameters if p.grad is not None]
-        flat = self.sum(torch.cat([grad.flatten() for grad in grads]))
+        flat = self.all_reduce(torch.cat([grad.flatten() for grad in grads]))
         parts = torch.split(flat, [grad.numel() for grad in grads])
         for grad, part in zip(grads, parts, strict=True):
             grad.copy_(part.view_as(grad))
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Over all processes, in place."""
-        if self.n > 1:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, is_true: bool) -> bool:
-        """Whether it is so in one of them at least; never waits for the device."""
-        return bool(self.sum(torch.tensor(float(is_true)))) if self.n > 1 else is_true
+        """Whether the value is true in any process; never waits for the GPU."""
+        if self.world_size == 1:
+            return is_true
+        return bool(self.all_reduce(torch.tensor(float(is_true))))
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def barrier(self) -> None:
+        """Wait until all processes are here; a GPU need not have finished its work."""
         self.any(True)
 
-    def as_first(self, value: Value) -> Value:
-        """The value that the first process has, once it has it."""
-        if self.n == 1:
+    def broadcast(self, value: Value) -> Value:
+        """The value of rank 0, in all processes."""
+        if self.world_size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values)
@@ -77,28 +79,28 @@ class Processes:
 
 
 def is_under_torchrun() -> bool:
-    """True also for a single process."""
+    """True also with one process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextmanager
-def join(device_name: str) -> Iterator[Processes]:
-    """This process among those that torchrun started; alone where it was not torchrun."""
-    n = int(os.environ.get("WORLD_SIZE", "1")) if is_under_torchrun() else 1
-    if n == 1:
-        yield Processes(choose_device(device_name))
+def process_group(device_name: str) -> Iterator[Distributed]:
+    """The processes that torchrun has started; without torchrun, this one alone."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1")) if is_under_torchrun() else 1
+    if world_size == 1:
+        yield Distributed(choose_device(device_name))
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if rank:
-        console.silence()  # but for errors
+        console.silence()  # except for errors
     device = choose_device(device_name)
     if device.type == "cuda":
         device = choose_device(f"cuda:{local_rank}")
         torch.cuda.set_device(device)
-    # The others wait while the first validates, for as long as that takes.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # The other ranks wait while rank 0 validates, however long that takes.
     dist.init_process_group(backend, timeout=timedelta(days=1))
     try:
-        yield Processes(device, rank, n)
+        yield Distributed(device, rank, world_size)
     finally:
         dist.destroy_process_group()

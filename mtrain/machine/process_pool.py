@@ -1,7 +1,7 @@
-"""Many chunks through one function, on all cores; results come in the order of the chunks.
+"""A parallel map over processes that returns results in the order of the items.
 
-The first chunks are worked off in this process, so that little work starts no others. What a chunk
-becomes depends on it alone, so the number of processes never changes a result.
+The first items are computed in this process, so that a small job starts no others. A result
+depends on its item alone, so the number of processes never changes a result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -23,12 +23,12 @@ from mtrain.errors import DataError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-N_HERE = 8  # chunks worked off before other processes are started
-_WAITING = 3  # chunks a process, on their way to it or back: bounds the memory
+N_HERE = 8  # items computed here before other processes are started
+_PENDING = 3  # items per process in flight: bounds the memory
 
 
 def n_cores() -> int:
-    """The cores that this process may run on."""
+    """The number of cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -37,26 +37,21 @@ def n_cores() -> int:
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], n_processes: int | None = None
 ) -> Generator[Result, None, None]:
-    """function(item) for each item, in order; function, items and results can be pickled.
+    """Yield function(item) for each item, in order; all three must be picklable.
 
-    By default as many processes as cores; one computes everything here. Close the iterator
-    (`contextlib.closing`) to be sure that no process outlives it.
+    By default one process per core; with one, everything is computed here. Close the iterator
+    (`contextlib.closing`) to make sure that no process outlives it.
     """
     n_processes = n_cores() if n_processes is None else n_processes
     remaining = iter(items)
     n_here = None if n_processes == 1 else N_HERE
     yield from map(function, islice(remaining, n_here))
-    for item in remaining:  # there is more: worth starting processes for
-        yield from _map_by_processes(function, _before(item, remaining), n_processes)
-
-
-def _before(item: Item, others: Iterator[Item]) -> Iterator[Item]:
-    yield item
-    yield from others
+    for item in remaining:  # a longer job: worth starting processes for
+        yield from _map_by_processes(function, chain([item], remaining), n_processes)
 
 
 def _map_by_processes(
-    function: Callable[[Item], Result], items: Iterator[Item], n_processes: int
+    function: Callable[[Item], Result], items: Iterable[Item], n_processes: int
 ) -> Iterator[Result]:
     workers: list[_Worker] = []
     idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -69,7 +64,7 @@ def _map_by_processes(
             idle.put(worker)
         return result
 
-    threads = ThreadPoolExecutor(n_processes)  # each waits for one process
+    threads = ThreadPoolExecutor(n_processes)  # one per process, to wait for it
     try:
         for _ in range(n_processes):
             workers.append(_Worker(function))
@@ -77,54 +72,55 @@ def _map_by_processes(
         pending: deque[Future[Result]] = deque()
         for item in items:
             pending.append(threads.submit(work, item))
-            if len(pending) >= _WAITING * n_processes:
+            if len(pending) >= _PENDING * n_processes:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
         for worker in workers:
-            worker.stop()  # threads that wait for it go on
+            worker.stop()  # which ends the wait of its thread
         threads.shutdown(cancel_futures=True)
 
 
 class _Worker:
-    """A process that applies a function to one item after the other.
+    """A process that applies a function to one item after another.
 
-    It has a pipe of its own: when either end dies the other one notices at once. Spawned, as a fork
-    would copy locks that threads of this process (of torch, of the progress bar) may hold.
+    Each has its own pipe, so that either end notices at once when the other dies. It is spawned:
+    a fork would copy locks held by threads of this process (of torch, of the progress bar).
     """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         context = get_context("spawn")
-        self._connection, its_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(its_end, function), daemon=True)
-        with _interrupts_held_back():
+        self._connection, child_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_end, function), daemon=True)
+        with _interrupts_blocked():
             self._process.start()
-        its_end.close()
+        child_end.close()
 
     def call(self, item: Any) -> Any:
-        """The function's result, or what it raised."""
+        """Return the function's result, or raise its exception."""
         try:
             self._connection.send(item)
             result, error = self._connection.recv()
         except (EOFError, OSError) as lost:
             raise DataError(
-                "a process that works on the training text was killed, perhaps for want of memory",
-                "repeat to go on after the last whole step, with --processes 1 if memory is short",
+                "a process working on the training text was killed, perhaps for lack of memory",
+                "run the command again to resume after the last complete step, with --processes 1 "
+                "if memory is short",
             ) from lost
         if error is not None:
             raise error
         return result
 
     def stop(self) -> None:
-        """End it, whatever it is at."""
+        """Kill the process, even in the middle of an item."""
         self._process.kill()
         self._process.join()
         self._connection.close()
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """Until the other end is gone."""
+    """Answer requests until the other end is closed."""
     while True:
         try:
             item = connection.recv()
@@ -141,8 +137,8 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes started here never see Ctrl-C: this one tells them when to stop."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started here ignore Ctrl-C: the parent stops them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where the program runs: device, precision, threads, allocator, seeds."""
+"""Device, precision, threads, memory and random seeds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.metadata import version
@@ -19,17 +18,17 @@ from torch import nn
 
 from mtrain import __version__, console
 from mtrain.errors import DeviceError, is_out_of_memory
+from mtrain.machine.process_pool import n_cores
 
 Precision = Literal["fp32", "bf16"]
 Purpose = Literal["training", "decoding"]
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is a GPU that this build of torch supports, else the CPU.
+    """`auto` is CUDA if this build of torch supports the GPU, else the CPU.
 
-    Raises a DeviceError where CUDA is asked for and cannot be used.
+    Raises a DeviceError if CUDA is requested and cannot be used.
     """
     if name == "auto":
         problem = _unsupported(torch.device("cuda")) if torch.cuda.is_available() else None
@@ -46,14 +45,14 @@ def choose_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
         raise DeviceError(
-            f"device `{name}` was asked for, but torch {torch.__version__}, built for {built_for}, "
+            f"device `{name}` was requested, but torch {torch.__version__}, built for {built_for}, "
             "finds no GPU",
             "use `auto` or `cpu`, or install a CUDA build of PyTorch",
         )
     n_gpus = torch.cuda.device_count()
     if device.index is not None and device.index >= n_gpus:
         raise DeviceError(
-            f"device `{name}` was asked for, but this machine has "
+            f"device `{name}` was requested, but this machine has "
             f"{n_gpus} GPU{'s' if n_gpus > 1 else ''}",
             "choose another one, start one process per GPU at most, or use the CPU",
         )
@@ -63,9 +62,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def _unsupported(device: torch.device) -> str | None:
-    """Why torch has no kernels for a GPU; None where it has.
+    """The reason why torch has no kernels for a GPU, or None.
 
-    Code for sm_86 runs on 8.6 and 8.9, not on 9.0; compute_86 is compiled for any later one.
+    Kernels for sm_86 run on 8.6 and 8.9 but not on 9.0; compute_86 is compiled for any later one.
     """
     capability = torch.cuda.get_device_capability(device)
     architectures = torch.cuda.get_arch_list()
@@ -86,24 +85,25 @@ def _unsupported(device: torch.device) -> str | None:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """`auto` is bf16 where the hardware multiplies it faster.
+    """`auto` is bf16 if the hardware multiplies it faster than fp32.
 
-    These are recent GPUs and CPUs with AMX or AVX512-BF16 (Zen 4: products in half the time).
+    That is true of recent GPUs and of CPUs with AMX or AVX512-BF16 (Zen 4: half the time).
     """
     if name == "fp32":
         return "fp32"
     if device.type == "cuda":
-        # is_bf16_supported() would count what is emulated.
+        # is_bf16_supported() includes emulation.
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
         _warn_of_old_gpu(name, device, has_bf16)
     else:
-        has_bf16 = _has_amx() or _has_avx512_bf16()
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: may go away
+        has_bf16 = any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
     return "bf16" if name == "bf16" or has_bf16 else "fp32"
 
 
 @cache
 def _warn_of_old_gpu(name: str, device: torch.device, has_bf16: bool) -> None:
-    """Once for each way to ask."""
+    """Cached, so that each warning is given once."""
     if has_bf16:
         return
     gpu = torch.cuda.get_device_name(device)
@@ -111,65 +111,59 @@ def _warn_of_old_gpu(name: str, device: torch.device, has_bf16: bool) -> None:
         console.warn(f"{gpu} has no bf16 and emulates it: `precision: fp32` is faster")
     else:
         console.warn(
-            f"{gpu} has no bf16, so matrix products are made in fp32, without its tensor cores: "
+            f"{gpu} has no bf16, so matrix products are in fp32, without its tensor cores: "
             "several times slower than on a GPU of compute capability 8.0 or later"
         )
 
 
 def dtype_of_products(precision: Precision) -> torch.dtype:
-    """That of matrix products in this precision."""
+    """The dtype of matrix products at this precision."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Matrix products in bf16, where that is the precision; weights stay float32."""
+    """In bf16, compute matrix products in bfloat16; weights stay float32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def compile_layers(layers: Iterable[nn.Module], backend: str = "inductor") -> None:
-    """Have each compiled when it is next called (torch.compile); names of weights stay.
+    """Compile each layer at its next call (torch.compile); the names of weights stay.
 
-    Each kind of layer is compiled once, for all layers of the kind and batches of all shapes; once
-    more for sources with padding, and for a batch of one sentence.
+    Each kind of layer is compiled once for all layers of the kind and all shapes of batches, and
+    again for sources with padding and for a batch of one sentence.
     """
     for layer in layers:
         layer.compile(backend=backend, dynamic=True)
 
 
-def leave_compiled() -> None:
-    """Compute from now on as if nothing had been compiled, in this whole process."""
-    torch.compiler.set_stance("force_eager")
-
-
-# How many of its kernels oneDNN keeps, 1,024 by itself. In bf16 it makes one for every shape of a
-# matrix product, in half a millisecond and of up to a quarter of a MiB.
+# The number of kernels that oneDNN caches (its default is 1,024). In bf16 it creates one for every
+# shape of a matrix product, which takes half a millisecond and up to a quarter of a MiB.
 KERNELS: dict[Purpose, int] = {
-    "training": 1024,  # shapes come again and again, see model.bf16_linear
-    "decoding": 128,  # a search asks for a few step after step, and then hardly ever again
+    "training": 1024,  # shapes recur, see model.bf16_linear
+    "decoding": 128,  # a search uses a few shapes step after step, then hardly ever again
 }
 
 
 def set_up(device: torch.device, threads: int | Literal["auto"], purpose: Purpose) -> None:
-    """Threads, allocator and float settings, once for each process, before the first tensor."""
-    n_threads = _n_cores() if threads == "auto" else threads
-    torch.set_num_threads(n_threads)
+    """Set threads, allocator and float settings, once per process, before the first tensor."""
+    torch.set_num_threads(_auto_threads() if threads == "auto" else threads)
     torch.set_flush_denormal(True)
     if device.type == "cuda":
-        # It is tried first on H100 and later, and makes a plan for every new shape, which takes
-        # up to a second; our shapes hardly ever come again.
+        # cuDNN, the first choice on H100 and later, makes a plan for every new shape, which takes
+        # up to a second; our shapes hardly ever repeat.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.backends.cuda.matmul.allow_tf32 = False  # "fp32" means so
+        torch.backends.cuda.matmul.allow_tf32 = False  # "fp32" is fp32
     else:
         _keep_freed_memory(in_one_heap=purpose == "decoding")
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS[purpose]))
 
 
 def give_memory_back() -> None:
-    """Hand to the system what is free; to be called after seconds of work, not after every buffer.
+    """Return free memory to the system; call it after seconds of work, not after every buffer.
 
-    Buffers of ever other sizes leave gaps, and the longer a job runs, the more.
+    Buffers of many sizes fragment the heap more and more as a job runs.
     """
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:
@@ -177,15 +171,15 @@ def give_memory_back() -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was given, so that a clock shows the truth."""
+    """Wait for the GPU to finish its queued work, for timing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def unless_out_of_memory(function: Callable[[], Result]) -> Result | None:
-    """function(), or None where memory runs out.
+    """Return function(), or None if memory runs out.
 
-    By then the error is gone, and with it all that its traceback held: every activation.
+    The exception is gone on return, and with it everything its traceback held: all activations.
     """
     try:
         return function()
@@ -193,12 +187,12 @@ def unless_out_of_memory(function: Callable[[], Result]) -> Result | None:
         if not is_out_of_memory(error):
             raise
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()  # what comes next has other sizes
+        torch.cuda.empty_cache()  # the next attempt uses other sizes
     return None
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory of a GPU that this process could still use; None for a CPU."""
+    """The memory of a GPU still available to this process; None for a CPU."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -207,58 +201,21 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def spare_bytes(device: torch.device) -> int | None:
-    """Of these, what was never in use so far and so can be kept for long; None for a CPU."""
+    """The part of `free_bytes` that has never been in use so far; None for a CPU."""
     free = free_bytes(device)
     if free is None:
         return None
-    used_at_times = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    return free - used_at_times
+    peak = torch.cuda.max_memory_allocated(device)
+    return free - (peak - torch.cuda.memory_allocated(device))
 
 
 def n_workers(device: torch.device) -> int:
-    """How many pieces of work that are independent of each other should run at a time."""
+    """The number of independent pieces of work to run at a time."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
-def side_by_side(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    n_workers: int,
-    threads_of_one: int | None = None,
-) -> Iterator[tuple[Item, Result]]:
-    """function(item) of every item, each on one thread with kernels of one thread, as they end.
-
-    Cores that each have work of their own do not wait for each other at the end of every kernel.
-    With one worker or one item, all is done where it is called, with kernels of `threads_of_one`
-    threads (None: as many as are set).
-    """
-    n_threads = torch.get_num_threads()
-    if n_workers == 1 or len(items) == 1:
-        torch.set_num_threads(threads_of_one or n_threads)
-        try:
-            for item in items:
-                yield item, function(item)
-        finally:
-            torch.set_num_threads(n_threads)
-        return
-    torch.set_num_threads(1)  # the libraries below keep one setting for all threads
-    pool = ThreadPoolExecutor(n_workers, initializer=_start_worker)
-    try:
-        futures = {pool.submit(function, item): item for item in items}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(n_threads)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-
-
 def environment(device: torch.device) -> dict[str, str]:
-    """Versions, machine, device and threads: what the bytes of a model depend on."""
+    """Everything that the bytes of a model depend on: versions, machine, device and threads."""
     libraries = ("torch", "numpy", "sentencepiece", "sacrebleu")
     is_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if is_gpu else _processor()
@@ -274,7 +231,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def _cuda_versions() -> dict[str, str]:
-    """CUDA and cuDNN that torch was built with, and the driver, as Linux tells it."""
+    """The CUDA and cuDNN that torch was built with, and the driver, as reported by Linux."""
     try:
         with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
             driver = file.readline().partition(":")[2].strip()
@@ -288,7 +245,7 @@ def _cuda_versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The name of the CPU, as Linux tells it."""
+    """The name of the CPU, as reported by Linux."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
@@ -298,7 +255,7 @@ def _processor() -> str:
 
 
 def seed_of(*parts: int) -> int:
-    """One 63-bit seed from several numbers, alike on every machine: for (seed, step, part)."""
+    """A 63-bit seed from several numbers, such as (seed, step, part); the same on every machine."""
     state = 0x9E3779B97F4A7C15
     for part in parts:  # splitmix64 over the parts
         state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -308,32 +265,18 @@ def seed_of(*parts: int) -> int:
     return state >> 1
 
 
-def _n_cores() -> int:
-    """Cores that this process may use; OMP_NUM_THREADS is obeyed where it is set."""
+def _auto_threads() -> int:
+    """OMP_NUM_THREADS if set, else the number of cores available to this process."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted):
-        return int(wanted)
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _has_amx() -> bool:
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so asked with care
-    return bool(probe()) if probe is not None else False
-
-
-def _has_avx512_bf16() -> bool:
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, so asked with care
-    return bool(probe()) if probe is not None else False
+    return int(wanted) if wanted.isdigit() and int(wanted) else n_cores()
 
 
 def _keep_freed_memory(in_one_heap: bool) -> None:
-    """Tell glibc not to hand large buffers back after every use.
+    """Keep glibc from returning large buffers to the system after every use.
 
-    A heap of a thread's own ends at 64 MiB, what is larger is mapped anew for every use, and what
-    one thread has freed no other can use: one heap for all holds half as much in decoding. But
-    threads wait for each other there, which costs training 6 % of its speed.
+    A per-thread heap is limited to 64 MiB, larger buffers are mapped again for every use, and
+    memory freed by one thread is of no use to others: with one heap, decoding needs half as much
+    memory. But threads then contend for it, which costs training 6 % of its speed.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
@@ -347,7 +290,7 @@ def _keep_freed_memory(in_one_heap: bool) -> None:
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:
-    """A function of GNU's C library; None where another is used, whose defaults stay."""
+    """A function of glibc; None on other C libraries, whose defaults stay."""
     if not sys.platform.startswith("linux"):
         return None
     try:

@@ -1,7 +1,7 @@
-"""Keys and values of a search, so that a step of the decoder computes one new position only.
+"""The key/value cache of a search: a step of the decoder computes only one new position.
 
-Axes as in `transformer`: B sentences, K hypotheses of each, R = B*K rows, H heads, E head width,
-L layers, S source length, n nodes of a sentence.
+Axes as in `transformer`: B sentences, K hypotheses per sentence, R = B*K rows, H heads, E head
+width, L layers, S source length, n nodes of a sentence.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 class Cache:
-    """Keys and values of what was decoded so far, stored once a sentence.
+    """Keys and values of the tokens decoded so far, stored once per sentence.
 
-    The K hypotheses of a sentence share their beginnings, as paths in a tree do. Every token fed
-    to the decoder is a node, with a key and a value in each layer, and a hypothesis attends to the
-    nodes on its path. So going on from other hypotheses moves a few booleans and no keys; nodes
-    that are on no path any more are left behind whenever room is made for new ones. The keys and
-    values of the source are projected once, and never copied for the beam.
+    The K hypotheses of a sentence share prefixes, like paths in a tree. Every token fed to the
+    decoder is a node with a key and a value in each layer, and a hypothesis attends to the nodes on
+    its path. Reordering hypotheses therefore moves a few booleans and no keys; nodes that are on no
+    path any more are dropped when room is made for new ones. The keys and values of the source are
+    projected once and never copied for the beam.
     """
 
     STEPS_OF_ROOM = 4  # more: fewer copies, but attention reads more nodes that are on no path
@@ -26,7 +26,7 @@ class Cache:
     def __init__(
         self, cross: list[tuple[Tensor, Tensor]], src_mask: Tensor | None, beam_size: int
     ) -> None:
-        self.cross = cross  # one pair a layer: (B, H, S, E) each
+        self.cross = cross  # one pair per layer: (B, H, S, E) each
         self.src_mask = src_mask  # (B, 1, 1, S) or None
         self.beam_size = beam_size
         self.step = 0
@@ -37,9 +37,9 @@ class Cache:
         self.mask: Tensor | None = None  # (B, 1, K, n) to be added to the scores: 0 or -inf
 
     def open_step(self, is_shared: bool) -> None:
-        """Let each hypothesis end in a new node, or all of a sentence in the same one.
+        """Append a new node to each hypothesis, or a shared one to all of a sentence.
 
-        `append` brings their keys and values.
+        Their keys and values follow by `append`.
         """
         n_new = 1 if is_shared else self.beam_size
         if self.paths.shape[2] + n_new > self.past.shape[1]:
@@ -48,12 +48,12 @@ class Cache:
         own = own.expand(self.beam_size, -1)  # (K, new)
         self.paths = torch.cat([self.paths, own.expand(len(self.paths), -1, -1)], 2)
         self.mask = None
-        if n_new > 1:  # else every node is on the one path
+        if n_new > 1:  # otherwise all hypotheses share one path
             zeros = torch.zeros(self.paths.shape, dtype=self.past.dtype, device=self.past.device)
             self.mask = zeros.masked_fill_(~self.paths, float("-inf")).unsqueeze(1)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store those of the new nodes, (B, H, new, E) each; return those of all, (B, H, n, E)."""
+        """Store keys and values of the new nodes (B, H, new, E); -> those of all (B, H, n, E)"""
         end, n_new = self.paths.shape[2], k.shape[2]
         known = self.past[:, :end, layer]  # (B, n, 2, H, E)
         known[:, -n_new:, 0] = k.transpose(1, 2)
@@ -61,11 +61,11 @@ class Cache:
         return known[:, :, 0].transpose(1, 2), known[:, :, 1].transpose(1, 2)
 
     def reorder(self, rows: Tensor) -> None:
-        """Row r goes on from what was row `rows[r]` (R,), of the same sentence."""
+        """Row r continues the former row `rows[r]` (R,), of the same sentence."""
         self.paths = self.paths.flatten(0, 1).index_select(0, rows).view_as(self.paths)
 
     def keep_sentences(self, sentences: Tensor) -> None:
-        """Go on with these sentences (B',) only."""
+        """Keep only these sentences (B',)."""
         self.cross = [
             (k.index_select(0, sentences), v.index_select(0, sentences)) for k, v in self.cross
         ]
@@ -75,7 +75,7 @@ class Cache:
             self.src_mask = self.src_mask.index_select(0, sentences)
 
     def _make_room(self) -> None:
-        """Drop the nodes that are on no path, as far as all sentences can, and append room."""
+        """Drop as many nodes on no path as all sentences can, and append room for new ones."""
         batch, n_nodes = self.past.shape[:2]
         is_needed = self.paths.any(1)  # (B, n)
         n_needed = int(is_needed.sum(1).max()) if n_nodes else 0
@@ -84,9 +84,9 @@ class Cache:
             self.past = self.past.new_empty(batch, n_room, *self.past.shape[2:])
             return
         order = torch.argsort(is_needed.byte(), dim=1, descending=True, stable=True)
-        order = order[:, :n_needed]  # those that are needed first
+        order = order[:, :n_needed]  # the needed nodes first
         self.paths = self.paths.gather(2, order.unsqueeze(1).expand(-1, self.beam_size, -1))
         first = torch.arange(0, batch * n_nodes, n_nodes, device=order.device).unsqueeze(1)
-        chosen = F.pad(order, (0, n_room)) + first  # what is in the room does not matter
+        chosen = F.pad(order, (0, n_room)) + first  # the contents of the new room do not matter
         moved = self.past.flatten(0, 1).index_select(0, chosen.flatten())
         self.past = moved.view(batch, n_needed + n_room, *self.past.shape[2:])

@@ -1,4 +1,4 @@
-"""Dropout whose masks are a function of a seed, also where several threads draw them on a CPU."""
+"""Dropout with masks that are a function of a seed, even in several threads on a CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class _ThisThread(threading.local):
-    """Each thread sees its own; None is torch's generator, which all threads share."""
+    """The generator of each thread; None is that of torch, shared by all threads."""
 
     generator: torch.Generator | None = None
 
@@ -19,12 +19,12 @@ _this_thread = _ThisThread()
 
 
 def give_thread_its_own_dropout() -> None:
-    """Let this thread draw its masks (on a CPU) without regard to what other threads draw."""
+    """Make the masks of this thread (on a CPU) independent of other threads."""
     _this_thread.generator = torch.Generator()
 
 
 def seed_dropout(seed: int) -> None:
-    """Make the masks that this thread draws next a function of the seed."""
+    """Seed the next masks of this thread."""
     if _this_thread.generator is None:
         torch.manual_seed(seed)
     else:
@@ -34,8 +34,8 @@ def seed_dropout(seed: int) -> None:
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Set elements to zero with probability p and scale the rest by 1 / (1 - p).
 
-    On a CPU one 64-bit draw serves eight elements, which is several times cheaper than a draw an
-    element; p is then a multiple of 1/256, and the scale is that of the p really used.
+    On a CPU one 64-bit draw serves eight elements, which is several times cheaper than a draw per
+    element. p is then rounded to a multiple of 1/256, and the scale is that of the rounded p.
     """
     if not training or p == 0:
         return x

@@ -1,14 +1,14 @@
-"""Label-smoothed cross-entropy over real tokens, in chunks: the whole (B, T, V) never exists.
+"""Label-smoothed cross-entropy over real tokens, in chunks: (B, T, V) is never materialised.
 
 With the true next token y and smoothing e, the loss of a position is (paper, section 5.4)
 
     (1 - e) * -log p(y) + e * mean over the vocabulary of -log p(v)
 
 The gradient is computed together with the loss, while a chunk of logits is in the cache, and
-without ever writing the smoothed target distribution.
+the smoothed target distribution is never materialised.
 
-`consistency_loss` also asks that two passes over the same tokens agree in what they predict
-(R-Drop, SimCut).
+`consistency_loss` also penalises the divergence of two passes over the same tokens (R-Drop,
+SimCut).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CHUNK_BYTES_CUDA = 512 << 20
 class Loss(NamedTuple):
     """Sums over the real target tokens of a batch, float32 scalars."""
 
-    smoothed: Tensor  # what training minimises
+    smoothed: Tensor  # the training loss
     nll: Tensor  # -log p(y) alone, in nats; no gradient
-    divergence: Tensor | None = None  # of two passes from each other, in nats; no gradient
+    divergence: Tensor | None = None  # between two passes, in nats; no gradient
 
 
 class Agreement(NamedTuple):
-    """What is minimised beside the smoothed loss of the first of two passes, p and q."""
+    """Weights of the terms added to the smoothed loss of the first of two passes, p and q."""
 
     loss_of_second: float  # weight of the smoothed loss of q
     kl_pq: float  # weight of KL(p || q), the sum over v of p(v) (log p(v) - log q(v))
@@ -46,7 +46,7 @@ def r_drop(weight: float) -> Agreement:
 
 
 def sim_cut(weight: float) -> Agreement:
-    """q sees inputs with words cut out and follows p; no loss of its own (Gao et al., 2022)."""
+    """q sees inputs with words cut out and follows p, without its own loss (Gao et al., 2022)."""
     return Agreement(0.0, weight, 0.0)
 
 
@@ -55,7 +55,7 @@ def label_smoothed_loss(x: Tensor, weight: Tensor, tgt_out: Tensor, smoothing: f
     x, targets = x.flatten(0, 1), tgt_out.flatten()  # (B*T, D), (B*T,)
     if (real := _real_rows(targets)) is not None:
         x, targets = x[real], targets[real]
-    if not torch.is_grad_enabled():  # else autograd would say that the weights need a gradient
+    if not torch.is_grad_enabled():  # otherwise needs_input_grad would be true for the weights
         x, weight = x.detach(), weight.detach()
     smoothed, nll = _ChunkedCrossEntropy.apply(x, weight, targets, smoothing)  # type: ignore[no-untyped-call]
     return Loss(smoothed, nll)
@@ -64,7 +64,7 @@ def label_smoothed_loss(x: Tensor, weight: Tensor, tgt_out: Tensor, smoothing: f
 def consistency_loss(
     x: Tensor, weight: Tensor, tgt_out: Tensor, smoothing: float, agreement: Agreement
 ) -> Loss:
-    """x (2*B, T, D), first all of one pass, then all of the other; the rest as above -> sums
+    """x (2*B, T, D), one pass after the other; the rest as above -> sums
 
     `nll` is that of the first pass.
     """
@@ -79,9 +79,9 @@ def consistency_loss(
 
 
 def _real_rows(targets: Tensor) -> Tensor | None:
-    """Where (N,) is not PAD; None where PAD stays, as it gets weight 0 below.
+    """Indices of the rows (N,) that are not PAD; None to keep PAD, which has weight 0 below.
 
-    Only on a CPU: elsewhere this would wait for the device.
+    Only on a CPU: on a GPU this would wait for the device.
     """
     if targets.device.type != "cpu":
         return None

@@ -2,44 +2,23 @@
 
 Read it from the bottom (`Transformer`) for the whole, or from the top for the parts. Axes:
 B batch, S source length, T target length, D model width, H heads, E = D/H head width, F inner
-width of the feed-forward, V vocabulary, K beam, R = B*K rows of a beam search, L layers.
-Masks are boolean and True where a position may be attended to.
+width of the feed-forward, V vocabulary, K beam, R = B*K rows of a beam search.
+Masks are boolean; True means may attend.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrain.config.sections import ModelConfig
-from mtrain.model import bf16_linear
+from mtrain.model.bf16_linear import Linear
 from mtrain.model.cache import Cache
 from mtrain.model.dropout import dropout
-
-
-class Linear(nn.Linear):
-    """x W^T + b. Where the weights are bfloat16, the product is, whatever comes in."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., inputs) -> (..., outputs)"""
-        return self._product(x, self.weight, self.bias)
-
-    def outputs(self, x: Tensor, which: slice) -> Tensor:
-        """Some of the outputs only."""
-        return self._product(x, self.weight[which], self.bias[which])
-
-    @staticmethod
-    def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bf16_linear.is_wanted(x):
-            return bf16_linear.linear(x, weight, bias)
-        return F.linear(x.bfloat16() if weight.dtype == torch.bfloat16 else x, weight, bias)
-
 
 # -- attention (section 3.2) -----------------------------------------------------------------
 
@@ -47,17 +26,17 @@ class Linear(nn.Linear):
 def scaled_dot_product_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout_rate: float
 ) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v (equation 1), on the device's fastest kernel.
+    """softmax(q k^T / sqrt(E)) v (equation 1), with the fastest kernel of the device.
 
     q (B, H, T, E), k and v (B, H, S, E), mask broadcastable to (B, H, T, S) -> (B, H, T, E)
     """
     if q.device.type == "cpu":
-        # Autocast would choose bf16, whose kernel is 8 times slower backwards.
+        # Autocast would choose bf16, whose backward pass is 8 times slower.
         with torch.autocast("cpu", enabled=False):
             q, k, v = q.float(), k.float(), v.float()
             if not dropout_rate:
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
-            # The kernel would draw from a generator that all threads share.
+            # The kernel would use the random generator that all threads share.
             weights = attention_weights(q, k, mask, is_causal)  # (B, H, T, S)
             return dropout(weights, dropout_rate, training=True) @ v
     return F.scaled_dot_product_attention(
@@ -66,7 +45,7 @@ def scaled_dot_product_attention(
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """softmax(q k^T / sqrt(E)), written out: q (B, H, T, E), k (B, H, S, E) -> (B, H, T, S)"""
+    """softmax(q k^T / sqrt(E)), step by step: q (B, H, T, E), k (B, H, S, E) -> (B, H, T, S)"""
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -88,7 +67,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x: Tensor, memory: Tensor | None, mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        """Attend from x to `memory`, or to x itself where that is None.
+        """Attend from x to `memory`, or to x itself if that is None.
 
         x (B, T, D), memory (B, S, D), mask (B, 1, 1, S) -> (B, T, D)
         """
@@ -101,13 +80,6 @@ class MultiHeadAttention(nn.Module):
             q, k, v, mask, is_causal, self.dropout if self.training else 0.0
         )
         return self.merge(heads)
-
-    def weights(
-        self, x: Tensor, memory: Tensor | None, mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
-        """How much `forward` takes of each position, without dropout -> (B, H, T, S)"""
-        k, _ = self.keys_values(x if memory is None else memory)  # (B, H, S, E)
-        return attention_weights(self.queries(x), k, mask, is_causal)
 
     def queries(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, H, T, E)"""
@@ -135,7 +107,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """max(0, x W1 + b1) W2 + b2 at every position (equation 2), or a later activation in its place.
+    """max(0, x W1 + b1) W2 + b2 at every position (equation 2), or with a later activation.
 
     SwiGLU (Shazeer, 2020) is swish(x W1 + b1) * (x W3 + b3) before W2.
     """
@@ -166,7 +138,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """Of each position alone: LayerNorm (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019)."""
+    """Per position: LayerNorm (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019)."""
     if config.norm_type == "rmsnorm":
         return nn.RMSNorm(config.d_model, eps=1e-6)
     return nn.LayerNorm(config.d_model)
@@ -175,7 +147,7 @@ def make_norm(config: ModelConfig) -> nn.Module:
 class Residual(nn.Module):
     """x + sublayer(x), normalised before the sub-layer, or after the sum as in the paper.
 
-    Used as two calls around the sub-layer, so that the layers below read as the figure does:
+    Two calls around the sub-layer, so that the layers below read like the figure:
     `x = residual.add(x, sublayer(residual.enter(x)))`.
     """
 
@@ -234,19 +206,19 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, T, D), memory (B, S, D), mask (B, 1, 1, S) -> (B, T, D)"""
-        x = self.look_back(x)
+        x = self.attend_to_itself(x)
         residual = self.around_cross_attention
         x = residual.add(x, self.cross_attention(residual.enter(x), memory, mask, is_causal=False))
         residual = self.around_feed_forward
         return residual.add(x, self.feed_forward(residual.enter(x)))
 
-    def look_back(self, x: Tensor) -> Tensor:
-        """The masked self-attention alone: x (B, T, D) -> (B, T, D)"""
+    def attend_to_itself(self, x: Tensor) -> Tensor:
+        """The masked self-attention: x (B, T, D) -> (B, T, D)"""
         residual = self.around_attention
         return residual.add(x, self.attention(residual.enter(x), None, None, is_causal=True))
 
     def step(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
-        """The same for one new position of K hypotheses a sentence: (B, K, D) -> (B, K, D)"""
+        """`forward` for one new position of K hypotheses per sentence: (B, K, D) -> (B, K, D)"""
         residual = self.around_attention
         q, k, v = self.attention.split(self.attention.in_projection(residual.enter(x)))
         k, v = cache.append(layer, k, v)  # (B, H, n, E)
@@ -261,15 +233,6 @@ class DecoderLayer(nn.Module):
 
         residual = self.around_feed_forward
         return residual.add(x, self.feed_forward(residual.enter(x)))
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionWeights:
-    """What every head of every layer attended to; rows sum to 1."""
-
-    encoder: Tensor  # (B, L, H, S, S)
-    decoder: Tensor  # (B, L, H, T, T): zero above the diagonal, where the mask is
-    cross: Tensor  # (B, L, H, T, S)
 
 
 # -- embeddings (sections 3.4, 3.5) and the whole --------------------------------------------
@@ -288,7 +251,7 @@ def sinusoids(n_positions: int, d_model: int) -> Tensor:
 class Transformer(nn.Module):
     """Encoder and decoder, from token ids to logits (figure 1)."""
 
-    positions: Tensor  # (n, D), extended as longer sentences come
+    positions: Tensor  # (n, D), extended for longer sentences
 
     def __init__(self, config: ModelConfig, src_vocab_size: int, tgt_vocab_size: int) -> None:
         super().__init__()
@@ -304,7 +267,7 @@ class Transformer(nn.Module):
             self.output.weight = self.tgt_embedding.weight
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_decoder_layers))
-        # Pre-norm leaves the residual stream as it is, so one norm stands at each end.
+        # Pre-norm never normalises the residual stream itself, so each stack ends in a norm.
         is_pre_norm = config.norm == "pre"
         self.encoder_norm = make_norm(config) if is_pre_norm else nn.Identity()
         self.decoder_norm = make_norm(config) if is_pre_norm else nn.Identity()
@@ -325,7 +288,7 @@ class Transformer(nn.Module):
             for matrix in matrices:
                 nn.init.xavier_uniform_(matrix)
         tables = (self.src_embedding.weight, self.tgt_embedding.weight, self.output.weight)
-        for weight in dict.fromkeys(tables):  # each once, in an order that the seed can rely on
+        for weight in dict.fromkeys(tables):  # tied ones once, in a fixed order for the random seed
             nn.init.normal_(weight, std=self.config.d_model**-0.5)
 
     def forward(self, src: Tensor, tgt_in: Tensor, src_mask: Tensor | None) -> Tensor:
@@ -333,9 +296,9 @@ class Transformer(nn.Module):
         return self.project(self.decode(tgt_in, self.encode(src, src_mask), src_mask))
 
     def encode(self, src: Tensor, src_mask: Tensor | None, is_kept: Tensor | None = None) -> Tensor:
-        """src (B, S), src_mask (B, 1, 1, S), None where no source is padded -> memory (B, S, D)
+        """src (B, S), src_mask (B, 1, 1, S), None if no source is padded -> memory (B, S, D)
 
-        is_kept (B, S) is False where a word's vector is to be zero (see `training.objective`).
+        is_kept (B, S) is False for words whose vector is set to zero (SimCut).
         """
         x = self.embed(self.src_embedding, src, 0, is_kept)
         for layer in self.encoder:
@@ -358,26 +321,6 @@ class Transformer(nn.Module):
             x = layer(x, memory, src_mask)
         return self.decoder_norm(x)  # type: ignore[no-any-return]
 
-    def attention(self, src: Tensor, tgt_in: Tensor, src_mask: Tensor | None) -> AttentionWeights:
-        """What `forward` attends to for the same arguments, in evaluation mode."""
-        encoder, decoder, cross = [], [], []
-        x = self.embed(self.src_embedding, src, first_position=0)
-        for layer in self.encoder:
-            assert isinstance(layer, EncoderLayer)
-            entered = layer.around_attention.enter(x)
-            encoder.append(layer.attention.weights(entered, None, src_mask, is_causal=False))
-            x = layer(x, src_mask)
-        memory = self.encoder_norm(x)
-        x = self.embed(self.tgt_embedding, tgt_in, first_position=0)
-        for layer in self.decoder:
-            assert isinstance(layer, DecoderLayer)
-            entered = layer.around_attention.enter(x)
-            decoder.append(layer.attention.weights(entered, None, None, is_causal=True))
-            entered = layer.around_cross_attention.enter(layer.look_back(x))
-            cross.append(layer.cross_attention.weights(entered, memory, src_mask, is_causal=False))
-            x = layer(x, memory, src_mask)
-        return AttentionWeights(*(torch.stack(part, 1) for part in (encoder, decoder, cross)))
-
     def project(self, x: Tensor) -> Tensor:
         """x (..., D) -> logits (..., V)"""
         return self.output(x)  # type: ignore[no-any-return]
@@ -389,7 +332,7 @@ class Transformer(nn.Module):
         first_position: int,
         is_kept: Tensor | None = None,
     ) -> Tensor:
-        """ids (B, T), standing at first_position and after, is_kept (B, T) -> (B, T, D)"""
+        """ids (B, T) at first_position and after, is_kept (B, T) -> (B, T, D)"""
         x = embedding(ids) * math.sqrt(self.config.d_model)
         if is_kept is not None:
             x = x * is_kept[..., None]
@@ -397,7 +340,7 @@ class Transformer(nn.Module):
         return dropout(x, self.config.dropout, self.training)
 
     def positions_between(self, first: int, end: int) -> Tensor:
-        """What is added to the embeddings there -> (end - first, D)"""
+        """The encodings of these positions -> (end - first, D)"""
         if end > self.positions.shape[0]:
             self.positions = sinusoids(2 * end, self.config.d_model).to(self.positions.device)
         return self.positions[first:end]
@@ -408,7 +351,7 @@ class Transformer(nn.Module):
         for layer in self.decoder:
             assert isinstance(layer, DecoderLayer)
             k, v = layer.cross_attention.keys_values(memory)
-            if memory.device.type == "cpu":  # attention is computed in float32 there
+            if memory.device.type == "cpu":  # where attention is computed in float32
                 k, v = k.float(), v.float()
             cross.append((k.contiguous(), v.contiguous()))
         return Cache(cross, src_mask, beam_size)
@@ -417,7 +360,7 @@ class Transformer(nn.Module):
         """The next position of every row: tokens (R,) -> logits (R, V); the cache grows by one."""
         of_sentences = tokens.view(-1, cache.beam_size)  # (B, K)
         is_shared = cache.step == 0 and bool((of_sentences == of_sentences[:, :1]).all())
-        if is_shared:  # they all begin with BOS: what is the same for all is computed once
+        if is_shared:  # BOS: computed once for all hypotheses
             of_sentences = of_sentences[:, :1]
         cache.open_step(is_shared)
         position = self.positions_between(cache.step, cache.step + 1)  # (1, D)
@@ -428,16 +371,3 @@ class Transformer(nn.Module):
         cache.step += 1
         logits = self.project(self.decoder_norm(x))  # (B, K, V) or (B, 1, V)
         return logits.expand(-1, cache.beam_size, -1).contiguous().flatten(0, 1)
-
-
-def with_matrices_in(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """A copy for inference that multiplies in `dtype`: half the memory to read, and on hardware
-    that knows bfloat16 half the time. Embeddings, norms and sums between layers keep float32.
-    """
-    converted = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in converted.modules():
-        if isinstance(module, Linear):  # a tied embedding keeps the weights it had
-            module.weight = nn.Parameter(module.weight.to(dtype), requires_grad=False)
-            if module.bias is not None:
-                module.bias = nn.Parameter(module.bias.to(dtype), requires_grad=False)
-    return converted

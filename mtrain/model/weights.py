@@ -1,4 +1,4 @@
-"""Weights to and from disk, by name: safetensors with a digest, so that damage is noticed."""
+"""Weights on disk, by name: safetensors with a digest, so that damage is detected."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mtrain.run import RunDir
 from mtrain.single_file import FILE, FIX, FORMAT, open_tensors, read_note
 from mtrain.storage import atomic_write
 
-# Types that our files hold, by their safetensors names.
+# The dtypes of our files, with their names in safetensors.
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
-    """Write tensors and facts (any JSON) into one file, whole or not at all."""
+    """Write tensors and facts (any JSON) into one file, atomically."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     note = {"format": FORMAT, "sha256": digest(on_cpu, facts), "facts": facts}
     metadata = {"mtrain": json.dumps(note, sort_keys=True)}
@@ -33,10 +33,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 def safetensors_parts(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Iterator[bytes | memoryview]:
-    """A safetensors file in parts: length of the header, header, each tensor; no copies are made.
+    """A safetensors file in parts, without copies: length of the header, header, each tensor.
 
-    The bytes are the library's own; but its `save` holds Python's lock while it copies all
-    tensors, which would stop a training that goes on beside it.
+    The bytes are those of the library. Its `save` holds the GIL while it copies all tensors, which
+    would stop a training that continues meanwhile; its `save_file` reports a full disk in words of
+    its own, makes the file private to the user, and leaves another one behind when killed.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -63,7 +64,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on the CPU, and the facts; a CheckpointError where the file is damaged."""
+    """The tensors, on the CPU, and the facts; a CheckpointError if the file is damaged."""
     with open_tensors(path, "pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -77,7 +78,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts of a file that `save_tensors` wrote, without its tensors."""
+    """The facts of a file of `save_tensors`, without its tensors."""
     with open_tensors(path, "pt") as file:
         facts: dict[str, Any] = read_note(path, file.metadata())["facts"]
     return facts
@@ -99,14 +100,14 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def set_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
-    """Copy weights into the model; a CheckpointError names what is missing or does not fit."""
+    """Copy weights into the model, or raise the CheckpointError of `check_fit`."""
     check_fit(model, weights, origin)
     for name, parameter in weights_of(model).items():
         parameter.copy_(weights[name])
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
-    """A CheckpointError that names what is missing or of another shape."""
+    """Raise a CheckpointError that names missing, unknown or misshapen tensors."""
     own = weights_of(model)
     missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or unknown:
@@ -128,7 +129,7 @@ def load_model(run: RunDir, checkpoint: str | None, device: torch.device) -> Tra
     files = run.checkpoint_files(checkpoint)
     weights = average(_weights_in(path) for path in files)
     sizes = read_run_config(run).model, *vocab_sizes(weights, files[0])
-    with torch.device("meta"):  # a config may name sizes that no memory holds
+    with torch.device("meta"):  # the sizes in a config may exceed the memory
         check_fit(Transformer(*sizes), weights, files[0])
     model = Transformer(*sizes)
     set_weights(model, weights, files[0])
@@ -136,7 +137,7 @@ def load_model(run: RunDir, checkpoint: str | None, device: torch.device) -> Tra
 
 
 def _weights_in(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without the files that an exported one holds as well."""
+    """The weights in a file; an exported run also contains other files."""
     tensors, _ = load_tensors(path)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(FILE)}
 

@@ -1,12 +1,11 @@
-"""Starts a model from the weights of another run, which shares its tokenizer."""
+"""Initialises a model with the weights of another run, which shares its tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtrain import console
 from mtrain.data.prepare import Prepared
@@ -15,53 +14,48 @@ from mtrain.errors import CheckpointError, UsageError
 from mtrain.model.weights import load_tensors, weights_of
 from mtrain.run import RunDir
 
-# Where a tied model keeps what an untied one has apart.
+# The tensor that a tied model has instead.
 TIED_TO = {"tgt_embedding.weight": "src_embedding.weight", "output.weight": "tgt_embedding.weight"}
 
 
-def start_from(model: nn.Module, path: Path, prepared: Prepared) -> None:
-    """Copy every tensor of a run's model that fits, and say which ones do not."""
+def init_weights(model: nn.Module, path: Path, prepared: Prepared) -> None:
+    """Copy every tensor of the run's model that fits, and report the others."""
     run = RunDir.open(path)
     _check_tokenizer(run, prepared)
     file = run.checkpoint_files(None)[0]
     theirs, _ = load_tensors(file)
     own = weights_of(model)
-    taken = {}
+    fitting = {}
     for name, tensor in own.items():
-        found = _find(theirs, name)
-        if found is None:
-            console.message(f"{name} begins at random: {file} has none")
-        elif found.shape != tensor.shape:
-            was, now = ("x".join(map(str, x.shape)) for x in (found, tensor))
-            console.message(f"{name} begins at random: it is {now}, and {was} in {file}")
+        source = name
+        while source not in theirs and source in TIED_TO:
+            source = TIED_TO[source]
+        if source not in theirs:
+            console.message(f"{name} is initialised randomly: {file} has none")
+        elif theirs[source].shape != tensor.shape:
+            was, now = ("x".join(map(str, x.shape)) for x in (theirs[source], tensor))
+            console.message(f"{name} is initialised randomly: it is {now}, and {was} in {file}")
         else:
-            taken[name] = found
+            fitting[name] = theirs[source]
     for name in theirs.keys() - own.keys():
-        console.message(f"{name} of {file} is not taken: this model has none")
-    if not taken:
+        console.message(f"{name} of {file} is not used: this model has none")
+    if not fitting:
         raise CheckpointError(
             f"nothing in {file} fits this model", "give `model` the sizes of that run's"
         )
     with torch.no_grad():
-        for name, tensor in taken.items():
+        for name, tensor in fitting.items():
             own[name].copy_(tensor)
-    console.message(f"begins with {len(taken)} of {len(own)} tensors of {file}")
-
-
-def _find(weights: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """A tensor by its name in a model that may tie it to another."""
-    while name not in weights and name in TIED_TO:
-        name = TIED_TO[name]
-    return weights.get(name)
+    console.message(f"initialised {len(fitting)} of {len(own)} tensors from {file}")
 
 
 def _check_tokenizer(run: RunDir, prepared: Prepared) -> None:
-    """The ids of the data must mean the pieces of the run."""
+    """The ids in the data must mean the pieces of the run."""
     own, theirs = (
         [side.all_pieces() for side in load_tokenizers(path)] for path in (prepared.path, run.path)
     )
     if own != theirs:
         raise UsageError(
             f"`train.init_from` is {run.path}, but the data was prepared with another tokenizer",
-            "take over that run's with `tokenizer.model`, and prepare again",
+            "use that run's, with `tokenizer.model`, and prepare again",
         )

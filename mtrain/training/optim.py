@@ -1,4 +1,4 @@
-"""Parameter groups, the learning rate as a pure function of the step, the average of weights."""
+"""Optimizers, the learning rate as a pure function of the step, the moving average of weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def learning_rate(
     """The rate of update `step` (1, 2, ...): linear warm-up to the peak, then the schedule.
 
     inverse_sqrt   peak * sqrt(warmup / step)        (paper, equation 3, with the peak named)
-    linear         to zero, which comes just after max_steps
+    linear         to zero, reached just after max_steps
     cosine         the same, along half a cosine
     constant       the peak
 
@@ -55,8 +55,8 @@ def share_left(
 ) -> float:
     """The share of the way from the end of warm-up to just after max_steps: 1 there, 0 here.
 
-    A correction (step, max_steps) sets another end. What is left of the way at that step is then
-    covered evenly up to there: nothing jumps.
+    A correction (step, max_steps) moves the end. The share left at that step is then spread evenly
+    up to the new end, so that nothing jumps.
     """
     share, start = of, warmup_steps
     for corrected_at, corrected_end in corrections:
@@ -76,8 +76,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the layers' matrices and AdamW for the rest.
 
-    Weight decay is for matrices only, as norms and biases have no scale to shrink. `dtype` is that
-    of matrix products.
+    Weight decay applies to matrices only, not to norms and biases. `dtype` is that of matrix
+    products.
     """
     hidden = {
         name: parameter
@@ -101,21 +101,21 @@ def make_optimizers(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix is made orthogonal before it is applied (Jordan et al., 2024).
+    """Momentum, orthogonalised before it is applied (Jordan et al., 2024).
 
     The update of an (m, n) matrix is scaled by 0.2 sqrt(max(m, n)), which gives its elements the
     size of AdamW's (Liu et al., 2025), so one learning rate serves both. The stacked projections
-    of attention are made orthogonal one by one.
+    of attention are orthogonalised one by one.
 
-    torch.optim.Muon goes matrix by matrix, in bf16; with matrices as small as a translation
-    model's, and on a CPU without bf16, that costs half as much as the training step. Here all
-    matrices of one shape go through each product together, in the dtype that suits the device.
+    torch.optim.Muon handles one matrix at a time, in bf16; with the small matrices of a translation
+    model, on a CPU without bf16, that costs half as much as the training step. Here all matrices of
+    one shape go through each product together, in the dtype that suits the device.
     """
 
     def __init__(
         self, matrices: Mapping[str, Tensor], config: OptimConfig, dtype: torch.dtype
     ) -> None:
-        self.dtype = dtype  # of the products that make a matrix orthogonal
+        self.dtype = dtype  # of the products in `orthogonal`
         stacked = [p for name, p in matrices.items() if name.endswith("in_projection.weight")]
         others = [p for name, p in matrices.items() if not name.endswith("in_projection.weight")]
         super().__init__(
@@ -129,7 +129,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update; where `found_inf` is set to 1, weights and momentum stay as they are."""
+        """One update; if `found_inf` is set to 1, weights and momentum stay as they are."""
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -140,7 +140,7 @@ class Muon(torch.optim.Optimizer):
                 self._step(matrices, group)
 
     def _step(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        """Of matrices of one shape, n of (m, columns), all in each operation."""
+        """Update n matrices of one shape (m, columns), all in each operation."""
         for matrix in matrices:
             if not self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
@@ -149,7 +149,7 @@ class Muon(torch.optim.Optimizer):
         direction = torch.stack([p.grad for p in matrices if p.grad is not None])
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None:
-            direction = torch.where(found_inf > 0, momentum, direction)  # leaves it as it is
+            direction = torch.where(found_inf > 0, momentum, direction)  # so that it stays as it is
         momentum.lerp_(direction, 1 - group["momentum"])
         torch._foreach_copy_(buffers, momentum.unbind())
         direction.lerp_(momentum, group["momentum"])  # Nesterov's
@@ -166,9 +166,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest orthogonal matrices, nearly: x (n, rows, columns) -> the same shape, float32
+    """The approximately nearest orthogonal matrices: x (n, rows, columns) -> the same, float32
 
-    `dtype` is that of the products; bfloat16 is exact enough, as the result is but near anyway.
+    `dtype` is that of the products; bfloat16 is exact enough for an approximation.
     """
     a, b, c = NEWTON_SCHULZ
     is_tall = x.shape[1] > x.shape[2]
@@ -185,7 +185,7 @@ class Ema:
     """Exponential moving average of the weights, one update at a time.
 
     The decay grows with the number of updates, min(decay, (1 + n) / (10 + n)), so that the
-    average of a short run does not remember its random beginning.
+    average of a short run forgets the random initialisation.
     """
 
     def __init__(self, weights: dict[str, Tensor], decay: float) -> None:
@@ -203,7 +203,7 @@ class Ema:
 def optimizer_state(
     model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
 ) -> dict[str, Tensor]:
-    """Every tensor the optimizers keep, named `parameter/what`."""
+    """Every tensor in the optimizers' state, named `parameter/key`."""
     merged: dict[Tensor, dict[str, Any]] = {}
     for optimizer in optimizers:
         merged |= optimizer.state
@@ -217,7 +217,7 @@ def optimizer_state(
 def set_optimizer_state(
     model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], tensors: dict[str, Tensor]
 ) -> None:
-    """Put tensors back where `optimizer_state` found them."""
+    """Restore the tensors of `optimizer_state`."""
     named = dict(model.named_parameters())
     owner = {
         parameter: optimizer

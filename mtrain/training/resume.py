@@ -1,4 +1,4 @@
-"""Opens a run directory to train in: a new one, or one whose config allows to go on."""
+"""Opens a run directory for training: a new one, or one to resume if the config allows it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mtrain.storage import (
     storage_errors,
     write_json,
 )
-from mtrain.training.state import Progress
+from mtrain.training.schedule import Progress
 
-# A change of these makes another model, another order or another optimum: refused on resume.
+# Changes that would mean another model, order or optimum are refused on resume.
 FIXED = ("source", "target", "data", "tokenizer", "model")
 FIXED_IN_TRAIN = (
     "seed",
@@ -37,14 +37,13 @@ FIXED_IN_TRAIN = (
 
 
 def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
-    """The directory to train in, with its config and data in place."""
+    """The directory for training, with its config and data in place."""
     run = RunDir(config.run_dir)
     if fresh and run.path.exists():
-        aside = set_aside(run)
-        console.message(f"renamed {run.path} to {aside}")
+        _set_aside(run)
     if run.config.exists():
         if not run.step_checkpoints():
-            check_whole(run, None)  # before anything is changed
+            check_complete(run, None)  # before anything is changed
         check_changes(run, config, prepared)
     elif run.weights.exists() or run.checkpoints.exists():
         raise UsageError(
@@ -58,7 +57,7 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
             "choose another directory with --set run=DIR, or remove it",
         )
     else:
-        create(run, config, prepared)
+        _create(run, config, prepared)
     for directory in (run.path, run.data):
         remove_partials(directory)
     atomic_write(run.config, dump_config(config))
@@ -68,7 +67,7 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
 
 
 def note_environment(run: RunDir, environment: dict[str, str]) -> None:
-    """Remember what a run is trained with; several entries where it went on elsewhere."""
+    """Record versions and machine of a run; one entry for each that it was trained with."""
     known = run.read_environments()
     if environment not in known:
         write_json(run.environment, [*known, environment])
@@ -78,7 +77,7 @@ def note_environment(run: RunDir, environment: dict[str, str]) -> None:
 def alone_in(run: RunDir, is_first: bool = True) -> Iterator[None]:
     """Refuse a second training in the same run directory; a killed one holds no lock.
 
-    Of several processes that train together, the first holds the lock.
+    In distributed training, the first process holds the lock.
     """
     if not is_first:
         yield
@@ -94,8 +93,8 @@ def alone_in(run: RunDir, is_first: bool = True) -> Iterator[None]:
         yield
 
 
-def create(run: RunDir, config: Config, prepared: Prepared) -> None:
-    """A new run directory, whole or not at all: without its config it would be taken for none."""
+def _create(run: RunDir, config: Config, prepared: Prepared) -> None:
+    """Make a run directory atomically: without its config it would not be recognised as one."""
     verify(prepared)
     remove_partials(run.path.parent, f"{glob.escape(run.path.name)}.*")
     with new_directory(run.path) as partial:
@@ -103,20 +102,20 @@ def create(run: RunDir, config: Config, prepared: Prepared) -> None:
         atomic_write(RunDir(partial).config, dump_config(config))
 
 
-def set_aside(run: RunDir) -> str:
-    """Rename an old run to the first free of <run>.1, .2, ...; -> its new name"""
+def _set_aside(run: RunDir) -> None:
+    """Rename an old run to the first free of <run>.1, .2, ..."""
     number = 1
     while (aside := run.path.with_name(f"{run.path.name}.{number}")).exists():
         number += 1
     with storage_errors(run.path):
         run.path.rename(aside)
-    return str(aside)
+    console.message(f"renamed {run.path} to {aside}")
 
 
 def check_changes(run: RunDir, config: Config, prepared: Prepared) -> None:
-    """Refuse, with a diff, what would not continue the same training; log what may change."""
+    """Refuse changes of the config, with a diff, that would be another training; log the others."""
     changes = differences(read_run_config(run).model_dump(), config.model_dump())
-    changes.pop("run", None)  # where it lies: it may have been moved
+    changes.pop("run", None)  # its place: it may have been moved
     refused = {key: change for key, change in changes.items() if is_fixed(key)}
     if refused:
         diff = "".join(f"\n    {key}: {old} -> {new}" for key, (old, new) in refused.items())
@@ -126,12 +125,12 @@ def check_changes(run: RunDir, config: Config, prepared: Prepared) -> None:
         )
     if run.read_manifest()["files"] != prepared.manifest["files"]:
         raise UsageError(
-            f"{run.path} was trained on other text: a data file has changed since",
+            f"{run.path} was trained on other text: a data file has changed",
             "restore the file, name another directory with --set run=DIR, or start with --fresh",
         )
     for key, (old, new) in changes.items():
         console.message(f"changed since the run was started: {key}: {old} -> {new}")
-    if changes:  # written anew, as the last line may have been cut short
+    if changes:  # rewritten, as the last line may be incomplete
         records = [
             {"kind": "config", "key": key, "old": old, "new": new}
             for key, (old, new) in changes.items()
@@ -140,7 +139,7 @@ def check_changes(run: RunDir, config: Config, prepared: Prepared) -> None:
 
 
 def is_fixed(key: str) -> bool:
-    """Whether a dotted key must not change within a run."""
+    """Whether a dotted key may not change within a run."""
     first, *rest = key.split(".")
     return first in FIXED or (first == "train" and rest[0] in FIXED_IN_TRAIN)
 
@@ -156,12 +155,11 @@ def differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]
     return {} if old == new else {key: (old, new)}
 
 
-def check_whole(run: RunDir, progress: Progress | None) -> None:
-    """A CheckpointError where files are gone without which results would be overwritten.
+def check_complete(run: RunDir, progress: Progress | None) -> None:
+    """Raise a CheckpointError if files are missing and results would be overwritten.
 
-    progress is that of the newest state, None where there is none. A run that was killed before it
-    saved a state has nothing to lose; one that has a model, a best checkpoint or a validation had
-    a state as well.
+    progress is that of the newest state, or None. A run that was killed before it saved a state has
+    nothing to lose; one with a model, a best checkpoint or a validation must have had a state.
     """
     best = run.best_checkpoints()
     if progress is not None:
@@ -179,18 +177,17 @@ def check_whole(run: RunDir, progress: Progress | None) -> None:
         )
 
 
-def drop_lines_beyond(run: RunDir, progress: Progress | None) -> None:
-    """Forget the lines of metrics.jsonl that will be written again.
+def drop_records_beyond(run: RunDir, progress: Progress) -> None:
+    """Remove the lines of metrics.jsonl that will be written again.
 
-    The state of a step is saved after its training line and before its validation.
+    A state is saved after the training record of its step and before the validation.
     """
-    step = progress.step if progress is not None else 0
     kept = [
         record
         for record in run.read_metrics()
         if record["kind"] == "config"
-        or record["step"] < step
-        or (record["step"] == step and record["kind"] == "train")
+        or record["step"] < progress.step
+        or (record["step"] == progress.step and record["kind"] == "train")
     ]
     if run.metrics.exists():
         run.write_metrics(kept)

@@ -1,4 +1,4 @@
-"""Signals ask training to stop; it does so at the next moment at which it can save."""
+"""Signals that stop training, at the next moment at which it can save."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 from mtrain.errors import StoppedBySignal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: a closed terminal
-GO_ON = "the same command resumes from there"
+FIX = "the same command resumes from there"
 
 
 class StopRequest:
-    """Remembers the first signal; a second one ends the process, and says what is lost.
+    """Remembers the first signal; a second one ends the process without saving.
 
-    unsaved  tells what that is, as the end of a sentence
+    unsaved  returns what would be lost, for the message
     """
 
     def __init__(self, unsaved: Callable[[], str]) -> None:
@@ -28,11 +28,13 @@ class StopRequest:
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # only there they can be caught
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # the only one that can catch them
             self.previous = {
                 number: signal.signal(number, self.receive)
                 for number in SIGNALS
-                if signal.getsignal(number) != signal.SIG_IGN  # as nohup wants it
+                if signal.getsignal(number) != signal.SIG_IGN  # such as under nohup
             }
         return self
 
@@ -45,13 +47,13 @@ class StopRequest:
         is_second, self.signal = self.signal is not None, signal.Signals(number)
         if is_second:
             self.__exit__()
-            raise StoppedBySignal(self.signal, f"without saving: {self.unsaved()}", GO_ON)
+            raise StoppedBySignal(self.signal, f"without saving: {self.unsaved()}", FIX)
         if self.is_immediate:
             self.leave("stopped during validation, after saving")
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal need not wait: all is saved."""
+        """Inside, a signal takes effect immediately, as everything is saved."""
         self.is_immediate = True
         try:
             if self.signal is not None:
@@ -61,6 +63,6 @@ class StopRequest:
             self.is_immediate = False
 
     def leave(self, message: str) -> NoReturn:
-        """Raise what the command line turns into exit code 129, 130 or 143."""
+        """Raise an error that becomes exit code 129, 130 or 143."""
         assert self.signal is not None
-        raise StoppedBySignal(self.signal, message, GO_ON)
+        raise StoppedBySignal(self.signal, message, FIX)

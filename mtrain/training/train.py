@@ -1,16 +1,16 @@
-"""The training loop: teacher forcing, one update of the weights after the other, exactly resumed.
+"""The training loop: one update of the weights after another, resumed exactly.
 
-Read `train` first: it prepares, starts or resumes, and loops. What an update is made of (order,
-dropout) is a function of (seed, epoch, step, micro-batch), so that a run that was stopped goes on
-as if it had not been. `learner` makes the updates, `budget` says how many there are.
+Read `run_updates` first. What an update consists of (order, dropout) is a function of (seed, epoch,
+step, micro-batch), so a run that was stopped continues as if it had not been.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,76 +19,93 @@ from torch import Tensor
 
 from mtrain import console
 from mtrain.config.root import Config, in_languages
-from mtrain.data.batching import BatchPlan
-from mtrain.data.epochs import Epochs
+from mtrain.data.epochs import Epoch, Epochs
 from mtrain.data.identity import train_names
 from mtrain.data.prepare import Prepared, find_prepared, prepare
-from mtrain.errors import DataError, NonFiniteError
+from mtrain.errors import DataError
 from mtrain.evaluation.metrics import bleu_tokenizer
 from mtrain.machine import runtime
-from mtrain.machine.distributed import Processes, is_under_torchrun, join
-from mtrain.model.weights import weights_of
+from mtrain.machine.distributed import Distributed, is_under_torchrun, process_group
 from mtrain.run import RunDir
-from mtrain.training.budget import Plan
-from mtrain.training.final_choice import install_winner
-from mtrain.training.init_from import start_from
-from mtrain.training.journal import Journal
+from mtrain.training.checkpoints import (
+    Checkpoints,
+    Scorer,
+    install_winner,
+    load_newest,
+    score_of,
+)
+from mtrain.training.init_from import init_weights
 from mtrain.training.learner import Learner
-from mtrain.training.meter import Meter
+from mtrain.training.log import Clock, Log, Meter, Warnings
 from mtrain.training.resume import (
     alone_in,
-    check_whole,
-    drop_lines_beyond,
+    check_complete,
+    drop_records_beyond,
     note_environment,
     open_run,
 )
+from mtrain.training.schedule import Progress, Schedule
 from mtrain.training.signals import StopRequest
-from mtrain.training.state import (
-    Progress,
-    copies,
-    copy_state,
-    load_newest,
-    save_best,
-    save_good,
-    save_state,
-    score_of,
+from mtrain.training.trial import (
+    compile_again,
+    compile_if_faster,
+    should_compile,
+    show_trial,
+    try_out,
 )
-from mtrain.training.trial import compile_again, compile_if_faster, show, try_out
 from mtrain.training.validate import Validation, validate
-from mtrain.training.warnings import Watch
-from mtrain.training.writer import Writer
 
-MOST_SKIPPED_IN_A_ROW = 20
-WORTH_COMPILING_S = 600  # of training; compiling takes a minute or two
+Validate = Callable[[Validation, dict[str, Tensor], int], dict[str, Any]]
 
 
-def train(config: Config, config_path: Path, fresh: bool = False) -> None:
+def _ignore(step: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Functions of a step that a training calls."""
+
+    on_step: Callable[[int], None] = _ignore  # before update `step` (1, 2, ...)
+    on_save: Callable[[int], None] = _ignore  # before a state is written, in the writing thread
+    on_validated: Callable[[int], None] = _ignore  # after a validation, before its weights are kept
+
+
+def train(
+    config: Config,
+    config_path: Path,
+    fresh: bool = False,
+    observer: Observer = Observer(),
+    clock: Clock = time.perf_counter,
+    validate: Validate = validate,
+) -> None:
     """Prepare if needed, then train to the end, from the newest checkpoint if there is one.
 
-    Raises StoppedBySignal after saving, where SIGINT or SIGTERM asks for it.
+    Raises StoppedBySignal after saving, on SIGINT or SIGTERM.
     """
     valid = config.data.valid
     target = in_languages(config, None if valid is None else valid.languages).target
-    bleu_tokenizer(target, config.evaluate.tokenize)  # missing? better now than in an hour
-    prepared = _prepared(config, config_path)
-    with join(config.train.device) as processes:
-        runtime.set_up(processes.device, config.train.threads, "training")
-        with alone_in(RunDir(config.run_dir), is_first=processes.is_first):
-            if processes.is_first:
+    bleu_tokenizer(target, config.evaluate.tokenize)  # if it is missing, fail now, not in an hour
+    prepared, run = _prepared(config, config_path), RunDir(config.run_dir)
+    with process_group(config.train.device) as distributed:
+        runtime.set_up(distributed.device, config.train.threads, "training")
+        with alone_in(run, distributed.is_first):
+            if distributed.is_first:
                 open_run(config, prepared, fresh)
-            processes.wait()
-            _train(config, prepared, processes)
+            distributed.barrier()
+            with Epochs(config, prepared.path, run.epoch, distributed) as epochs:
+                _train(config, prepared, epochs, distributed, observer, clock, validate)
 
 
 def show_plan(config: Config, config_path: Path) -> None:
     """Try the largest batch, time some updates and print what a whole run would take."""
-    prepared = _prepared(config, config_path)
-    with join(config.train.device) as processes:
-        runtime.set_up(processes.device, config.train.threads, "training")
-        loop = _Loop(config, prepared, processes)
-        loop.take_off(Progress())
-        if processes.is_first:
-            loop.epochs.clear()
+    prepared, run = _prepared(config, config_path), RunDir(config.run_dir)
+    with process_group(config.train.device) as distributed:
+        runtime.set_up(distributed.device, config.train.threads, "training")
+        with Epochs(config, prepared.path, run.epoch, distributed) as epochs:
+            learner = _make_learner(config, prepared, epochs, distributed)
+            schedule = Schedule(config.train, Progress())
+            _plan_run(learner, schedule, epochs, prepared, time.perf_counter)
 
 
 def _prepared(config: Config, config_path: Path) -> Prepared:
@@ -101,283 +118,229 @@ def _prepared(config: Config, config_path: Path) -> Prepared:
     return found or prepare(config, config_path)
 
 
-def _train(config: Config, prepared: Prepared, processes: Processes) -> None:
-    loop = _Loop(config, prepared, processes)
-    run = loop.run
-    progress = loop.restore()
-    check_whole(run, progress)
-    if progress is None:
-        console.message(f"training {run.path}: {loop.describe()}")
-        progress = Progress()
-        loop.take_off(progress)
-    elif progress.step >= Plan(config.train, progress).max_steps and run.weights.exists():
+def _make_learner(
+    config: Config, prepared: Prepared, epochs: Epochs, distributed: Distributed
+) -> Learner:
+    source_size, target_size = prepared.manifest["vocab_sizes"]
+    vocab_sizes = (source_size, target_size)
+    epochs.store.check(vocab_sizes, config.data.max_length + 1, len(train_names(config)))
+    return Learner(config, vocab_sizes, distributed)
+
+
+def _train(
+    config: Config,
+    prepared: Prepared,
+    epochs: Epochs,
+    distributed: Distributed,
+    observer: Observer,
+    clock: Clock,
+    validate: Validate,
+) -> None:
+    """Start or resume, train to the end, and install the winner."""
+    run = RunDir(config.run_dir)
+    learner = _make_learner(config, prepared, epochs, distributed)
+    restored = _restore(run, learner)
+    check_complete(run, restored)
+    progress = restored or Progress()
+    schedule = Schedule(config.train, progress)
+    if restored is None:
+        console.message(f"training {run.path}: {_describe(learner, len(epochs.store))}")
+        _plan_run(learner, schedule, epochs, prepared, clock)
+    elif progress.step >= schedule.max_steps and run.weights.exists():
         console.message(f"{run.path} is trained to step {progress.step}: nothing to do")
         return
     else:
-        console.message(f"resuming {run.path} at step {progress.step}: {loop.describe()}")
-        loop.resume(progress)
-    if processes.is_first:
-        note_environment(run, runtime.environment(processes.device))
-        drop_lines_beyond(run, progress)
-        run.weights.unlink(missing_ok=True)  # of an earlier end: `best` holds the same
-    try:
-        with StopRequest(lambda: loop.unsaved(progress)) as stop:
-            loop.run_to_the_end(progress, stop)
-    finally:
-        if processes.is_first:
-            loop.epochs.clear()
-    if processes.is_first:
-        install_winner(run, config.train, progress, loop.score)
-    processes.wait()
-
-
-class _Loop:
-    """What stays the same from update to update."""
-
-    def __init__(self, config: Config, prepared: Prepared, processes: Processes) -> None:
-        self.config, self.prepared, self.processes = config, prepared, processes
-        self.run = RunDir(config.run_dir)
-        self.epochs = Epochs(config, prepared.path, self.run.epoch)
-        self.store = self.epochs.store
-        source_size, target_size = prepared.manifest["vocab_sizes"]
-        self.store.check(
-            (source_size, target_size), config.data.max_length + 1, len(train_names(config))
-        )
-        self.learner = Learner(config, self.store, (source_size, target_size), processes)
-        self.watch = Watch(target_size, config.train.optim.warmup_steps)
-
-    @cached_property
-    def validation(self) -> Validation:
-        """Made when it is first needed, by the process that validates."""
-        learner = self.learner
-        return Validation(self.config, self.run, learner.device, learner.precision)
-
-    def restore(self) -> Progress | None:
-        """Take up the newest whole state, the first process first: it clears damage away."""
-        state = (self.learner.model, self.learner.ema, self.learner.optimizers)
-        progress = load_newest(self.run, *state) if self.processes.is_first else None
-        self.processes.wait()
-        if not self.processes.is_first:
-            progress = load_newest(self.run, *state)
-        if progress is not None and self.config.train.compile != "auto":
-            progress.is_compiled = self.config.train.compile
-        return progress
-
-    def resume(self, progress: Progress) -> None:
-        """Everything before the next step of a run that was stopped."""
+        about = _describe(learner, len(epochs.store))
+        console.message(f"resuming {run.path} at step {progress.step}: {about}")
         if progress.is_compiled:
-            epoch = self.epoch(progress.epoch, progress.epoch < progress.n_both)
-            compile_again(self.learner, epoch, progress)
+            epoch = epochs.open(progress.epoch, progress.epoch < progress.n_both)
+            compile_again(learner, epoch, progress)
+    if distributed.is_first:
+        note_environment(run, runtime.environment(distributed.device))
+        drop_records_beyond(run, progress)
+        run.weights.unlink(missing_ok=True)  # of an earlier end; `best` holds the same
 
-    def shall_compile(self, training_s: float) -> bool:
-        """As the config says; `auto` is on a GPU where training takes long enough."""
-        wanted = self.config.train.compile
-        if wanted == "auto":
-            wanted = self.learner.device.type == "cuda" and training_s > WORTH_COMPILING_S
-        return self.processes.as_first(wanted)
+    @cache
+    def validation() -> Validation:
+        return Validation(config, run, learner.device, learner.precision)
 
-    def take_off(self, progress: Progress) -> None:
-        """Everything before the first step: weights of another run, a trial, the plan.
+    def score(weights: dict[str, Tensor], step: int) -> dict[str, Any]:
+        return validate(validation(), weights, step)
 
-        A budget includes the time of the trial, as compiling for it takes a minute or two.
-        """
-        began_at = time.perf_counter()
-        if self.config.train.init_from is not None:
-            start_from(self.learner.model, Path(self.config.train.init_from), self.prepared)
-            self.learner.ema = self.learner.make_ema()
-        epoch = self.epoch(0, self.config.train.both_directions > 0)
-        trial = try_out(self.learner, epoch, progress)
-        plan = Plan(self.config.train, progress)
-        if self.shall_compile(plan.expected_s(trial.update_s)):
-            trial = compile_if_faster(self.learner, epoch, progress, trial)
-        if self.config.train.budget is not None:
-            progress.elapsed_s = self.processes.as_first(time.perf_counter() - began_at)
-        plan.begin(trial.update_s)
-        show(self.learner, plan, epoch, trial, progress)
+    warnings = Warnings(prepared.manifest["vocab_sizes"][1], config.train.optim.warmup_steps)
+    with (
+        StopRequest(lambda: _unsaved(run, progress)) as stop,
+        Log(run, config.train.tensorboard, warnings, Meter(progress, distributed, clock)) as log,
+        Checkpoints(run, config.train, learner, observer.on_save) as checkpoints,
+    ):
+        run_updates(learner, epochs, schedule, log, checkpoints, stop, score, observer)
+    if distributed.is_first:
+        install_winner(run, config.train, progress, score)
+    distributed.barrier()
 
-    def run_to_the_end(self, progress: Progress, stop: StopRequest) -> None:
-        """Update after update until the last, or until patience is over."""
-        train, plan = self.config.train, Plan(self.config.train, progress)
-        self.journal = Journal(
-            self.run, train.tensorboard, not self.processes.is_first, progress.step
-        )
-        meter = Meter(progress, self.processes)
-        self.n_skipped_told = progress.n_skipped
-        self.writer = Writer(self.learner.device)
-        bar = console.bar(plan.max_steps, "train", "step", progress.step)
-        with self.journal, self.writer, bar:
-            # A state is saved just before its validation. Where max_steps or validate_every had
-            # another value then, a best checkpoint tells that there was one.
-            was_best = progress.step in dict(self.run.best_checkpoints())
-            if progress.step and (was_best or plan.is_validation_due(progress.step)):
-                self.validate(progress, plan, stop)
+
+def run_updates(
+    learner: Learner,
+    epochs: Epochs,
+    schedule: Schedule,
+    log: Log,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    score: Scorer,
+    observer: Observer,
+) -> None:
+    """Update after update until the last, or until patience runs out."""
+    train, progress, meter = schedule.train, schedule.progress, log.meter
+
+    def validate_and_keep() -> None:
+        _validate(learner, schedule, log, checkpoints, stop, score, observer)
+
+    with console.bar(schedule.max_steps, "train", "step", progress.step) as bar:
+        # A state is saved just before its validation. If max_steps or validate_every was another
+        # then, a best checkpoint shows that there was one.
+        was_best = progress.step in dict(checkpoints.run.best_checkpoints())
+        if progress.step and (was_best or schedule.is_validation_due(progress.step)):
+            validate_and_keep()
+            meter.begin_lap()
+        updates = _updates(learner.config, epochs, schedule)
+        while progress.step < schedule.max_steps and not schedule.is_out_of_patience():
+            epoch, number = next(updates)
+            observer.on_step(progress.step + 1)
+            rate = schedule.learning_rate(progress.step + 1)
+            meter.add(learner.update(epoch, number, rate, progress))
+            checkpoints.writer.check()
+            bar.update()
+            if progress.step == schedule.max_steps or progress.step % train.log_every == 0:
+                bar.set_postfix_str(log.train(schedule), refresh=False)
+            if learner.distributed.any(stop.signal is not None):
+                _save_and_stop(schedule.progress, log, checkpoints, stop)
+            is_validation_due = schedule.is_validation_due(progress.step)
+            if is_validation_due or progress.step % train.save_every == 0:
+                meter.end_lap()
+                checkpoints.save(progress)  # before validating, so nothing is lost
+            if schedule.is_warmed_up(progress.step):
+                meter.end_lap()
+                schedule.measure()
+                _agree(progress, learner.distributed)
+            if is_validation_due:
+                meter.end_lap()
+                validate_and_keep()
                 meter.begin_lap()
-            for epoch, number in self.updates(progress):
-                if self.is_over(progress, plan):
-                    break
-                rate = plan.learning_rate(progress.step + 1)
-                self.learner.update(epoch, number, rate, progress, meter)
-                self.writer.check()
-                bar.update()
-                is_last = progress.step == plan.max_steps
-                if is_last or _due(progress.step, train.log_every):
-                    bar.set_postfix_str(self.log(progress, plan, meter), refresh=False)
-                if self.processes.any(stop.signal is not None):
-                    self.stop(progress, meter, stop)
-                is_validation_due = plan.is_validation_due(progress.step)
-                if is_validation_due or _due(progress.step, train.save_every):
-                    self.save(progress, meter)  # before validating, so nothing is lost
-                if plan.is_warmed_up(progress.step):
-                    meter.end_lap(progress)
-                    plan.measure()
-                    self.agree(progress)
-                if is_validation_due:
-                    meter.end_lap(progress)
-                    self.validate(progress, plan, stop)
-                    meter.begin_lap()
-                bar.total = plan.max_steps
+            bar.total = schedule.max_steps
+    if progress.step < schedule.max_steps:
+        console.message(
+            f"stopping early at step {progress.step}: {progress.n_worse} validations "
+            f"without a better {train.best_metric} than at step {progress.best_step}"
+        )
 
-    def is_over(self, progress: Progress, plan: Plan) -> bool:
-        """True after the last step, or where no validation was better for `patience` of them."""
-        train = self.config.train
-        if train.patience and progress.n_worse >= train.patience:
-            console.message(
-                f"stopping early at step {progress.step}: {progress.n_worse} validations "
-                f"without a better {train.best_metric} than at step {progress.best_step}"
-            )
-            return True
-        return progress.step >= plan.max_steps
 
-    def updates(self, progress: Progress) -> Iterator[tuple[BatchPlan, int]]:
-        """(plan of the epoch, number in it) of each update, from where progress stands."""
-        while True:
-            epoch = self.epoch(progress.epoch, self.is_in_both_directions(progress))
-            while epoch.has(progress.update):
-                progress.update += 1
-                yield epoch, progress.update - 1
-            progress.epoch, progress.update = progress.epoch + 1, 0
+def _save_and_stop(
+    progress: Progress, log: Log, checkpoints: Checkpoints, stop: StopRequest
+) -> None:
+    stop.signal = stop.signal or signal.SIGTERM  # if another process got the signal
+    console.message(f"{stop.signal.name}: saving after step {progress.step}")
+    log.meter.end_lap()
+    checkpoints.save(progress)
+    checkpoints.writer.wait()
+    stop.leave(f"saved {checkpoints.run.path} at step {progress.step}")
 
-    def is_in_both_directions(self, progress: Progress) -> bool:
-        """Whether the epoch at hand is, which is decided when it begins."""
-        train = self.config.train
-        if progress.update == 0 and progress.n_both == progress.epoch:  # all so far were
-            if progress.step < train.both_directions * Plan(train, progress).max_steps:
+
+def _updates(config: Config, epochs: Epochs, schedule: Schedule) -> Iterator[tuple[Epoch, int]]:
+    """(epoch, number of the update in it), continuing from the progress, without end."""
+    train, progress = config.train, schedule.progress
+    while True:
+        if progress.update == 0 and progress.n_both == progress.epoch:  # all so far were both ways
+            if progress.step < train.both_directions * schedule.max_steps:
                 progress.n_both += 1
             elif progress.step:
-                sides = f"{self.config.source} to {self.config.target}"
-                console.message(f"step {progress.step}: from now on only from {sides}")
-        return progress.epoch < progress.n_both
-
-    def epoch(self, number: int, in_both_directions: bool) -> BatchPlan:
-        """Which sentences form each update of an epoch, whose ids the learner takes up."""
-        if self.processes.is_first:
-            self.epochs.make(number)
-        self.processes.wait()
-        self.learner.store, plan = self.epochs.open(number, in_both_directions)
-        return plan
-
-    def log(self, progress: Progress, plan: Plan, meter: Meter) -> str:
-        """Write a line of metrics; the only place that waits for the device. -> text for the bar"""
-        record: dict[str, Any] = {"kind": "train", "step": progress.step, "epoch": progress.epoch}
-        record |= meter.read(progress)
-        self.journal.add(record)
-        self.watch.see(record)
-        text = f"loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tokens/s"
-        if progress.n_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise NonFiniteError(
-                f"the gradient was not finite for {progress.n_skipped_in_a_row} steps in a row, "
-                f"up to step {progress.step}",
-                "lower train.optim.learning_rate, or set train.precision to fp32",
-            )
-        if progress.n_skipped > self.n_skipped_told:
-            console.warn(
-                f"skipped {progress.n_skipped - self.n_skipped_told} updates up to step "
-                f"{progress.step}: their gradients were not finite"
-            )
-            self.n_skipped_told = progress.n_skipped
-        if not console.is_terminal():
-            console.message(
-                f"step {progress.step}/{plan.max_steps}  epoch {progress.epoch + 1}  {text}, "
-                f"{console.duration(plan.left_s())} left"
-            )
-        return text
-
-    def stop(self, progress: Progress, meter: Meter, stop: StopRequest) -> None:
-        """Save and end, as a signal to this process or another one asked for."""
-        stop.signal = stop.signal or signal.SIGTERM
-        console.message(f"{stop.signal.name}: saving after step {progress.step}")
-        self.save(progress, meter)
-        self.writer.wait()
-        stop.leave(f"saved {self.run.path} at step {progress.step}")
-
-    def unsaved(self, progress: Progress) -> str:
-        """What a process that ends now loses."""
-        saved = max((step for step, _ in self.run.step_checkpoints()), default=0)
-        return f"the {progress.step - saved:,} updates since step {saved:,} are lost"
-
-    def save(self, progress: Progress, meter: Meter) -> None:
-        """Have the whole state of training written, which goes on meanwhile."""
-        meter.end_lap(progress)
-        if self.processes.is_first:
-            learner, keep = self.learner, self.config.train.keep
-            self.writer.wait()  # before the copies are made: one set of them is enough
-            state = copy_state(learner.model, learner.ema, learner.optimizers, progress)
-            self.writer.start(lambda: save_state(self.run, state, keep))
-
-    def validate(self, progress: Progress, plan: Plan, stop: StopRequest) -> None:
-        """Score the weights on valid, and keep them if they are the best so far."""
-        began_at = time.perf_counter()
-        if self.processes.is_first:
-            learner = self.learner
-            weights = learner.ema.weights if learner.ema is not None else weights_of(learner.model)
-            with stop.at_once():  # nothing is lost: the state is being written, or was
-                record = self.score(weights, progress.step)
-            self.writer.wait()  # a validation is written down when its state is
-            self.judge(record, weights, progress)
-        runtime.give_memory_back()  # a gigabyte after ten validations
-        validation_s = time.perf_counter() - began_at
-        progress.validating_s += validation_s
-        plan.measure(validation_s)
-        self.agree(progress)
-
-    def score(self, weights: dict[str, Tensor], step: int) -> dict[str, Any]:
-        """Loss, BLEU and chrF of weights on valid."""
-        return validate(self.validation, weights, step)
-
-    def judge(self, record: dict[str, Any], weights: dict[str, Tensor], progress: Progress) -> None:
-        """Write down a validation, and keep its weights where they are good enough."""
-        train = self.config.train
-        score = score_of(record, train.best_metric)
-        is_best = progress.best_score is None or score > progress.best_score
-        record = {"kind": "valid", "step": progress.step, "is_best": is_best} | record
-        self.journal.add(record)
-        self.watch.see(record)
-        console.message(
-            f"step {progress.step}: valid loss {record['loss']:.3f}, BLEU {record['bleu']:.2f}, "
-            f"chrF {record['chrf']:.2f}{', the best so far' if is_best else ''}"
-        )
-        facts = {"step": progress.step, "valid": record}
-        if is_best:
-            progress.best_score, progress.best_step, progress.n_worse = score, progress.step, 0
-        else:
-            progress.n_worse += 1
-        save, kept = save_best if is_best else save_good, copies(weights)
-        self.writer.start(lambda: save(self.run, kept, facts, train))
-
-    def agree(self, progress: Progress) -> None:
-        """All processes go on with the numbers of the first."""
-        vars(progress).update(self.processes.as_first(vars(progress)))
-
-    def describe(self) -> str:
-        """The run in one line."""
-        learner, n = self.learner, self.processes.n
-        threads = f", {torch.get_num_threads()} threads" if learner.device.type == "cpu" else ""
-        return (
-            f"{learner.n_parameters:,} parameters, {len(self.store):,} pairs, "
-            f"{f'{n} processes of ' if n > 1 else ''}{learner.device.type} {learner.precision}"
-            f"{threads}"
-        )
+                direction = f"from {config.source} to {config.target}"
+                console.message(f"step {progress.step}: from now on only {direction}")
+        epoch = epochs.open(progress.epoch, progress.epoch < progress.n_both)
+        while epoch.plan.has(progress.update):
+            progress.update += 1
+            yield epoch, progress.update - 1
+        progress.epoch, progress.update = progress.epoch + 1, 0
 
 
-def _due(step: int, every: int) -> bool:
-    return step % every == 0
+def _validate(
+    learner: Learner,
+    schedule: Schedule,
+    log: Log,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    score: Scorer,
+    observer: Observer,
+) -> None:
+    """Score the weights on valid, and keep them if they are good enough."""
+    progress, metric = schedule.progress, schedule.train.best_metric
+    began_at = log.meter.clock()
+    if learner.distributed.is_first:
+        weights = learner.averaged_weights
+        with stop.at_once():  # a signal need not wait, as the state is saved or being written
+            record = score(weights, progress.step)
+        checkpoints.writer.wait()  # a validation is recorded once its state is on the disk
+        is_best = progress.count_validation(score_of(record, metric))
+        record = log.validation(record, is_best)
+        observer.on_validated(progress.step)
+        checkpoints.keep(weights, {"step": progress.step, "valid": record}, is_best)
+    runtime.give_memory_back()  # a gigabyte after ten validations
+    validation_s = log.meter.clock() - began_at
+    progress.validating_s += validation_s
+    schedule.measure(validation_s)
+    _agree(progress, learner.distributed)
+
+
+def _plan_run(
+    learner: Learner, schedule: Schedule, epochs: Epochs, prepared: Prepared, clock: Clock
+) -> None:
+    """Before the first step: take the weights of another run, try the largest batch, and plan.
+
+    A budget includes the time of this, as compiling takes a minute or two.
+    """
+    train, progress = schedule.train, schedule.progress
+    began_at = clock()
+    if train.init_from is not None:
+        init_weights(learner.model, Path(train.init_from), prepared)
+        learner.ema = learner.new_ema()
+    epoch = epochs.open(0, train.both_directions > 0)
+    trial = try_out(learner, epoch, progress, clock)
+    training_s = schedule.expected_s(trial.update_s)
+    if should_compile(train.compile, learner.device, training_s):
+        trial = compile_if_faster(learner, epoch, progress, trial, clock)
+    if train.budget is not None:
+        progress.elapsed_s = learner.distributed.broadcast(clock() - began_at)
+    schedule.begin(trial.update_s)
+    show_trial(learner, schedule, epoch, trial)
+
+
+def _restore(run: RunDir, learner: Learner) -> Progress | None:
+    """Load the newest intact state, the first process first: it renames damaged ones."""
+    distributed, compile = learner.distributed, learner.config.train.compile
+    progress = load_newest(run, learner) if distributed.is_first else None
+    distributed.barrier()
+    if not distributed.is_first:
+        progress = load_newest(run, learner)
+    if progress is not None and compile != "auto":
+        progress.is_compiled = compile
+    return progress
+
+
+def _agree(progress: Progress, distributed: Distributed) -> None:
+    """Take the progress of the first process."""
+    vars(progress).update(distributed.broadcast(vars(progress)))
+
+
+def _unsaved(run: RunDir, progress: Progress) -> str:
+    """What is lost if the process ends now."""
+    saved = max((step for step, _ in run.step_checkpoints()), default=0)
+    return f"the {progress.step - saved:,} updates since step {saved:,} are lost"
+
+
+def _describe(learner: Learner, n_pairs: int) -> str:
+    """The run in one line."""
+    n = learner.distributed.world_size
+    threads = f", {torch.get_num_threads()} threads" if learner.device.type == "cpu" else ""
+    return (
+        f"{learner.n_parameters:,} parameters, {n_pairs:,} pairs, "
+        f"{f'{n} processes of ' if n > 1 else ''}{learner.device.type} {learner.precision}{threads}"
+    )

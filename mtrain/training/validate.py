@@ -1,4 +1,4 @@
-"""Validation: the loss on valid, and real translations scored as `mtrain eval` scores them."""
+"""Validation: the loss on valid, and translations scored like those of `mtrain eval`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from mtrain.config.root import Config, in_languages
 from mtrain.data.batching import Batch, BatchPlan, batch_of
 from mtrain.data.cleaning import normalize
+from mtrain.data.micro_batches import cut
 from mtrain.data.tokenizer import Tokenizer, tokenizers_of
 from mtrain.decoding.engine import TorchEngine
 from mtrain.decoding.translate import Translator
@@ -28,7 +29,7 @@ BATCH_TOKENS = 4096
 
 
 class Validation:
-    """The valid set, and a second model that takes the weights to be scored."""
+    """The valid set, and a second model for the weights to be scored."""
 
     def __init__(
         self, config: Config, run: RunDir, device: torch.device, precision: runtime.Precision
@@ -54,18 +55,16 @@ class Validation:
         )
         self.bleu_of_copying = copies["bleu"].score
 
-    def translator(self) -> Translator:
-        """For the weights that the model has now."""
-        engine = TorchEngine([self.model], self.config.decode.precision)
-        return Translator(engine, self.tokenizers, self.config, self.length_ratio)
-
 
 def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> dict[str, Any]:
-    """loss (nats a token, without smoothing), perplexity, bleu, chrf, and how long it took."""
+    """loss (nats per token, without smoothing), perplexity, bleu, chrf, and the time it took."""
     started_at = time.perf_counter()
     set_weights(validation.model, weights, Path(f"step {step}"))
     loss = validation_loss(validation)
-    translator = validation.translator()
+    engine = TorchEngine([validation.model], validation.config.decode.precision)
+    translator = Translator(
+        engine, validation.tokenizers, validation.config, validation.length_ratio
+    )
     result = evaluate_split(translator, validation.split, validation.config)
     scores = result.scores
     return {
@@ -87,7 +86,7 @@ def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> d
 
 @torch.inference_mode()
 def validation_loss(validation: Validation) -> float:
-    """-log p of the reference, in nats a target token (EOS included)."""
+    """-log p of the references, in nats per target token (EOS included)."""
     nll = torch.zeros((), device=validation.device)
     n_tokens = 0
     for batch in validation.batches:
@@ -104,7 +103,7 @@ def validation_loss(validation: Validation) -> float:
 def valid_batches(
     split: Split, source: Tokenizer, target: Tokenizer, config: Config
 ) -> list[Batch]:
-    """All pairs of a split, longest sides cut, grouped by length."""
+    """All pairs of a split, grouped by length; sides that are too long are cut off."""
     longest = config.data.max_length
     src, tgt = (
         [np.array(ids[:longest], dtype=np.int64) for ids in side.encode([*map(normalize, texts)])]
@@ -114,6 +113,6 @@ def valid_batches(
     plan = BatchPlan(src_lengths, tgt_lengths, BATCH_TOKENS, seed=0, epoch=0)
     return [
         batch_of([src[i] for i in rows], [tgt[i] for i in rows])
-        for update in range(len(plan))
-        for rows in plan.micro_batches(update, max(BATCH_TOKENS, longest + 1))
+        for update in plan.updates
+        for rows in cut(update, src_lengths, tgt_lengths, max(BATCH_TOKENS, longest + 1))
     ]

@@ -1,38 +1,69 @@
-"""How long a run lasts: to max_steps, or to the last step that a time budget allows.
+"""The progress of a run, and its schedule: last step, learning rate, validations.
 
-A budget becomes steps by measurement: before the first step from a trial, after warm-up and at
-validations from the steps since. Each result is kept in the state as (step, max_steps, number of
-validations from there to the end), so learning rate and validations stay functions of (step, plan),
-and a resumed run keeps its plan.
+A run lasts `max_steps`, or as many steps as a time budget allows. A budget is turned into steps by
+measurement: before the first step from a trial, after warm-up and at validations from the steps
+since. Each result is kept in the state as (step, max_steps, number of validations from there to the
+end), so learning rate and validations are functions of (step, plan), and a resumed run keeps its
+plan.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from mtrain.config.sections import TrainConfig
 from mtrain.training.optim import learning_rate
-from mtrain.training.state import Progress
 
 USUAL_VALIDATE_EVERY = 1000
 MOST_VALIDATIONS = 10  # of a budget
-VALIDATION_SHARE = 0.15  # of what is left of a budget, at most
+VALIDATION_SHARE = 0.15  # of the rest of a budget, at most
 LONGEST_WARMUP = 0.1  # of a budget
 
 
-class Plan:
+@dataclass
+class Progress:
+    """The numbers of a training state."""
+
+    step: int = 0  # updates so far
+    epoch: int = 0
+    update: int = 0  # updates so far in this epoch
+    best_step: int = 0
+    best_score: float | None = None
+    n_worse: int = 0  # validations since the best one
+    n_both: int = 0  # the first epochs that are trained in both directions
+    n_target_tokens: int = 0  # trained on so far
+    n_halvings: int = 0  # of the micro-batch, out of memory
+    is_compiled: bool = False  # the layers: on a GPU this changes their dropout masks
+    n_skipped: int = 0  # updates with a gradient that was not finite
+    n_skipped_in_a_row: int = 0  # up to the last update
+    elapsed_s: float = 0.0  # of training, over all resumes
+    validating_s: float = 0.0  # of validations
+    plan: list[list[int]] = field(default_factory=list)  # of a budget, see above
+
+    def count_validation(self, score: float) -> bool:
+        """Count a validation with this score (higher is better); -> whether it is the best"""
+        if self.best_score is not None and score <= self.best_score:
+            self.n_worse += 1
+            return False
+        self.best_score, self.best_step, self.n_worse = score, self.step, 0
+        return True
+
+
+class Schedule:
     """The number of steps, the learning rate and the validations of a run."""
 
     def __init__(self, train: TrainConfig, progress: Progress) -> None:
         self.train, self.progress = train, progress
-        self.anchor = (progress.step, progress.elapsed_s)  # where the present pace is measured from
+        self.lap = (progress.step, progress.elapsed_s)  # the start of the measured steps
 
     @property
     def corrections(self) -> list[tuple[int, int]]:
-        """(step, max_steps), oldest first; none without a budget."""
+        """(step, max_steps), oldest first; empty without a budget."""
         return [(step, max_steps) for step, max_steps, _ in self.progress.plan]
 
     @property
     def max_steps(self) -> int:
-        """The last step, as far as is known."""
+        """The last step, as presently planned."""
         if self.train.budget_s is None:
             assert self.train.max_steps is not None
             return self.train.max_steps
@@ -40,7 +71,7 @@ class Plan:
 
     @property
     def warmup_steps(self) -> int:
-        """As configured, but of a budget at most a tenth of what the trial promised."""
+        """As configured, but at most a tenth of the first plan of a budget."""
         wanted = self.train.optim.warmup_steps
         if self.train.budget_s is None:
             return wanted
@@ -55,7 +86,7 @@ class Plan:
         return learning_rate(step, first, optim, later)
 
     def is_validation_due(self, step: int) -> bool:
-        """At the end; every so many steps, or evenly over the way through a budget."""
+        """At the end, and every so many steps or evenly over a budget."""
         if step >= self.max_steps:
             return True
         every = self.train.validate_every
@@ -65,26 +96,31 @@ class Plan:
             return step % every == 0
         return self._n_validations_left(step) < self._n_validations_left(step - 1)
 
+    def is_out_of_patience(self) -> bool:
+        """Whether too many validations in a row were no better than the best."""
+        return bool(self.train.patience) and self.progress.n_worse >= self.train.patience
+
     def expected_s(self, step_s: float) -> float:
-        """Seconds that training takes if an update takes step_s."""
+        """The duration of training in seconds if an update takes step_s."""
         return self.train.budget_s or step_s * (self.train.max_steps or 0)
 
     def begin(self, step_s: float) -> None:
-        """Turn a budget into steps before the first one, from how long a trial took."""
+        """Turn a budget into steps before the first one, from the time of an update in a trial."""
+        self.lap = (self.progress.step, self.progress.elapsed_s)
         if self.train.budget_s is not None:
             self._correct(self.left_s() / step_s, MOST_VALIDATIONS)
 
     def is_warmed_up(self, step: int) -> bool:
-        """True once, where the pace of a budget is first measured."""
+        """True once, when the pace of a budget is first measured."""
         return self.train.budget_s is not None and step == max(self.warmup_steps, 1)
 
     def measure(self, validation_s: float = 0.0) -> None:
-        """Correct the end by the pace since the last time; `validation_s` is that of another one.
+        """Correct the end by the pace since the last call; a validation takes `validation_s`.
 
-        Does nothing without a budget, or where no step was made since.
+        Does nothing without a budget, or if there was no step since.
         """
-        progress, (step, elapsed_s) = self.progress, self.anchor
-        self.anchor = (progress.step, progress.elapsed_s)
+        progress, (step, elapsed_s) = self.progress, self.lap
+        self.lap = (progress.step, progress.elapsed_s)
         if self.train.budget_s is None or progress.step in (step, self.max_steps):
             return
         step_s = (progress.elapsed_s - elapsed_s) / (progress.step - step)
@@ -99,7 +135,7 @@ class Plan:
         self._correct(progress.step + left_s / step_s, n_validations)
 
     def left_s(self) -> float:
-        """Seconds to go, at the pace so far."""
+        """The remaining seconds: of the budget, or at the pace so far."""
         progress = self.progress
         if self.train.budget_s is not None:
             return max(0.0, self.train.budget_s - progress.elapsed_s - progress.validating_s)
