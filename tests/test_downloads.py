@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
+import itertools
 import json
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
 from email.message import Message
 from pathlib import Path
 from urllib.request import Request
 
 import pytest
-from web_server import Server, running_server
+from web_server import Server, raw_server, running_server
 
-from mtrain.data import downloads
+from mtrain.data import connections, downloads
 from mtrain.data.downloads import base_name, cache_dir, fetch
 from mtrain.data.lock import Lock
 from mtrain.errors import DataError, DownloadError, UsageError
 
 CONTENT = b"".join(b"line %d\n" % i for i in range(20_000))
+LAST = len(CONTENT) - 1  # the position of its last byte
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 WRONG = "0" * 64
 
@@ -376,9 +382,9 @@ def test_a_length_that_is_no_number(server: Server, lock: Lock, length: str) -> 
 def test_https_is_redirected_to_https_only(target: str) -> None:
     asked = Request("https://example.org/x")
     with pytest.raises((DownloadError, ValueError)):
-        downloads._Redirects().redirect_request(asked, None, 302, "", {}, target)
-    again = downloads._Redirects().redirect_request(
-        asked, None, 302, "", Message(), "https://example.net/y"
+        connections.Redirects().redirect_request(asked, io.BytesIO(), 302, "", {}, target)
+    again = connections.Redirects().redirect_request(
+        asked, io.BytesIO(), 302, "", Message(), "https://example.net/y"
     )
     assert again is not None
 
@@ -419,6 +425,269 @@ def test_no_content(server: Server, lock: Lock) -> None:
     server.status = 204
     with pytest.raises(DownloadError, match="204"):
         fetch(server.url("/a/corpus.txt"), None, lock)
+
+
+# -- ranges ----------------------------------------------------------------------------------
+
+
+def _answer(status: str, body: bytes, **headers: object) -> bytes:
+    """The bytes of a response; `Content_Length=5` becomes the header `Content-Length: 5`."""
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "\r\n"]).encode() + body
+
+
+def _cut_then(resumed: Callable[[int], bytes]) -> Callable[[str], Iterable[bytes]]:
+    """Announces all of CONTENT and sends 100,000 bytes; a range is answered by `resumed`."""
+
+    def answer(request: str) -> Iterable[bytes]:
+        if match := re.search(r"Range: bytes=(\d+)-", request):
+            return [resumed(int(match[1]))]
+        headers = {"ETag": '"a"', "Content_Length": len(CONTENT)}
+        return [_answer("200 OK", CONTENT[:100_000], **headers)]
+
+    return answer
+
+
+def test_a_range_shorter_than_the_rest_is_continued(lock: Lock) -> None:
+    def resumed(start: int) -> bytes:
+        end = min(start + 70_000, len(CONTENT))
+        span = f"bytes {start}-{end - 1}/{len(CONTENT)}"
+        body = CONTENT[start:end]
+        return _answer("206 P", body, ETag='"a"', Content_Range=span, Content_Length=len(body))
+
+    with raw_server(_cut_then(resumed)) as server:
+        assert fetch(f"{server.address}/x", None, lock).read_bytes() == CONTENT
+    assert len(server.requests) > 2
+
+
+def test_a_range_of_unknown_total_is_complete_at_the_announced_size(lock: Lock) -> None:
+    def resumed(start: int) -> bytes:
+        return _answer("206 P", CONTENT[start:], Content_Range=f"bytes {start}-{LAST}/*")
+
+    with raw_server(_cut_then(resumed)) as server:
+        assert fetch(f"{server.address}/x", None, lock).read_bytes() == CONTENT
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("span", "headers"),
+    [
+        (f"{{}}-{LAST}/{LAST + 1}", {"ETag": '"b"'}),
+        (f"{{}}-{LAST}/{LAST + 9}", {"ETag": '"a"'}),  # another total than the 200 announced
+        (f"{{}}-{LAST - 1}/{LAST + 1}", {"ETag": '"a"'}),  # the body has one byte more
+        (f"{{}}-{LAST}/{LAST}", {"ETag": '"a"'}),  # ends behind its total
+        (f"{{}}-{LAST}/{LAST + 1}", {"Content_Length": LAST}),
+        (f"{{}}-5/{LAST + 1}", {}),
+    ],
+)
+def test_a_range_that_does_not_fit_is_not_appended(
+    lock: Lock, span: str, headers: dict[str, object]
+) -> None:
+    """Neither the bytes of another version nor a shorter file become the result."""
+
+    def resumed(start: int) -> bytes:
+        body = b"X" * (len(CONTENT) - start)
+        return _answer("206 P", body, Content_Range=f"bytes {span.format(start)}", **headers)
+
+    with raw_server(_cut_then(resumed)) as server:
+        with pytest.raises(DownloadError, match="could not be downloaded"):
+            fetch(f"{server.address}/x", None, lock)
+        assert sum("Range:" not in request for request in server.requests) > 1  # restarted
+
+
+def test_a_new_version_behind_a_range_is_fetched_whole(lock: Lock) -> None:
+    new, n_requests = CONTENT.upper(), itertools.count()
+
+    def answer(request: str) -> Iterable[bytes]:
+        if (n := next(n_requests)) == 0:
+            head = {"Last_Modified": "Mon, 01 Jan 2024 00:00:00 GMT", "Content_Length": LAST + 1}
+            return [_answer("200 OK", CONTENT[:100_000], **head)]
+        later = {"Last_Modified": "Tue, 02 Jan 2024 00:00:00 GMT"}
+        if n == 1:
+            span = f"bytes 100000-{LAST}/{LAST + 1}"
+            return [_answer("206 P", new[100_000:], Content_Range=span, **later)]
+        return [_answer("200 OK", new, Content_Length=len(new), **later)]
+
+    with raw_server(answer) as server:
+        assert fetch(f"{server.address}/x", None, lock).read_bytes() == new
+    assert "Range:" not in server.requests[-1]
+
+
+@pytest.mark.parametrize(
+    ("span", "is_accepted"),
+    [
+        ("bytes 0-4/5", True),
+        ("bytes 0-4/30", False),
+        ("bytes 0-4/*", False),
+        ("bytes 5-9/10", False),
+        ("bytes 0-3/4", False),
+    ],
+)
+def test_a_range_that_was_not_requested(lock: Lock, span: str, is_accepted: bool) -> None:
+    def answer(request: str) -> Iterable[bytes]:
+        return [_answer("206 P", b"text\n", Content_Range=span)]
+
+    with raw_server(answer) as server:
+        if is_accepted:
+            assert fetch(f"{server.address}/x", None, lock).read_bytes() == b"text\n"
+        else:
+            with pytest.raises(DownloadError, match=r"could not be downloaded"):
+                fetch(f"{server.address}/x", None, lock)
+
+
+@pytest.mark.parametrize("is_next_command", [False, True])
+def test_a_416_does_not_end_a_file_of_greater_length(lock: Lock, is_next_command: bool) -> None:
+    """The size that the first answer announced is remembered, by the next command too."""
+
+    def refuse(start: int) -> bytes:
+        return _answer("416 x", b"", Content_Range=f"bytes */{start}")
+
+    def fail(start: int) -> bytes:
+        return _answer("503 x", b"")
+
+    with raw_server(_cut_then(fail if is_next_command else refuse)) as server:
+        url = f"{server.address}/x"
+        with pytest.raises(DownloadError, match="could not be downloaded"):
+            fetch(url, None, lock)
+        server.answer = _cut_then(refuse)
+        with pytest.raises(DownloadError, match="could not be downloaded"):
+            fetch(url, None, lock)
+
+
+# -- answers without end ---------------------------------------------------------------------
+
+
+def test_the_body_of_a_redirect_is_not_read(lock: Lock) -> None:
+    def answer(request: str) -> Iterable[bytes]:
+        if "/final" in request:
+            return [_answer("200 OK", b"text\n", Content_Length=5)]
+        return itertools.chain([_answer("302 x", b"", Location="/final")], [b"x" * 65536] * 1000)
+
+    with raw_server(answer) as server:
+        assert fetch(f"{server.address}/x", None, lock).read_bytes() == b"text\n"
+    assert server.n_sent < 500 * 65536
+
+
+def test_a_redirect_to_ftp_is_not_followed(server: Server, lock: Lock) -> None:
+    server.redirects["/a/corpus.txt"] = "ftp://127.0.0.1:9/x"
+    with pytest.raises(DownloadError, match="is redirected in a circle, or nowhere"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+
+
+CHUNKED = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhi\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        ("", "HTTP/1.1 100 Continue\r\n\r\n"),
+        ("HTTP/1.1 200 OK\r\nX: ", "x"),
+        ("HTTP/1.1 302 x\r\nX: ", "x"),
+        ("HTTP", "x"),
+        (f"{CHUNKED}0\r\n", "X: 1\r\n"),
+        (CHUNKED, "0"),
+    ],
+)
+def test_bytes_now_and_then_that_are_no_content(
+    lock: Lock, monkeypatch: pytest.MonkeyPatch, start: str, piece: str
+) -> None:
+    """The limit holds for the status, headers, trailers and the sizes of chunks as well."""
+
+    def answer(request: str) -> Iterable[bytes]:
+        yield start.encode()
+        for _ in range(300):  # up to three seconds
+            yield piece.encode()
+            time.sleep(0.01)
+
+    monkeypatch.setenv("MTRAIN_DOWNLOAD_STALL", "0.2")
+    with (
+        raw_server(answer) as server,
+        pytest.raises(DownloadError, match=r"sends less than 65,536 bytes in 0\.2 seconds"),
+    ):
+        fetch(f"{server.address}/x", None, lock)
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [("", "HTTP/1.1 100 Continue\r\n\r\n"), (f"{CHUNKED}0\r\n", "X: 1\r\n")],
+)
+def test_headers_without_end(lock: Lock, start: str, piece: str) -> None:
+    def answer(request: str) -> Iterable[bytes]:
+        return itertools.chain([start.encode()], [piece.encode() * 10_000] * 100)
+
+    with (
+        raw_server(answer) as server,
+        pytest.raises(DownloadError, match="its headers have more than 262,144 bytes"),
+    ):
+        fetch(f"{server.address}/x", None, lock)
+
+
+def test_a_restart_of_a_large_file_is_progress(
+    server: Server, lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the bytes that the discarded part had reached already."""
+    _leave_a_part(server, lock, n_bytes=60_000)
+    monkeypatch.setenv("MTRAIN_DOWNLOAD_STALL", "0.6")
+    monkeypatch.setattr(downloads, "PROGRESS_BYTES", 50)
+    server.etag, server.files["/a/corpus.txt"] = '"v2"', CONTENT[:1000]
+    server.pause_s = 0.001
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT[:1000]
+
+
+# -- HTML ------------------------------------------------------------------------------------
+
+
+PAGES = [
+    b"<title>Log in</title><p>please\n",
+    b'<SCRIPT>location="/login"</SCRIPT>\n',
+    b"<!--" + b"x" * 100_000 + b"--><html>",
+    b'<meta charset="utf-8"><p>\n',
+]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *map(gzip.compress, PAGES)])
+def test_pages_by_their_content(server: Server, lock: Lock, page: bytes) -> None:
+    server.files["/a/corpus.txt"] = page
+    with pytest.raises(DownloadError, match="is an HTML page"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+
+
+@pytest.mark.parametrize("kind", ["text/html", "Text/HTML; charset=utf-8", "application/xhtml+xml"])
+def test_pages_by_their_type(lock: Lock, kind: str) -> None:
+    """Refused before they are read, unless the sha256 says that they are the right file."""
+
+    def answer(request: str) -> Iterable[bytes]:
+        return [_answer("200 OK", b"Please log in\n", Content_Type=kind)]
+
+    with raw_server(answer) as server:
+        with pytest.raises(DownloadError, match="is an HTML page"):
+            fetch(f"{server.address}/x", None, lock)
+        sha256 = hashlib.sha256(b"Please log in\n").hexdigest()
+        assert fetch(f"{server.address}/x", sha256, lock).is_file()
+
+
+def test_a_page_in_between_leaves_the_part(server: Server, lock: Lock, cache: Path) -> None:
+    _leave_a_part(server, lock, n_bytes=60_000)
+    server.content_type = "text/html"
+    with pytest.raises(DownloadError, match="is an HTML page"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+    assert next(cache.glob("*.part")).stat().st_size == 60_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        gzip.compress(CONTENT),
+        gzip.compress(CONTENT)[:100],
+        b"\x1f\x8bdamaged",
+        b"<headline>x</headline>\n",
+        b"<titles>\n",
+        b"<P>\n",
+    ],
+)
+def test_data_that_resembles_a_page(server: Server, lock: Lock, data: bytes) -> None:
+    server.files["/a/corpus.txt"] = data
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == data
 
 
 def _leave_a_part(server: Server, lock: Lock, n_bytes: int) -> None:

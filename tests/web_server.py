@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -28,6 +28,7 @@ class Server:
     refuses_range: bool = False  # every range is answered 416
     is_endless: bool = False  # the content comes again and again
     pause_s: float = 0  # before each byte
+    content_type: str | None = None
     ranges: list[str | None] = field(default_factory=list)
 
     def url(self, path: str) -> str:
@@ -77,6 +78,8 @@ class _Handler(Handler):
             self.send_header("Content-Length", told.length_header or str(length))
         if self.server.told.etag:  # type: ignore[attr-defined]
             self.send_header("ETag", self.server.told.etag)  # type: ignore[attr-defined]
+        if told.content_type:
+            self.send_header("Content-Type", told.content_type)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
         self.end_headers()
@@ -87,4 +90,34 @@ def running_server() -> Iterator[Server]:
     """A server that answers until the block ends."""
     told = Server()
     with serving(told, _Handler):
+        yield told
+
+
+@dataclass
+class RawServer:
+    """A server on loopback that sends any bytes: `answer` makes them from the request."""
+
+    answer: Callable[[str], Iterable[bytes]]
+    address: str = ""
+    requests: list[str] = field(default_factory=list)
+    n_sent: int = 0
+
+
+class _RawHandler(Handler):
+    def do_GET(self) -> None:
+        server: RawServer = self.server.told  # type: ignore[attr-defined]
+        request = f"{self.requestline}\n{self.headers}"
+        server.requests.append(request)
+        self.close_connection = True
+        with suppress(ConnectionError):  # the client has given up
+            for piece in server.answer(request):
+                self.wfile.write(piece)
+                server.n_sent += len(piece)
+
+
+@contextmanager
+def raw_server(answer: Callable[[str], Iterable[bytes]]) -> Iterator[RawServer]:
+    """A server that sends what `answer` yields and then closes the connection."""
+    told = RawServer(answer)
+    with serving(told, _RawHandler):
         yield told

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import math
 import os
 import re
 import sys
 import time
-from http.client import HTTPResponse
+import zlib
+from contextlib import suppress
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request
 
 from mtrain import console
-from mtrain.config.entries import URL_CHARACTERS, check_url
+from mtrain.config.entries import URL_CHARACTERS
+from mtrain.data.connections import open_url
 from mtrain.data.lock import Lock
 from mtrain.errors import DataError, DownloadError, UsageError
 from mtrain.storage import lock_file, sha256_of, storage_errors
@@ -31,9 +35,17 @@ TIMEOUT_S = 30.0
 WAIT_S = 0.5  # before the second attempt, doubled before each further one
 CHUNK_BYTES = 1 << 18
 PROGRESS_BYTES = 1 << 16  # fewer new bytes than this are no progress
-_START_BYTES = 1 << 16  # of a file, examined for HTML
+MAX_OVERHEAD_BYTES = 1 << 18  # read in a row that are not content: headers, trailers
+_START_BYTES = 1 << 24  # of a file, examined for HTML
+_BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
 _XML_PROLOGUE = re.compile(rb"\s*(?:<\?.*?\?>|<!--.*?-->)", re.DOTALL)
-_HTML = (b"<!doctype html", b"<html", b"<head", b"<body")
+_HTML = re.compile(
+    rb"\s*<(?:!doctype\s+html|html|head|body|title|meta|style|script|iframe|div|h1)(?=[\s/>]|\Z)",
+    re.IGNORECASE,
+)
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
 def fetch(url: str, sha256: str | None, lock: Lock) -> Path:
@@ -128,21 +140,6 @@ def _limit(variable: str, default: float) -> float:
     return value
 
 
-class _Redirects(HTTPRedirectHandler):
-    """Follows redirects, but never from https to an unencrypted address."""
-
-    def redirect_request(
-        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> Request | None:
-        check_url(newurl)
-        if req.full_url.lower().startswith("https:") and not newurl.lower().startswith("https:"):
-            raise DownloadError(
-                f"{req.full_url} is redirected to {newurl}, which is not encrypted",
-                "put that address into the config, if you trust it",
-            )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 class _Download:
     """A download into the cache: `<path>.part` grows, is checked and renamed.
 
@@ -157,17 +154,23 @@ class _Download:
         self.expected = expected
         self.recorded_in = recorded_in
         self.part = path.with_name(path.name + ".part")
-        # The ETag or date of the version that .part belongs to, for `If-Range`.
+        # The version that .part belongs to: ETag or date, for `If-Range`, and the size in bytes.
         self.version = path.with_name(path.name + ".part.version")
+        self.validator = ""
+        self.n_total: int | None = None
         self.max_stall_s = _limit("MTRAIN_DOWNLOAD_STALL", 120)
         self.max_bytes = _limit("MTRAIN_DOWNLOAD_GIB", 100) * 2**30
-        self.n_reached = 0  # bytes at the last progress
-        self.progress_at = time.monotonic()
+        self.n_bytes = 0  # in .part
+        self.n_overhead = 0  # bytes read since the last ones of the content
+        self.n_reached = 0  # bytes at the last progress, the most of all requests
+        self.n_marked = 0  # bytes at the last progress of this request
+        self.progress_at = 0.0
 
     def run(self) -> str:
         """Download, check and rename; returns the sha256."""
         with storage_errors(self.part), open(self.part, "a+b") as file:
-            if not self.expected and not self.version.exists():
+            self._load_version()
+            if not self.expected and not self.validator:
                 file.truncate(0)  # no way to tell whether the rest would fit
             n_kept = self.n_reached = file.seek(0, os.SEEK_END)
             self._fill(file)
@@ -187,11 +190,11 @@ class _Download:
     def _fill(self, file: IO[bytes]) -> None:
         """Send requests until the file is complete, each resuming where the last one broke off."""
         n_failed = 0
+        self.progress_at = time.monotonic()
         while True:
             n_before = self.n_reached
-            n_bytes = file.seek(0, os.SEEK_END)
-            problem = self._try(file, n_bytes)
-            if problem is None:
+            self.n_bytes = self.n_marked = file.seek(0, os.SEEK_END)
+            if (problem := self._try(file)) is None:
                 return
             n_failed = 1 if self.n_reached > n_before else n_failed + 1
             if n_failed >= ATTEMPTS:
@@ -204,10 +207,10 @@ class _Download:
                 )
             time.sleep(WAIT_S * 2 ** (n_failed - 1))
 
-    def _try(self, file: IO[bytes], n_bytes: int) -> str | None:
+    def _try(self, file: IO[bytes]) -> str | None:
         """Make one request; returns a problem that may be temporary, or None if all is there."""
         try:
-            return None if self._request(file, n_bytes) else "the connection was closed early"
+            return self._request(file)
         except HTTPError as error:
             error.close()
             problem = f"answered {error.code} {error.reason}"
@@ -220,102 +223,145 @@ class _Download:
             raise DownloadError(
                 f"{self.url} is no valid URL: {error}", "check the address"
             ) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, HTTPException) as error:
             reason = error.reason if isinstance(error, URLError) else error
             return str(reason) or type(reason).__name__
 
-    def _request(self, file: IO[bytes], n_bytes: int) -> bool:
-        """Request what is missing and append it; True when the file is complete."""
+    def _request(self, file: IO[bytes]) -> str | None:
+        """Request what is missing and append it; returns why the file is not complete, or None."""
         headers = {"User-Agent": "mtrain"}
-        if n_bytes:
-            headers["Range"] = f"bytes={n_bytes}-"
-            if self.version.exists():
-                headers["If-Range"] = self.version.read_text()
+        if self.n_bytes:
+            headers["Range"] = f"bytes={self.n_bytes}-"
+            if self.validator:
+                headers["If-Range"] = self.validator
         request = Request(quote(self.url, safe=URL_CHARACTERS), headers=headers)
+        self.n_overhead = 0
         try:
-            response = build_opener(_Redirects).open(request, timeout=TIMEOUT_S)
+            response = open_url(request, TIMEOUT_S, self._read)
         except HTTPError as error:
             if error.code != 416:
                 raise
             error.close()
-            if error.headers.get("Content-Range") == f"bytes */{n_bytes}":
-                return True
-            file.truncate(0)  # the part is longer than the file, so it belongs to another one
-            return False
+            is_whole = error.headers.get("Content-Range") == f"bytes */{self.n_bytes}"
+            if is_whole and self.n_total in (None, self.n_bytes):
+                return None
+            file.truncate(0)  # the part belongs to another file, or the answer is wrong
+            return "it has another length than before"
         with response:
-            if response.status == 204:
-                raise DownloadError(
-                    f"{self.url} answered 204: there is no content", "check the address"
-                )
-            content_range = response.headers.get("Content-Range") or ""
-            if response.status == 206 and not re.match(rf"bytes {n_bytes}-\d", content_range):
-                file.truncate(0)  # another range than requested
-                return False
-            if response.status != 206:
-                n_bytes = 0
+            return self._receive(response, file)
+
+    def _receive(self, response: HTTPResponse, file: IO[bytes]) -> str | None:
+        """Append the body of an answer; returns why the file is not complete, or None."""
+        headers = response.headers
+        if response.status == 204:
+            raise DownloadError(
+                f"{self.url} answered 204: there is no content", "check the address"
+            )
+        if not self.expected and headers.get_content_type() in _HTML_TYPES:
+            raise self._html_error()
+        length = _integer(headers.get("Content-Length", ""))
+        if response.status == 206:
+            n_end = self._end_of_range(headers, length)
+            if n_end is None:
                 file.truncate(0)
-                self._keep_version(response.headers)
-            length = response.headers.get("Content-Length") or ""
-            total = n_bytes + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
-            return self._copy(response, file, n_bytes, total)
-
-    def _keep_version(self, headers: http.client.HTTPMessage) -> None:
-        """Store the version of the file for `If-Range`, which needs a strong ETag or a date."""
-        etag = headers.get("ETag", "")
-        version = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-        if version:
-            with storage_errors(self.version):
-                self.version.write_text(version)
+                return "it sent another range than requested"
         else:
-            self.version.unlink(missing_ok=True)
+            self.n_bytes = self.n_marked = 0
+            n_end = self.n_total = length
+        if self.n_bytes == 0:
+            file.truncate(0)
+            self._store_version(headers)
+        self._copy(response, file)
+        if n_end is not None and self.n_bytes > n_end:
+            file.truncate(0)
+            return "it sent more than announced"
+        if n_end is not None and self.n_bytes < n_end:
+            return "the connection was closed early"
+        if response.status == 206 and n_end != self.n_total:
+            return "it sent only a part of the rest"
+        return None
 
-    def _copy(
-        self, response: HTTPResponse, file: IO[bytes], n_bytes: int, total: int | None
-    ) -> bool:
-        """Append the body of a response; True if it has the announced length."""
-        with console.bar(total, base_name(self.url), "B", initial=n_bytes) as bar:
+    def _end_of_range(self, headers: HTTPMessage, length: int | None) -> int | None:
+        """Where the body of a 206 ends in the file; None if it does not fit to .part."""
+        match = _CONTENT_RANGE.fullmatch(_header(headers, "Content-Range"))
+        if not match:
+            return None
+        n_start, n_end, n_total = int(match[1]), int(match[2]) + 1, _integer(match[3])
+        if n_start != self.n_bytes or length not in (None, n_end - n_start):
+            return None
+        if not n_start < n_end <= (n_total or n_end):
+            return None
+        if n_start == 0:  # no range was requested
+            self.n_total = n_total
+            return n_end if n_end == n_total else None
+        name = "ETag" if self.validator.startswith('"') else "Last-Modified"
+        validator = _header(headers, name).removeprefix("W/")
+        if self.validator and validator not in ("", self.validator):
+            return None
+        if None not in (n_total, self.n_total) and n_total != self.n_total:
+            return None
+        self.n_total = n_total or self.n_total
+        return n_end
+
+    def _store_version(self, headers: HTTPMessage) -> None:
+        """Keep a strong ETag or a date, which `If-Range` needs, and the announced size."""
+        etag = _header(headers, "ETag")
+        self.validator = etag if etag.startswith('"') else _header(headers, "Last-Modified")
+        with storage_errors(self.version):
+            self.version.write_text(f"{self.validator}\n{self.n_total or ''}", "utf-8")
+
+    def _load_version(self) -> None:
+        """Read what `_store_version` wrote for an earlier command, if it was interrupted."""
+        if self.version.exists():
+            text = self.version.read_text("utf-8", errors="replace")
+            self.validator, _, n_total = text.partition("\n")
+            self.n_total = _integer(n_total)
+
+    def _copy(self, response: HTTPResponse, file: IO[bytes]) -> None:
+        """Append the body of a response."""
+        with console.bar(self.n_total, base_name(self.url), "B", initial=self.n_bytes) as bar:
             while chunk := response.read1(CHUNK_BYTES):  # returns what is there, without waiting
                 with storage_errors(self.part):  # no problem of the network
                     file.write(chunk)
                     file.flush()
-                n_bytes += len(chunk)
                 bar.update(len(chunk))
-                self._check_progress(n_bytes)
-        return total is None or n_bytes == total
+                self.n_bytes += len(chunk)
+                self.n_overhead = 0
+                if self.n_bytes > self.n_reached + PROGRESS_BYTES:
+                    self.n_reached = self.n_bytes
+                if self.n_bytes > self.n_marked + PROGRESS_BYTES:
+                    self.n_marked, self.progress_at = self.n_bytes, time.monotonic()
+                if self.n_bytes > self.max_bytes:
+                    raise DownloadError(
+                        f"{self.url} has more than {self.max_bytes / 2**30:g} GiB",
+                        "check the address, or allow more GiB: MTRAIN_DOWNLOAD_GIB=500",
+                    )
 
-    def _check_progress(self, n_bytes: int) -> None:
-        """Raise if too much is sent, or hardly anything for a long time."""
-        now = time.monotonic()
-        if n_bytes > self.n_reached + PROGRESS_BYTES:
-            self.n_reached, self.progress_at = n_bytes, now
-        if now > self.progress_at + self.max_stall_s:
+    def _read(self, socket: io.RawIOBase, buffer: memoryview) -> int:
+        """Read from the network; raises after a long time, or many headers, without content."""
+        if time.monotonic() > self.progress_at + self.max_stall_s:
             raise DownloadError(
                 f"{self.url} sends less than {PROGRESS_BYTES:,} bytes in {self.max_stall_s:g} "
-                f"seconds ({n_bytes:,} bytes received)",
+                f"seconds ({self.n_bytes:,} bytes received)",
                 "try again later, or allow more seconds: MTRAIN_DOWNLOAD_STALL=600",
             )
-        if n_bytes > self.max_bytes:
-            raise DownloadError(
-                f"{self.url} has more than {self.max_bytes / 2**30:g} GiB",
-                "check the address, or allow more GiB: MTRAIN_DOWNLOAD_GIB=500",
-            )
+        if self.n_overhead > MAX_OVERHEAD_BYTES:
+            raise HTTPException(f"its headers have more than {MAX_OVERHEAD_BYTES:,} bytes")
+        n_read = socket.readinto(buffer) or 0
+        self.n_overhead += n_read
+        return n_read
 
     def _problem(self, actual: str) -> DownloadError | None:
         """An error if .part has not the expected sha256 or, without one, cannot be data."""
         if self.expected == actual:
             return None
         with open(self.part, "rb") as file:
-            start = file.read(_START_BYTES).removeprefix(b"\xef\xbb\xbf")
-        if not start:
+            start = file.read(_START_BYTES)
+        if not start.removeprefix(_BOM):
             return DownloadError(f"{self.url} is empty", "check the address")
         is_html = _is_html(start)
         if self.expected is None:
-            if not is_html:
-                return None
-            return DownloadError(
-                f"{self.url} is an HTML page, not a data file",
-                "use the address of the file itself (on GitHub: the one behind `Raw`)",
-            )
+            return self._html_error() if is_html else None
         page = " (an HTML page)" if is_html else ""
         if self.recorded_in:
             return DownloadError(
@@ -328,9 +374,30 @@ class _Download:
             "correct `sha256` in the config, if this is the right file",
         )
 
+    def _html_error(self) -> DownloadError:
+        return DownloadError(
+            f"{self.url} is an HTML page, not a data file",
+            "use the address of the file itself (on GitHub: the one behind `Raw`), or give its "
+            "`sha256`, if it is data",
+        )
+
+
+def _header(headers: HTTPMessage, name: str) -> str:
+    """A header in one line, even if it was sent in several."""
+    return " ".join(headers.get(name, "").split())
+
+
+def _integer(text: str) -> int | None:
+    """The value of decimal digits; None for anything else."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
 
 def _is_html(start: bytes) -> bool:
-    """Whether a file begins as HTML does, after declarations and comments."""
-    while match := _XML_PROLOGUE.match(start):
-        start = start[match.end() :]
-    return start.lstrip().lower().startswith(_HTML)
+    """Whether a file, perhaps compressed, begins as HTML does, after declarations and comments."""
+    if start.startswith(_GZIP):
+        with suppress(zlib.error):
+            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _START_BYTES)
+    position = len(_BOM) if start.startswith(_BOM) else 0
+    while match := _XML_PROLOGUE.match(start, position):
+        position = match.end()
+    return _HTML.match(start, position) is not None
