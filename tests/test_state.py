@@ -219,3 +219,17 @@ def test_without_wanting_more_only_the_best_is_kept(run):
     assert [path.name for path in run.checkpoints.iterdir()] == ["best-1.safetensors"]
     with pytest.raises(CheckpointError, match="no checkpoint named `avg-best`"):
         run.checkpoint_files("avg-best")
+
+
+def test_a_state_that_does_not_fit_as_a_whole_is_not_cloned(monkeypatch):
+    """Weights, average and moments share the room: each alone would fit."""
+    trained = Trained()
+    largest = max(
+        sum(tensor.nbytes for tensor in part.values())
+        for part in (weights_of(trained.model), optimizer_state(trained.model, trained.optimizers))
+    )
+    monkeypatch.setattr("mtrain.machine.runtime.spare_bytes", lambda device: largest)
+    state = copy_state(trained, Progress())  # type: ignore[arg-type]
+    originals = {tensor.data_ptr() for tensor in trained.tensors().values()}
+    copied = [*state.weights.values(), *(state.averages or {}).values(), *state.moments.values()]
+    assert {tensor.data_ptr() for tensor in copied} <= originals

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, with_config
 from torch import Tensor
@@ -56,6 +56,7 @@ from mtrain.training.optim import optimizer_state, set_optimizer_state
 from mtrain.training.schedule import Progress
 
 FORMAT = 1
+Key = TypeVar("Key")
 METRICS = {"chrf": "chrF", "bleu": "BLEU", "loss": "loss"}
 
 Scorer = Callable[[dict[str, Tensor], int], dict[str, Any]]  # (weights, step) -> scores
@@ -123,15 +124,19 @@ class State:
 
 def copy_state(learner: Learner, progress: Progress) -> State:
     """The present state; never waits for the device."""
-    return State(
-        copy.deepcopy(progress),
-        copies(weights_of(learner.model)),
-        copies(learner.ema.weights) if learner.ema is not None else None,
-        copies(optimizer_state(learner.model, learner.optimizers)),
+    parts = [weights_of(learner.model), optimizer_state(learner.model, learner.optimizers)]
+    if learner.ema is not None:
+        parts.append(learner.ema.weights)
+    # All together, since they share the room beside the peak.
+    tensors = {(i, name): t for i, part in enumerate(parts) for name, t in part.items()}
+    copied = copies(tensors)
+    weights, moments, *averages = (
+        {name: copied[i, name] for name in part} for i, part in enumerate(parts)
     )
+    return State(copy.deepcopy(progress), weights, averages[0] if averages else None, moments)
 
 
-def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def copies(tensors: dict[Key, Tensor]) -> dict[Key, Tensor]:
     """Copies on the same device, or on the CPU if a GPU lacks the room beside its peak use.
 
     Those on a GPU are made in the order of its work; for those on the CPU, training waits.

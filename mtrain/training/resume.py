@@ -41,6 +41,9 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
     run = RunDir(config.run_dir)
     if fresh and run.path.exists():
         _set_aside(run)
+    for path in (run.checkpoints, run.metrics, run.data, run.tensorboard):
+        if path.is_symlink():
+            raise UsageError(f"{path} is a symbolic link", "replace it by what it points to")
     if run.config.exists():
         if not run.step_checkpoints():
             check_complete(run, None)  # before anything is changed
@@ -96,7 +99,7 @@ def alone_in(run: RunDir, is_first: bool = True) -> Iterator[None]:
 def _create(run: RunDir, config: Config, prepared: Prepared) -> None:
     """Make a run directory atomically: without its config it would not be recognised as one."""
     verify(prepared)
-    remove_partials(run.path.parent, f"{glob.escape(run.path.name)}.*")
+    remove_partials(run.path.parent, f"{glob.escape(run.path.name[:200])}.{'[0-9a-f]' * 8}")
     with new_directory(run.path) as partial:
         copy_into_run(prepared, RunDir(partial))
         atomic_write(RunDir(partial).config, dump_config(config))
@@ -112,8 +115,8 @@ def _set_aside(run: RunDir) -> None:
     console.message(f"renamed {run.path} to {aside}")
 
 
-def check_changes(run: RunDir, config: Config, prepared: Prepared) -> None:
-    """Refuse changes of the config, with a diff, that would be another training; log the others."""
+def check_config(run: RunDir, config: Config) -> dict[str, tuple[Any, Any]]:
+    """The changes of the config; a UsageError, with a diff, if they make it another training."""
     changes = differences(read_run_config(run).model_dump(), config.model_dump())
     changes.pop("run", None)  # its place: it may have been moved
     refused = {key: change for key, change in changes.items() if is_fixed(key)}
@@ -123,9 +126,15 @@ def check_changes(run: RunDir, config: Config, prepared: Prepared) -> None:
             f"{run.path} was trained with another config:{diff}",
             "undo the change, name another directory with --set run=DIR, or start with --fresh",
         )
+    return changes
+
+
+def check_changes(run: RunDir, config: Config, prepared: Prepared) -> None:
+    """Refuse another config or other data, and log the changes that are allowed."""
+    changes = check_config(run, config)
     if run.read_manifest()["files"] != prepared.manifest["files"]:
         raise UsageError(
-            f"{run.path} was trained on other text: a data file has changed",
+            f"{run.path} was trained on other text: a data file or mtrain's filters have changed",
             "restore the file, name another directory with --set run=DIR, or start with --fresh",
         )
     for key, (old, new) in changes.items():

@@ -40,6 +40,7 @@ from mtrain.training.log import Clock, Log, Meter, Warnings
 from mtrain.training.resume import (
     alone_in,
     check_complete,
+    check_config,
     drop_records_beyond,
     note_environment,
     open_run,
@@ -86,7 +87,10 @@ def train(
     valid = config.data.valid
     target = in_languages(config, None if valid is None else valid.languages).target
     bleu_tokenizer(target, config.evaluate.tokenize)  # if it is missing, fail now, not in an hour
-    prepared, run = _prepared(config, config_path), RunDir(config.run_dir)
+    run = RunDir(config.run_dir)
+    if run.config.exists() and not fresh:
+        check_config(run, config)  # before the data is prepared
+    prepared = _prepared(config, config_path)
     with process_group(config.train.device) as distributed:
         runtime.set_up(distributed.device, config.train.threads, "training")
         with alone_in(run, distributed.is_first):
