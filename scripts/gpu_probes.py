@@ -7,6 +7,7 @@ python scripts/gpu_probes.py with-8-gib COMMAND ...    an mtrain command with so
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -48,13 +49,16 @@ def waits_of_a_search(run: str, device: str) -> None:
 
 def with_8_gib(*command: str) -> None:
     """Does the trial hold what it says: the first step, saves and validations?"""
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as `cli.main` does
     import torch
 
     from mtrain import cli
 
     if torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (8 << 30) / total))
+        free, _ = torch.cuda.mem_get_info()
+        ballast = torch.empty(max(0, free - (8 << 30)), dtype=torch.uint8, device="cuda")
+        torch.cuda.reset_peak_memory_stats()
+        print(f"{ballast.nbytes:,} bytes are held, so that 8 GiB are free")
     sys.argv = ["mtrain", *command]
     cli.main()
 

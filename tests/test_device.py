@@ -277,7 +277,7 @@ def watched_search(device: torch.device, kind: str, max_length: int) -> Watch:
     given = Sources(
         torch.full((N, 7), EOS, device=device),
         torch.ones(N, 1, 1, 7, dtype=torch.bool, device=device),
-        torch.full((N,), max_length),
+        torch.arange(max_length - N + 1, max_length + 1),  # they end one after the other
         torch.full((N, 2), EOS, device=device),
     )
     scorer: Any = make_scorer(device)

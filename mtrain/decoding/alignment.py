@@ -175,9 +175,11 @@ def _sides(
     translator: Translator, src_ids: Sequence[Sequence[int]], tgt_ids: Sequence[Sequence[int]]
 ) -> tuple[list[Side], list[Side]]:
     config, (src, tgt) = translator.config, (translator.src_tokenizer, translator.tgt_tokenizer)
+    of_tag = [entry.languages for entry in config.data.train if entry.tag == src.tag]
+    source, target = next(filter(None, of_tag), (config.source, config.target))
     return (
-        [Side.of(src.pieces(ids), config.source) for ids in src_ids],
-        [Side.of(tgt.pieces(ids), config.target) for ids in tgt_ids],
+        [Side.of(src.pieces(ids), source) for ids in src_ids],
+        [Side.of(tgt.pieces(ids), target) for ids in tgt_ids],
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtrain.data.batching import pad
 from mtrain.data.tokenizer import BOS
+from mtrain.machine import runtime
 from mtrain.machine.runtime import Precision
 from mtrain.model.bf16_linear import in_bf16
 from mtrain.model.cache import Cache
@@ -126,7 +127,9 @@ def _log_probs(
 ) -> Tensor:
     """tgt_in, tgt_out (B, T) -> log-probabilities of tgt_out (B, T)"""
     x = model.decode(tgt_in, model.encode(src, src_mask), src_mask).flatten(0, 1)  # (B*T, D)
-    n_rows = max(1, LOGITS_BYTES // (4 * model.output.out_features))
+    free = runtime.free_bytes(tgt_in.device)
+    n_bytes = LOGITS_BYTES if free is None else min(LOGITS_BYTES, free // 8)
+    n_rows = max(1, n_bytes // (4 * model.output.out_features))
     targets, parts = tgt_out.flatten(), []
     for rows, gold in zip(torch.split(x, n_rows), torch.split(targets, n_rows), strict=True):
         logits = model.project(rows).float()  # (n, V)
