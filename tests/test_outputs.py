@@ -18,8 +18,8 @@ from mtrain.cli import app
 from mtrain.commands.output import check_output
 from mtrain.decoding.attention import attention_maps
 from mtrain.decoding.translate import Translator
-from mtrain.delivery.pictures import attention_page
 from mtrain.errors import UsageError
+from mtrain.report.attention import attention_page
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def export(
         _export_ctranslate2(run, output, quantization, checkpoint)
         return
     check_output(output, "a model", files_of_run(run), force)
-    from mtrain.delivery.export import export_safetensors
+    from mtrain.export.single_file import export_safetensors
 
     n_bytes = export_safetensors(run, output, checkpoint)
     after = console.command("mtrain", "translate", output)
@@ -74,7 +74,7 @@ def export(
 def _export_ctranslate2(
     run: Path, output: Path, quantization: Quantization | None, checkpoint: str | None
 ) -> None:
-    from mtrain.delivery.export import export_ctranslate2
+    from mtrain.export.ctranslate2 import export_ctranslate2
 
     check = export_ctranslate2(run, output, quantization, checkpoint)
     if check is None:

@@ -49,7 +49,7 @@ def report(
     force: Force = False,
 ) -> None:
     """Write a page about runs: scores, sentences, training, data."""
-    from mtrain.delivery.report import watch_report, write_model_card, write_report
+    from mtrain.report.page import watch_report, write_model_card, write_report
 
     if markdown and (watch or len(runs) > 1):
         raise UsageError(

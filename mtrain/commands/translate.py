@@ -30,7 +30,7 @@ from mtrain.errors import DataError, UsageError
 from mtrain.run import RunDir
 
 if TYPE_CHECKING:
-    from mtrain.delivery.pictures import AttentionPicture
+    from mtrain.report.attention import AttentionPicture
 
 EXAMPLES = (
     "echo 'A dog.' | mtrain translate runs/my-model",
@@ -322,9 +322,9 @@ def _picture(
     if path is None:
         return None
     from mtrain.config.load import read_run_config
-    from mtrain.delivery.pictures import AttentionPicture, Selection, read_heads, read_kinds
+    from mtrain.report.attention import KINDS, AttentionPicture, Selection, read_heads
 
-    selection = Selection(read_kinds(kind), layer, read_heads(heads))
+    selection = Selection(KINDS if kind == "all" else (kind,), layer, read_heads(heads))
     selection.check(read_run_config(RunDir.open(run)).model)
     return AttentionPicture(path, selection)
 
