@@ -143,7 +143,7 @@ def test_a_page_loads_nothing_and_no_sentence_can_break_out() -> None:
     ],
 )
 def test_what_is_not_there_is_said(selection: Selection, said: str) -> None:
-    model = ModelConfig(n_encoder_layers=2, n_decoder_layers=2, d_model=6, n_heads=3)
+    model = ModelConfig(n_encoder_layers=2, n_decoder_layers=2, d_model=12, n_heads=3)
     with pytest.raises(UsageError, match=said):
         selection.check(model)
 

@@ -31,7 +31,8 @@ from mtrain.evaluation.breakdown import Calibration
 from mtrain.evaluation.metrics import score_all
 from mtrain.evaluation.sweep import Point
 from mtrain.report import scores
-from mtrain.report.chapters import examples, file_size, rounded_count
+from mtrain.report.attention import Selection, attention_page
+from mtrain.report.chapters import examples, rounded_count
 from mtrain.report.charts import (
     MOST_POINTS,
     Line,
@@ -179,6 +180,10 @@ MANIFEST: dict[str, Any] = {
 }
 
 
+_WEIGHTS = np.full((1, 2, 3, 3), 1 / 3, np.float32)
+MAPS = AttentionMaps(["▁A", "</script>", "</s>"], ["▁Ein", "x", "</s>"], *[_WEIGHTS] * 3)
+
+
 class Page(HTMLParser):
     """The elements and the text that a browser would make of a page."""
 
@@ -245,7 +250,12 @@ def test_the_page_tells_what_the_run_is(page: tuple[Path, str]) -> None:
 
 
 def test_the_page_is_whole_without_a_network(page: tuple[Path, str]) -> None:
-    found = Page(page[1])
+    for html in (page[1], attention_page([MAPS])):
+        check_nothing_is_loaded(html)
+
+
+def check_nothing_is_loaded(html: str) -> None:
+    found = Page(html)
     for tag, attributes in found.elements:
         assert tag not in {"link", "iframe", "img", "object", "embed", "base"}
         for name in ("src", "href", "xlink:href", "action"):
@@ -295,9 +305,10 @@ def test_the_examples_stand_at_the_quartiles(tmp_path: Path) -> None:
     outputs = [text[: 8 + i // 8] for i, text in enumerate(references)]
     run = make_run(tmp_path / "run", outputs, sources=references, references=references)
     comparisons = put_side_by_side(read_runs([run]))
-    grades = {example.grade: example.chrf for example in examples(comparisons)}
-    chrf = sorted(comparisons[0].outputs[0].chrf)
-    assert grades == {"good": chrf[75], "usual": chrf[50], "poor": chrf[25]}
+    chrf = comparisons[0].outputs[0].chrf
+    grades = {grade: chrf[line] for grade, line in examples(comparisons).items()}
+    ranked = sorted(chrf)
+    assert grades == {"good": ranked[75], "usual": ranked[50], "poor": ranked[25]}
 
 
 # -- several runs ----------------------------------------------------------------------------
@@ -393,15 +404,13 @@ def test_what_the_model_is_unsure_of() -> None:
 
 
 def test_attention_speed_and_the_data_report(run: Path) -> None:
-    weights = np.full((1, 2, 3, 3), 1 / 3, np.float32)
-    maps = AttentionMaps(["▁A", "</script>", "</s>"], ["▁Ein", "x", "</s>"], *[weights] * 3)
-    write_json(run / "attention.json", [maps.to_json()])
+    write_json(run / "attention.json", [MAPS.to_json()])
     write_json(run / "sweep.json", [sweep_point(5, 1.0), sweep_point(1, 1.0), sweep_point(5, 0.6)])
     environment = {"torch": "2.99", "device": "cpu: <b>"}
     write_json(run / "environment.json", [environment])
     write_json(run / "data" / "report.json", DATA_REPORT)
     page = Page(write_report([run]).read_text(encoding="utf-8"))
-    assert json.loads(page.blocks[1])["sentences"] == [maps.to_json()]
+    assert json.loads(page.blocks[1])["sentences"] == [MAPS.to_json()]
     assert (
         "Recommended: beam 5, length penalty 1.0, mtrain fp32, with BLEU 38.00, chrF2 60.00, "
         "1,234.5 sentences per second." in page.text
@@ -603,7 +612,6 @@ def test_long_curves_are_thinned_to_means() -> None:
 def test_words_for_numbers() -> None:
     assert [short_number(n) for n in (0.0025, 1500, 20_000, 3e6)] == ["0.0025", "1.5k", "20k", "3M"]
     assert [rounded_count(n) for n in (28_993, 1_965_568)] == ["28,993", "1.97 million"]
-    assert [file_size(n) for n in (12, 7_880_000)] == ["12 bytes", "7.88 MB"]
 
 
 # -- in a browser ----------------------------------------------------------------------------
@@ -667,3 +675,29 @@ def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, width: int) -
     assert page.evaluate("getComputedStyle(document.querySelector('.sentence')).display") == "grid"
     assert complaints == []
     page.close()
+
+
+@pytest.mark.slow
+def test_attention_in_a_browser(browser: Any, run: Path, tmp_path: Path) -> None:
+    write_json(run / "attention.json", [MAPS.to_json()] * 2)
+    write_report([run], tmp_path / "report.html")
+    selection = Selection(("cross", "decoder"), 1, (1, 2))
+    (tmp_path / "attention.html").write_text(attention_page([MAPS], selection), encoding="utf-8")
+    for name, n_pictures in (("report", 3), ("attention", 4)):  # a mean and two heads, of one kind
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        complaints: list[str] = []
+        page.on("console", lambda message, seen=complaints: seen.append(message.text))
+        page.on("pageerror", lambda error, seen=complaints: seen.append(str(error)))
+        page.goto((tmp_path / f"{name}.html").as_uri())
+        assert page.locator(".maps svg").count() == n_pictures
+        assert page.inner_text("#attention-target") == "→ Einx"
+        assert page.locator(".maps svg >> nth=0 >> text=</script>").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.hover(".maps svg .frame >> nth=0", force=True)
+        assert page.inner_text("#attention-reading").endswith("“x” looks at “</script>”: 0.33")
+        page.select_option("#attention-heads", "2")
+        page.select_option("#attention-kind", "decoder")
+        assert page.inner_text("#attention-maps figcaption") == "head 2"
+        assert page.locator(".maps path.masked").count() == 1
+        assert complaints == []
+        page.close()

@@ -135,7 +135,7 @@ def attention_picture(
     pieces = {piece for maps in sentences for piece in (*maps.source, *maps.written, maps.bos)}
     families, boxes = _fonts_for("".join(pieces) + "_\u2192")
     blocks = [
-        [_Block.of(maps, kind, selection, boxes) for kind in selection.kinds] for maps in sentences
+        [_Block(maps, kind, selection, boxes) for kind in selection.kinds] for maps in sentences
     ]
     width = max(block.width for part in blocks for block in part)
     heights = [sum(block.height for block in part) + 0.7 for part in blocks]
@@ -168,54 +168,28 @@ def attention_picture(
         return picture_bytes(figure, format, "mtrain", dpi=resolution)
 
 
-@dataclass(frozen=True, slots=True)
 class _Block:
     """Heads of one kind and layer side by side, under one title. Sizes are in inches."""
 
-    kind: AttentionKind
-    title: str
-    rows: list[str]
-    columns: list[str]
-    panels: dict[str, Weights]
-
-    @classmethod
-    def of(
-        cls, maps: AttentionMaps, kind: AttentionKind, selection: Selection, boxes: dict[int, str]
-    ) -> _Block:
+    def __init__(
+        self, maps: AttentionMaps, kind: AttentionKind, selection: Selection, boxes: dict[int, str]
+    ) -> None:
         weights: Weights = getattr(maps, kind)
+        rows = maps.source if kind == "encoder" else maps.written
+        columns = maps.read if kind == "decoder" else maps.source
+        self.kind, self.panels = kind, selection.panels(weights)
+        self.rows = [piece.replace(SPACE, "_").translate(boxes) for piece in rows]
+        self.columns = [piece.replace(SPACE, "_").translate(boxes) for piece in columns]
         layer = selection.layer or len(weights)
-        title = f"{_TITLES[kind][0]}, layer {layer} of {len(weights)}"
-        title += " (hatched: not written yet)" if kind == "decoder" else ""
-        rows, columns = (
-            [piece.replace(SPACE, "_").translate(boxes) for piece in pieces]
-            for pieces in (
-                maps.source if kind == "encoder" else maps.written,
-                maps.read if kind == "decoder" else maps.source,
-            )
-        )
-        return cls(kind, title, rows, columns, selection.panels(weights))
-
-    @property
-    def n_across(self) -> int:
-        """Heads side by side: four, but fewer of a long sentence."""
-        most = max(1, int(_MOST_ACROSS / (_CELL * len(self.columns) + 0.2)))
-        return min(len(self.panels), _HEADS_PER_ROW, most)
-
-    @property
-    def n_down(self) -> int:
-        """Rows of heads."""
-        return -(-len(self.panels) // self.n_across)
-
-    @property
-    def width(self) -> float:
-        """Of the panels of a row, the labels before and the scale behind them."""
-        panels = self.n_across * (_CELL * len(self.columns) + 0.25)
-        return max(panels + _width(self.rows) + 1.0, 1.7 * _width([self.title]))
-
-    @property
-    def height(self) -> float:
-        """Of the title and of all rows of panels, with names above and labels below them."""
-        return 0.5 + self.n_down * (_CELL * len(self.rows) + _width(self.columns) + 0.8)
+        self.title = f"{_TITLES[kind][0]}, layer {layer} of {len(weights)}"
+        self.title += " (hatched: not written yet)" if kind == "decoder" else ""
+        panel = _CELL * len(columns) + 0.25
+        most = max(1, int(_MOST_ACROSS / panel))
+        self.n_across = min(len(self.panels), _HEADS_PER_ROW, most)
+        self.n_down = -(-len(self.panels) // self.n_across)
+        labelled = self.n_across * panel + _width(self.rows) + 1.0  # labels before, scale behind
+        self.width = max(labelled, 1.7 * _width([self.title]))
+        self.height = 0.5 + self.n_down * (_CELL * len(rows) + _width(self.columns) + 0.8)
 
     def draw(self, figure: SubFigure, width: float) -> None:
         """Fill a part of the figure from the left; `width` is that of the figure."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from jinja2.filters import do_filesizeformat
 from markupsafe import Markup
 
 from mtrain import console
@@ -20,7 +21,7 @@ from mtrain.evaluation.samples import samples
 from mtrain.languages import language
 from mtrain.report.charts import System, length_chart, speed_charts, systems
 from mtrain.report.facts import RunFacts
-from mtrain.report.scores import Fact, ScoreTable
+from mtrain.report.scores import Fact, ScoreTable, interval
 from mtrain.report.side_by_side import SideBySide
 
 
@@ -30,16 +31,6 @@ def rounded_count(n: int) -> str:
         if n >= limit:
             return f"{n / limit:.3g} {unit}"
     return f"{n:,}"
-
-
-def file_size(n_bytes: int) -> str:
-    """7890000 -> '7.9 MB'"""
-    if n_bytes < 1000:
-        return f"{n_bytes} bytes"
-    for limit, unit in ((1_000_000_000, "GB"), (1_000_000, "MB")):
-        if n_bytes >= limit:
-            return f"{n_bytes / limit:.3g} {unit}"
-    return f"{n_bytes / 1000:.3g} kB"
 
 
 # -- the model and its use -------------------------------------------------------------------
@@ -101,7 +92,7 @@ def model_facts(run: RunFacts) -> list[Fact]:
         ),
     ]
     if run.weights:
-        size = f"{file_size(run.weights.size_bytes)} on disk"
+        size = f"{do_filesizeformat(run.weights.size_bytes)} on disk"
         facts.append(Fact("Parameters", f"{run.weights.n_parameters:,}", size))
     return facts
 
@@ -110,39 +101,24 @@ def tiles(run: RunFacts, table: ScoreTable) -> list[Fact]:
     """The few numbers at the top of a page about one run."""
     tiles = []
     for test_set in table.test_sets[:2]:
-        for row in test_set.rows:
-            if row.cells and (cell := row.cells[0]):
-                note = f"{test_set.name}\n{cell.interval}".strip()
-                tiles.append(Fact(LABELS[table.metrics[0]], cell.score, note))
+        for _, entry in test_set.rows:
+            if score := entry.get(table.metrics[0]):
+                note = f"{test_set.name}\n{interval(score)}".strip()
+                tiles.append(Fact(LABELS[table.metrics[0]], f"{score['score']:.2f}", note))
     if run.weights:
         number = rounded_count(run.weights.n_parameters)
         number = number.replace(" million", " M").replace(" billion", " G")
-        size = f"{file_size(run.weights.size_bytes)} on disk"
+        size = f"{do_filesizeformat(run.weights.size_bytes)} on disk"
         tiles.append(Fact("Parameters", number, size))
     tiles.append(Fact("Training pairs", rounded_count(run.manifest["n_train_pairs"])))
     return tiles + [fact for fact in training_facts(run) if fact.name == "Training time"]
 
 
-@dataclass(frozen=True)
-class Example:
-    """A sentence that shows what to expect."""
-
-    grade: str
-    source: str
-    reference: str
-    translation: str
-    chrf: float
-
-
-def examples(test_sets: Sequence[SideBySide]) -> list[Example]:
-    """A good, a usual and a poor translation by the first run: three quantiles of chrF."""
+def examples(test_sets: Sequence[SideBySide]) -> dict[str, int]:
+    """Lines of a good, a usual and a poor translation by the first run: three quantiles of chrF."""
     if not test_sets or test_sets[0].outputs[0].run != 0:
-        return []
-    text, output = test_sets[0], test_sets[0].outputs[0]
-    return [
-        Example(grade, text.sources[i], text.references[i], output.translations[i], output.chrf[i])
-        for grade, i in samples(text.sources, output.chrf).items()
-    ]
+        return {}
+    return samples(test_sets[0].sources, test_sets[0].outputs[0].chrf)
 
 
 def usage(run: RunFacts, test_sets: Sequence[SideBySide]) -> dict[str, str]:
@@ -165,42 +141,23 @@ def usage(run: RunFacts, test_sets: Sequence[SideBySide]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class SpeedRow:
-    """One way of decoding, as text."""
-
-    run: int
-    name: str
-    bleu: str
-    chrf: str
-    speed: str
-    is_recommended: bool
-
-
-@dataclass(frozen=True)
 class Speeds:
     """What `eval --sweep` measured."""
 
-    rows: list[SpeedRow]
+    points: list[tuple[int, dict[str, Any]]]  # run, point of its sweep.json
     systems: list[System]  # of the charts, in the order of their colours
     charts: list[Markup]  # empty where nothing was measured
 
 
 def speeds(runs: Sequence[RunFacts]) -> Speeds:
     """The sweeps of all runs."""
-    rows: list[SpeedRow] = []
+    points: list[tuple[int, dict[str, Any]]] = []
     shown: list[System] = []
     for number, run in enumerate(runs):
-        points = run.run.read_sweep()
-        shown += systems(points, f"{run.label}: " if len(runs) > 1 else "")
-        for point in points:
-            name = (
-                f"beam {point['beam']}, length penalty {point['length_penalty']}, "
-                f"{point['engine']} {point['precision']}"
-            )
-            bleu, chrf = f"{point['bleu']:.2f}", f"{point['chrf']:.2f}"
-            speed = f"{point['sentences_per_s']:,.1f}"
-            rows.append(SpeedRow(number, name, bleu, chrf, speed, point["recommended"]))
-    return Speeds(rows, shown, speed_charts(shown) if shown else [])
+        of_run = run.run.read_sweep()
+        points += [(number, point) for point in of_run]
+        shown += systems(of_run, f"{run.label}: " if len(runs) > 1 else "")
+    return Speeds(points, shown, speed_charts(shown) if shown else [])
 
 
 # -- training --------------------------------------------------------------------------------

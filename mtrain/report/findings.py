@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mtrain.evaluation.analysis import Analysis
 from mtrain.evaluation.breakdown import Breakdown, Calibration, Group, Grouping
 from mtrain.evaluation.diagnostics import TITLES, Diagnosis, Diagnostic
 from mtrain.report.facts import RunFacts
-from mtrain.report.side_by_side import SideBySide
+from mtrain.report.side_by_side import Output, SideBySide
 
 _MOST_NAMED = 4  # faults in one sentence
 _SOFT_GAP = 5.0  # points of chrF between groups that are worth a sentence
@@ -49,19 +50,22 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Findings:
-    """The analyses of one test set; lists are in the order of `runs`."""
+    """The analyses of one test set; lists are in the order of `outputs`."""
 
     number: int  # of the test set on the page
     test_set: SideBySide
-    runs: list[int]  # those with an analysis
-    translations: list[list[str]]
-    diagnoses: list[Diagnosis]
-    breakdowns: list[Breakdown]
+    outputs: list[Output]  # those with an analysis
+
+    @property
+    def analyses(self) -> list[Analysis]:
+        """Of the outputs."""
+        return [output.analysis for output in self.outputs if output.analysis]
 
     @property
     def faults(self) -> list[FaultRow]:
         """All questions that were asked."""
-        by_name = [{one.name: one for one in diagnosis.diagnostics} for diagnosis in self.diagnoses]
+        diagnoses = [analysis.diagnosis for analysis in self.analyses]
+        by_name = [{one.name: one for one in diagnosis.diagnostics} for diagnosis in diagnoses]
         rows = []
         for name in dict.fromkeys(name for found in by_name for name in found):
             found = [one.get(name) for one in by_name]
@@ -72,7 +76,9 @@ class Findings:
     @property
     def skipped(self) -> dict[str, str]:
         """Questions that were not asked, and why."""
-        reasons = {n: reason for one in self.diagnoses for n, reason in one.skipped.items()}
+        reasons = {
+            n: reason for one in self.analyses for n, reason in one.diagnosis.skipped.items()
+        }
         return {TITLES[name]: reason for name, reason in reasons.items()}
 
     @property
@@ -80,14 +86,14 @@ class Findings:
         """The test set cut by each property of its sentences, under a title."""
         titles = {
             grouping.name: grouping.title
-            for breakdown in self.breakdowns
-            for grouping in breakdown.groupings
+            for analysis in self.analyses
+            for grouping in analysis.breakdown.groupings
             if grouping.name != "sentence_chrf"  # see `spread`
         }
         return {title: self._group_rows(name) for name, title in titles.items()}
 
     def _group_rows(self, name: str) -> list[GroupRow]:
-        groupings = [_grouping(breakdown, name) for breakdown in self.breakdowns]
+        groupings = [_grouping(analysis.breakdown, name) for analysis in self.analyses]
         by_label = [
             {group.label: group for group in one.groups} if one else {} for one in groupings
         ]
@@ -100,16 +106,16 @@ class Findings:
     @property
     def spread(self) -> dict[str, list[int]]:
         """Number of sentences in each band of chrF."""
-        counts = [[0] * 10 for _ in self.breakdowns]
-        for of_run, breakdown in zip(counts, self.breakdowns, strict=True):
-            for score in breakdown.sentence_chrf:
+        counts = [[0] * 10 for _ in self.outputs]
+        for of_run, output in zip(counts, self.outputs, strict=True):
+            for score in output.chrf:
                 of_run[min(9, int(score // 10))] += 1
         return {f"{10 * i}–{10 * i + 10}": [of_run[i] for of_run in counts] for i in range(10)}
 
     @property
     def not_broken_down(self) -> list[str]:
         """Why some breakdowns are missing."""
-        reasons = (reason for one in self.breakdowns for reason in one.skipped.values())
+        reasons = (reason for one in self.analyses for reason in one.breakdown.skipped.values())
         return [f"{reason[:1].upper()}{reason[1:]}." for reason in dict.fromkeys(reasons)]
 
 
@@ -118,18 +124,8 @@ def findings(test_sets: Sequence[SideBySide]) -> list[Findings]:
     found = []
     for number, test_set in enumerate(test_sets):
         outputs = [output for output in test_set.outputs if output.analysis]
-        analyses = [output.analysis for output in outputs if output.analysis]
-        if analyses:
-            found.append(
-                Findings(
-                    number,
-                    test_set,
-                    [output.run for output in outputs],
-                    [output.translations for output in outputs],
-                    [analysis.diagnosis for analysis in analyses],
-                    [analysis.breakdown for analysis in analyses],
-                )
-            )
+        if outputs:
+            found.append(Findings(number, test_set, outputs))
     return found
 
 
@@ -164,8 +160,9 @@ def in_short(run: RunFacts, found: Sequence[Findings]) -> list[str]:
         if entry.get("contaminated")
     ]
     for first in found[:1] if found and found[0].number == 0 else []:
-        (diagnosis,), (breakdown,) = first.diagnoses, first.breakdowns
-        sentences.append(_fault_sentence(diagnosis, first.test_set.name))
+        (analysis,) = first.analyses
+        breakdown = analysis.breakdown
+        sentences.append(_fault_sentence(analysis.diagnosis, first.test_set.name))
         for name in ("source_length", "rarest_word", "data_source"):
             grouping = _grouping(breakdown, name)
             sentences += [] if grouping is None else _gap_sentence(grouping)

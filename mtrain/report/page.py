@@ -21,7 +21,7 @@ from mtrain.report.charts import training_curves
 from mtrain.report.facts import RunFacts, read_runs
 from mtrain.report.findings import calibration_sentence, findings, in_short
 from mtrain.report.html import render, render_page
-from mtrain.report.scores import score_table, significance
+from mtrain.report.scores import how_scored, interval, score_table, significance
 from mtrain.report.side_by_side import put_side_by_side
 from mtrain.run import RunDir
 from mtrain.storage import atomic_write
@@ -78,68 +78,60 @@ def _stamps(run: RunDir) -> list[tuple[str, int]]:
 def page(runs: Sequence[RunFacts], refresh_s: int = 0) -> str:
     """The page as text; with `refresh_s` it reloads itself that often."""
     labels = [run.label for run in runs]
-    scores = score_table(runs)
-    test_sets = put_side_by_side(runs)
-    found = findings(test_sets)
     is_single = len(runs) == 1
+    values = _values(runs)
     return render_page(
         "report.html",
+        **values,
         title=" and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]])),
         languages=" · ".join(dict.fromkeys(map(chapters.languages, runs))),
         labels=labels,
-        summary=chapters.summary(runs),
-        statuses=[(i, text) for i, run in enumerate(runs) if (text := chapters.status(run))],
-        tiles=chapters.tiles(runs[0], scores) if is_single else [],
-        in_short=in_short(runs[0], found) if is_single else [],
+        tiles=chapters.tiles(runs[0], values["scores"]) if is_single else [],
+        in_short=in_short(runs[0], values["findings"]) if is_single else [],
         in_columns=chapters.in_columns,
-        models=[chapters.model_facts(run) for run in runs],
-        examples=chapters.examples(test_sets),
-        usage=chapters.usage(runs[0], test_sets),
-        scores=scores,
-        significance=significance(runs, test_sets),
-        test_sets=test_sets,
-        findings=found,
+        significance=significance(runs, values["test_sets"]),
         fault_titles=TITLES,
         calibration_sentence=calibration_sentence,
         attention=_attention(runs),
         speeds=chapters.speeds(runs),
-        trainings=[chapters.training_facts(run) for run in runs],
         curves=training_curves(runs),
-        data=chapters.data_chapters(runs),
         differences=[] if is_single else chapters.config_differences(runs),
-        repetitions=[chapters.repetition(run) for run in runs],
-        versions={"mtrain": __version__, "Python": platform.python_version()}
-        | {name: version(name) for name in ("sacrebleu", "numpy", "matplotlib")},
         refresh_s=refresh_s,
     )
 
 
+def model_card(run: RunFacts) -> str:
+    """The model card as text."""
+    languages = [primary(run.config.source), primary(run.config.target)]
+    return render("model_card.jinja", title=run.label, language_codes=languages, **_values([run]))
+
+
+def _values(runs: Sequence[RunFacts]) -> dict[str, Any]:
+    """What the page and the model card have in common."""
+    test_sets = put_side_by_side(runs)
+    return {
+        "summary": chapters.summary(runs),
+        "statuses": [(i, text) for i, run in enumerate(runs) if (text := chapters.status(run))],
+        "models": [chapters.model_facts(run) for run in runs],
+        "examples": chapters.examples(test_sets),
+        "usage": chapters.usage(runs[0], test_sets),
+        "scores": score_table(runs),
+        "how_scored": how_scored,
+        "interval": interval,
+        "test_sets": test_sets,
+        "findings": findings(test_sets),
+        "trainings": [chapters.training_facts(run) for run in runs],
+        "data": chapters.data_chapters(runs),
+        "repetitions": [chapters.repetition(run) for run in runs],
+        "versions": {"mtrain": __version__, "Python": platform.python_version()}
+        | {name: version(name) for name in ("sacrebleu", "numpy", "matplotlib")},
+    }
+
+
 def _attention(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """The sentences whose attention `eval` kept, as attention.js takes them."""
+    """The sentences whose attention `eval` kept, for attention.js."""
     sentences = []
     for run in runs:
         label = {"label": run.label} if len(runs) > 1 else {}
         sentences += [maps | label for maps in run.run.read_attention()]
     return {"sentences": sentences, "kind": "cross", "layer": None, "heads": "all"}
-
-
-def model_card(run: RunFacts) -> str:
-    """The model card as text."""
-    test_sets = put_side_by_side([run])
-    return render(
-        "model_card.jinja",
-        title=run.label,
-        languages=[primary(run.config.source), primary(run.config.target)],
-        summary=chapters.summary([run]),
-        status=chapters.status(run),
-        model=chapters.model_facts(run),
-        usage=chapters.usage(run, test_sets),
-        test_sets=test_sets,
-        examples=chapters.examples(test_sets),
-        scores=score_table([run]),
-        findings=findings(test_sets),
-        data=chapters.data_chapters([run])[0],
-        training=chapters.training_facts(run),
-        repetition=chapters.repetition(run),
-        version=__version__,
-    )

@@ -26,30 +26,17 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One score, as text."""
-
-    score: str
-    interval: str  # empty where none was computed
-    is_best: bool  # of several runs on this test set
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """The scores of one run on one test set."""
-
-    run: int
-    cells: list[Cell | None]  # in the order of the table's metrics
-    how: str  # checkpoint, decoding, number of sentences
-    warning: str  # mostly empty
-
-
-@dataclass(frozen=True)
 class ScoredSet:
     """A test set and the runs that were scored on it."""
 
     name: str
-    rows: list[ScoreRow]
+    rows: list[tuple[int, dict[str, Any]]]  # number of the run, its entry in scores.json
+
+    def is_best(self, metric: str, score: float) -> bool:
+        """Whether no other run scores better; False where there is nothing to compare."""
+        scores = [entry[metric]["score"] for _, entry in self.rows if metric in entry]
+        best = min(scores) if metric in LOWER_IS_BETTER else max(scores)
+        return len(scores) > 1 and score == best
 
 
 @dataclass(frozen=True)
@@ -67,61 +54,22 @@ class ScoreTable:
         return [f"{LABELS[m]} {'↓' if m in LOWER_IS_BETTER else '↑'}" for m in self.metrics]
 
 
-# Run number and entry of scores.json, by key and text of the test set.
-_Entries = dict[tuple[str, str], list[tuple[int, dict[str, Any]]]]
-
-
 def score_table(runs: Sequence[RunFacts]) -> ScoreTable:
     """What `eval` recorded, test set by test set, run by run."""
-    own: _Entries = {}
-    other: _Entries = {}
+    own: dict[tuple[str, str], ScoredSet] = {}  # by key and text of the test set
+    other: dict[tuple[str, str], ScoredSet] = {}
+    entries = []
     for number, run in enumerate(runs):
         for name, entry in run.scores.items():
-            group = other if "[" in name else own
-            group.setdefault((name, entry.get("test_set_sha256", "")), []).append((number, entry))
-    entries = [
-        (name, entry)
-        for group in (own, other)
-        for (name, _), rows in group.items()
-        for _, entry in rows
-    ]
+            group, text = other if "[" in name else own, entry.get("test_set_sha256", "")
+            group.setdefault((name, text), ScoredSet(name, [])).rows.append((number, entry))
+            entries.append((name, entry))
     metrics = list(dict.fromkeys(key for _, entry in entries for key in entry if key in LABELS))
-    return ScoreTable(
-        metrics,
-        [_scored_set(name, rows, metrics) for (name, _), rows in own.items()],
-        [_scored_set(name, rows, metrics) for (name, _), rows in other.items()],
-        _signatures(entries, metrics),
-    )
+    signatures = _signatures(entries, metrics)
+    return ScoreTable(metrics, list(own.values()), list(other.values()), signatures)
 
 
-def _scored_set(
-    name: str, rows: Sequence[tuple[int, dict[str, Any]]], metrics: Sequence[str]
-) -> ScoredSet:
-    best: dict[str, float] = {}  # of each metric, where there is something to compare
-    for metric in metrics:
-        scores = [entry[metric]["score"] for _, entry in rows if metric in entry]
-        if len(scores) > 1:
-            best[metric] = min(scores) if metric in LOWER_IS_BETTER else max(scores)
-    scored = ScoredSet(name, [])
-    for run, entry in rows:
-        cells = [_cell(entry.get(metric), best.get(metric)) for metric in metrics]
-        n_leaked = f"{entry.get('n_leaked', 0):,}"
-        warning = f"contaminated: {n_leaked} training pairs contain sentences of this test set"
-        scored.rows.append(
-            ScoreRow(run, cells, _how(entry), warning if entry.get("contaminated") else "")
-        )
-    return scored
-
-
-def _cell(score: Mapping[str, Any] | None, best: float | None) -> Cell | None:
-    if score is None:
-        return None
-    low, high = score.get("low"), score.get("high")
-    interval = "" if low is None or high is None else f"{low:.2f}–{high:.2f}"
-    return Cell(f"{score['score']:.2f}", interval, score["score"] == best)
-
-
-def _how(entry: Mapping[str, Any]) -> str:
+def how_scored(entry: Mapping[str, Any]) -> str:
     """Number of sentences, checkpoint, decoding settings and time of a recorded score."""
     parts = []
     if "sentences" in entry:
@@ -134,6 +82,12 @@ def _how(entry: Mapping[str, Any]) -> str:
     if "seconds" in entry:
         parts.append(f"{entry['seconds']:,} s")
     return ", ".join(parts)
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """The ends of the 95 % interval of a score; empty where none was computed."""
+    low, high = score.get("low"), score.get("high")
+    return "" if low is None or high is None else f"{low:.2f}–{high:.2f}"
 
 
 def _signatures(
