@@ -221,7 +221,7 @@ def save_speeds(run: RunDir) -> Path:
             panels[0].plot([], [], "x", color=_INK, label="other length penalties")
         figure.suptitle("Quality and speed on valid, by beam (the numbers); right is faster")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
         path = run.sweep.with_suffix(".svg")
         atomic_write(path, _svg(figure, "speeds", _COLOURS))
     return path

@@ -10,7 +10,7 @@ from mtrain import console
 from mtrain.evaluation.comparison import compare
 from mtrain.evaluation.metrics import LABELS
 from mtrain.report.facts import RunFacts
-from mtrain.report.side_by_side import Output, SideBySide
+from mtrain.report.side_by_side import SideBySide
 
 LOWER_IS_BETTER = {"ter"}
 _MOST_TESTED = 2500  # sentences for paired tests, which take long
@@ -110,30 +110,24 @@ def significance(runs: Sequence[RunFacts], test_sets: Sequence[SideBySide]) -> l
     """Each run against the first one, a sentence per metric, as long as that is quick."""
     sentences: list[str] = []
     n_left = _MOST_TESTED
+    settings = runs[0].config.evaluate
     for test_set in test_sets:
-        first, *others = test_set.outputs
-        for other in others if first.run == 0 else []:
+        baseline, *others = test_set.outputs
+        for other in others if baseline.run == 0 else []:
+            run = runs[other.run]
             n_left -= len(test_set.sources)
             if n_left < 0:
-                paths = runs[other.run].path, "--against", runs[0].path
-                command = console.command("mtrain", "eval", *paths)
+                command = console.command("mtrain", "eval", run.path, "--against", runs[0].path)
                 return [*sentences, f"For more comparisons, run `{command}`."]
-            sentences += _paired_sentences(runs, test_set, first, other)
+            comparison = compare(
+                other.translations,
+                baseline.translations,
+                test_set.references,
+                test_set.target_lang,
+                settings.tokenize,
+                settings.lowercase,
+                baseline_name=runs[0].label,
+            )
+            told = comparison.sentences()
+            sentences += [f"{test_set.name}, {run.label}: {sentence}." for sentence in told]
     return sentences
-
-
-def _paired_sentences(
-    runs: Sequence[RunFacts], test_set: SideBySide, baseline: Output, other: Output
-) -> list[str]:
-    settings = runs[0].config.evaluate
-    comparison = compare(
-        other.translations,
-        baseline.translations,
-        test_set.references,
-        test_set.target_lang,
-        settings.tokenize,
-        settings.lowercase,
-        baseline_name=runs[0].label,
-    )
-    label = runs[other.run].label
-    return [f"{test_set.name}, {label}: {sentence}." for sentence in comparison.sentences()]
