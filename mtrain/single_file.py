@@ -1,10 +1,10 @@
-"""The header of our safetensors files, and the one file that a whole run fits into.
+"""The header of our safetensors files, and the single file that holds a whole run.
 
 Such a file is a checkpoint with more in it: beside the weights, each small file of the run (config,
-tokenizer, scores, manifest) is a tensor of bytes named `file:NAME`. Opened as a run, those are
-written into a directory of its own, and the weights are read from where they are. The file may come
-from a stranger: only the names in `RUN_FILES` are accepted, and nothing is written before all of
-them were checked. No torch here.
+tokenizer, scores, manifest) is a tensor of bytes named `file:NAME`. Opened as a run, these are
+written into a temporary directory, and the weights are read from the file. It may come from a
+stranger: only the names in `RUN_FILES` are accepted, and nothing is written before all files are
+checked. No torch here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mtrain.storage import atomic_write, parse_json
 
 FORMAT = 1
 FIX = "use another checkpoint, or train again"
-FILE = "file:"  # begins the name of a tensor that is a file
+FILE = "file:"  # prefix of the name of a tensor that is a file
 MANIFEST = "data/manifest.json"
 RUN_FILES = {  # that an exported file may hold
     *("config.yaml", "tokenizer.model", "tokenizer.source.model", "tokenizer.target.model"),
@@ -30,9 +30,9 @@ RUN_FILES = {  # that an exported file may hold
 
 @contextmanager
 def open_tensors(path: Path, framework: str) -> Iterator[Any]:
-    """A safetensors file, open; a CheckpointError where it is none, damaged or cut short.
+    """A safetensors file, open; a CheckpointError where it is missing, damaged or cut short.
 
-    What is no regular file is not opened: reading a pipe or a device has no end.
+    Only regular files are opened: reading a pipe or a device may never end.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -72,18 +72,11 @@ def read_note(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def unpack(path: Path, directory: Path) -> None:
-    """Write the files of a run that are in a file into a directory; the weights stay there.
+    """Write the files of a run that are in a single file into a directory, without the weights.
 
-    A CheckpointError, before anything is written, where the file is damaged, was made by a newer
-    mtrain or another program, or holds weights alone.
+    A CheckpointError, before anything is written, where the file is damaged, was written by a newer
+    mtrain or another program, or holds only weights.
     """
-    contents = _contents(path)
-    for name, content in contents.items():
-        atomic_write(directory / name, content)
-
-
-def _contents(path: Path) -> dict[str, bytes]:
-    """The files in a file by their names, all of them known ones and with the right sha256."""
     with open_tensors(path, "np") as file:
         hashes: dict[str, str] | None = read_note(path, file.metadata())["facts"].get("files")
         if not hashes:
@@ -103,4 +96,5 @@ def _contents(path: Path) -> dict[str, bytes]:
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != hashes[name]:
             raise CheckpointError(f"{path} is damaged: the {name} in it was changed", FIX)
-    return contents
+    for name, content in contents.items():
+        atomic_write(directory / name, content)

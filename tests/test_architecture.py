@@ -17,7 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "mtrain"
 LAYERS = [
-    *("ground", "data", "model", "decoding", "evaluation", "training", "delivery"),
+    *("ground", "data", "model", "decoding", "evaluation", "training", "report", "export"),
     *("commands", "cli"),
 ]
 TOP = {"mtrain", "mtrain.__main__", "mtrain.cli"}  # `mtrain` itself offers `load`
@@ -44,8 +44,9 @@ WITHOUT_TORCH = [
     "mtrain.data.store",
     "mtrain.data.lines",
     "mtrain.data.tokenizer",
-    "mtrain.delivery.report",
     "mtrain.evaluation.metrics",
+    "mtrain.report.attention",
+    "mtrain.report.page",
 ]
 
 

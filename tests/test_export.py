@@ -13,9 +13,10 @@ from conftest import TrainedRun, invoke, write_lines
 from safetensors.torch import save_file
 
 import mtrain
-from mtrain.delivery import export
-from mtrain.delivery.export import Check, export_ctranslate2, export_safetensors
 from mtrain.errors import CheckpointError, ModelError, StorageError, UsageError
+from mtrain.export import ctranslate2 as stage
+from mtrain.export.ctranslate2 import Check, export_ctranslate2
+from mtrain.export.single_file import export_safetensors
 from mtrain.run import RunDir
 
 
@@ -73,7 +74,7 @@ def test_an_earlier_export_gives_way_and_nothing_else_does(run: Path, tmp_path: 
     assert note["quantization"] == "int8"
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("precious")
-    with pytest.raises(UsageError, match="no exported model"):
+    with pytest.raises(UsageError, match="not an exported model"):
         export_ctranslate2(run, tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
 
@@ -86,18 +87,10 @@ def test_an_earlier_export_gives_way_and_nothing_else_does(run: Path, tmp_path: 
     ],
 )
 def test_too_large_a_difference_is_an_error(
-    run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    check: Check,
-    quantization: str | None,
-    said: str,
+    check: Check, quantization: str | None, said: str
 ) -> None:
-    pytest.importorskip("ctranslate2")
-    monkeypatch.setattr(export, "compare", lambda *_: check)
     with pytest.raises(ModelError, match=said):
-        export_ctranslate2(run, tmp_path / "model", quantization)
-    assert not list(tmp_path.iterdir())
+        check.require(quantization)
 
 
 def test_a_wrong_conversion_is_noticed(
@@ -105,7 +98,7 @@ def test_a_wrong_conversion_is_noticed(
 ) -> None:
     """Weights that are not those of the run, in a model that is well-formed."""
     pytest.importorskip("ctranslate2")
-    save = export.save_ctranslate2
+    save = stage.save_ctranslate2
 
     def save_another(model: torch.nn.Module, *rest: object) -> None:
         with torch.no_grad():
@@ -114,9 +107,10 @@ def test_a_wrong_conversion_is_noticed(
         with torch.no_grad():
             model.decoder_norm.weight.mul_(-1)  # type: ignore[operator, union-attr]
 
-    monkeypatch.setattr(export, "save_ctranslate2", save_another)
+    monkeypatch.setattr(stage, "save_ctranslate2", save_another)
     with pytest.raises(ModelError, match="BLEU"):
         export_ctranslate2(run, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 # -- one file --------------------------------------------------------------------------------

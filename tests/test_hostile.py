@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from mtrain.config.sections import TokenizerConfig
 from mtrain.data.tokenizer import train_tokenizers
-from mtrain.delivery.export import export_safetensors
 from mtrain.errors import CheckpointError, DataError
 from mtrain.evaluation import evaluate, results
 from mtrain.evaluation.evaluate import evaluate_run
+from mtrain.export.single_file import export_safetensors
 from mtrain.run import RunDir
 from mtrain.single_file import RUN_FILES
 from mtrain.storage import sha256_of, write_json

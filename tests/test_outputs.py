@@ -20,8 +20,8 @@ from mtrain.commands import translate
 from mtrain.commands.output import check_output
 from mtrain.decoding.attention import maps_of_ids
 from mtrain.decoding.translate import Translator
-from mtrain.delivery.pictures import attention_page
 from mtrain.errors import UsageError
+from mtrain.report.attention import attention_page
 
 
 @pytest.fixture

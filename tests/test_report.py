@@ -25,9 +25,15 @@ from safetensors.numpy import save_file
 from mtrain.config.load import dump_config, read_run_config
 from mtrain.config.root import Config
 from mtrain.decoding.attention import AttentionMaps
-from mtrain.delivery import findings, report
-from mtrain.delivery.chapters import file_size, rounded_count
-from mtrain.delivery.curves import (
+from mtrain.errors import CheckpointError, DataError, UsageError
+from mtrain.evaluation.analysis import TrainingText, analyse
+from mtrain.evaluation.breakdown import Calibration
+from mtrain.evaluation.metrics import score_all
+from mtrain.evaluation.sweep import Point
+from mtrain.report import scores
+from mtrain.report.attention import Selection, attention_page
+from mtrain.report.chapters import examples, rounded_count
+from mtrain.report.charts import (
     MOST_POINTS,
     Line,
     length_chart,
@@ -35,14 +41,10 @@ from mtrain.delivery.curves import (
     short_number,
     thinned,
 )
-from mtrain.delivery.facts import read_runs
-from mtrain.delivery.report import watch_report, write_model_card, write_report
-from mtrain.delivery.side_by_side import put_side_by_side
-from mtrain.errors import CheckpointError, DataError, UsageError
-from mtrain.evaluation.analysis import TrainingText, analyse
-from mtrain.evaluation.breakdown import Calibration
-from mtrain.evaluation.metrics import score_all
-from mtrain.evaluation.sweep import Point
+from mtrain.report.facts import read_runs
+from mtrain.report.findings import calibration_sentence
+from mtrain.report.page import watch_report, write_model_card, write_report
+from mtrain.report.side_by_side import put_side_by_side
 from mtrain.run import RunDir
 from mtrain.storage import write_json
 
@@ -124,8 +126,8 @@ def write_translations(
     found = analyse(sources, outputs, references, read_run_config(opened), training)
     write_json(directory / f"{split}.best.analysis.json", found.to_json())
     manifest = json.loads((run / "data" / "manifest.json").read_text(encoding="utf-8"))
-    scores = {name: asdict(score) for name, score in score_all(outputs, references, "de").items()}
-    entry: dict[str, Any] = scores | {
+    found_scores = score_all(outputs, references, "de")
+    entry: dict[str, Any] = {name: asdict(score) for name, score in found_scores.items()} | {
         "sentences": len(outputs),
         "checkpoint": "best",
         "decode": {"beam_size": 5, "length_penalty": 1.0},
@@ -176,6 +178,10 @@ MANIFEST: dict[str, Any] = {
     ],
     "files": {"tokenizer.model": "ab" * 32, "train.ids": "cd" * 32},
 }
+
+
+_WEIGHTS = np.full((1, 2, 3, 3), 1 / 3, np.float32)
+MAPS = AttentionMaps(["▁A", "</script>", "</s>"], ["▁Ein", "x", "</s>"], *[_WEIGHTS] * 3)
 
 
 class Page(HTMLParser):
@@ -244,7 +250,12 @@ def test_the_page_tells_what_the_run_is(page: tuple[Path, str]) -> None:
 
 
 def test_the_page_is_whole_without_a_network(page: tuple[Path, str]) -> None:
-    found = Page(page[1])
+    for html in (page[1], attention_page([MAPS])):
+        check_nothing_is_loaded(html)
+
+
+def check_nothing_is_loaded(html: str) -> None:
+    found = Page(html)
     for tag, attributes in found.elements:
         assert tag not in {"link", "iframe", "img", "object", "embed", "base"}
         for name in ("src", "href", "xlink:href", "action"):
@@ -294,9 +305,10 @@ def test_the_examples_stand_at_the_quartiles(tmp_path: Path) -> None:
     outputs = [text[: 8 + i // 8] for i, text in enumerate(references)]
     run = make_run(tmp_path / "run", outputs, sources=references, references=references)
     comparisons = put_side_by_side(read_runs([run]))
-    grades = {example.grade: example.chrf for example in report.chapters.examples(comparisons)}
-    scores = sorted(comparisons[0].outputs[0].chrf)
-    assert grades == {"good": scores[75], "usual": scores[50], "poor": scores[25]}
+    chrf = comparisons[0].outputs[0].chrf
+    grades = {grade: chrf[line] for grade, line in examples(comparisons).items()}
+    ranked = sorted(chrf)
+    assert grades == {"good": ranked[75], "usual": ranked[50], "poor": ranked[25]}
 
 
 # -- several runs ----------------------------------------------------------------------------
@@ -305,7 +317,7 @@ def test_the_examples_stand_at_the_quartiles(tmp_path: Path) -> None:
 @pytest.fixture
 def _without_paired_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second."""
-    monkeypatch.setattr(findings, "_MOST_TESTED", 0)
+    monkeypatch.setattr(scores, "_MOST_TESTED", 0)
 
 
 @pytest.mark.usefixtures("_without_paired_tests")
@@ -369,11 +381,11 @@ def test_faults_of_several_sentences_are_said_in_short(tmp_path: Path) -> None:
 
 
 def test_contaminated_scores_say_so(run: Path) -> None:
-    scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
-    scores["news"] |= {"contaminated": True, "n_leaked": 1234}
-    (run / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+    entries = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    entries["news"] |= {"contaminated": True, "n_leaked": 1234}
+    (run / "scores.json").write_text(json.dumps(entries), encoding="utf-8")
     page = Page(write_report([run]).read_text(encoding="utf-8"))
-    assert "contaminated: 1,234 training pairs give sentences of it away" in page.text
+    assert "contaminated: 1,234 training pairs contain sentences of this test set" in page.text
     assert "The scores of news are too good" in page.text
 
 
@@ -381,35 +393,33 @@ def test_what_the_model_is_unsure_of() -> None:
     def calibration(correlation: float, low: float) -> Calibration:
         return Calibration(correlation, low, 0.9, [])
 
-    assert "says nothing" in findings.calibration_sentence(calibration(0.1, -0.2))
-    assert "says little" in findings.calibration_sentence(calibration(0.2, 0.1))
-    assert "says something" in findings.calibration_sentence(calibration(0.5, 0.4))
-    assert "says much" in findings.calibration_sentence(calibration(0.7, 0.6))
-    assert "(−0.20 to 0.90)" in findings.calibration_sentence(calibration(0.1, -0.2))
+    assert "says nothing" in calibration_sentence(calibration(0.1, -0.2))
+    assert "says little" in calibration_sentence(calibration(0.2, 0.1))
+    assert "says something" in calibration_sentence(calibration(0.5, 0.4))
+    assert "says much" in calibration_sentence(calibration(0.7, 0.6))
+    assert "(−0.20 to 0.90)" in calibration_sentence(calibration(0.1, -0.2))
 
 
 # -- attention, speed, data ------------------------------------------------------------------
 
 
 def test_attention_speed_and_the_data_report(run: Path) -> None:
-    weights = np.full((1, 2, 3, 3), 1 / 3, np.float32)
-    maps = AttentionMaps(["▁A", "</script>", "</s>"], ["▁Ein", "x", "</s>"], *[weights] * 3)
-    write_json(run / "attention.json", [maps.to_json()])
+    write_json(run / "attention.json", [MAPS.to_json()])
     write_json(run / "sweep.json", [sweep_point(5, 1.0), sweep_point(1, 1.0), sweep_point(5, 0.6)])
     environment = {"torch": "2.99", "device": "cpu: <b>"}
     write_json(run / "environment.json", [environment])
     write_json(run / "data" / "report.json", DATA_REPORT)
     page = Page(write_report([run]).read_text(encoding="utf-8"))
-    assert json.loads(page.blocks[1]) == [maps.to_json()]
+    assert json.loads(page.blocks[1])["sentences"] == [MAPS.to_json()]
     assert (
         "Recommended: beam 5, length penalty 1.0, mtrain fp32, with BLEU 38.00, chrF2 60.00, "
-        "1,234.5 sentences a second." in page.text
+        "1,234.5 sentences per second." in page.text
     )
     assert "All 3 ways" in page.text
     assert "2.99" in page.text
-    assert "train.0: 10 read, 8 kept; the filters of data.clean did not look at it" in page.text
+    assert "train.0: 10 read, 8 kept; not filtered by data.clean" in page.text
     assert "look at <this>" in page.text
-    assert sum(tag == "svg" for tag, _ in page.elements) == 2
+    assert sum(tag == "svg" for tag, _ in page.elements) == 3  # BLEU and chrF2 by speed, lengths
 
 
 def sweep_point(beam: int, penalty: float) -> dict[str, Any]:
@@ -426,7 +436,7 @@ def test_an_exported_file_has_a_page(trained_run: TrainedRun, tmp_path: Path) ->
     [weights] = [facts.weights for facts in read_runs([trained_run.path])]
     assert weights is not None
     assert f"{weights.n_parameters:,}" in page.text
-    assert "No test set has been translated yet." in page.text
+    assert "No test set has been translated yet" in page.text
 
 
 def test_lengths_are_drawn_to_the_end() -> None:
@@ -468,8 +478,8 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     (run / "metrics.jsonl").unlink()
     page = Page(write_report([run]).read_text(encoding="utf-8"))
     assert "Training has not logged a step yet." in page.text
-    assert "Not scored yet." in page.text
-    assert "No test set has been translated yet." in page.text
+    assert "Not scored yet: run mtrain eval" in page.text
+    assert "No test set has been translated yet" in page.text
     assert "No step has been logged yet." in page.text
     assert "Not scored yet." in write_model_card(run).read_text(encoding="utf-8")
 
@@ -490,10 +500,9 @@ def test_a_run_of_an_older_version(run: Path) -> None:
     assert comparison.outputs[0].chrf[0] == 100.0
     page = Page(write_report([run]).read_text(encoding="utf-8"))
     for sentence in (
-        "Nobody has looked yet.",
-        "before mtrain broke scores down",
-        "No attention was kept.",
-        "Not measured.",
+        "Not analysed yet: run mtrain eval",
+        "No attention was kept: run mtrain eval",
+        "Not measured yet: run mtrain eval",
     ):
         assert sentence in page.text
     assert "Zwei Katzen" in json.dumps(unpacked(page.blocks[0]))
@@ -568,7 +577,7 @@ def test_the_model_card_says_what_is_wrong(tmp_path: Path) -> None:
     bad = make_run(tmp_path / "bad", sources, sources=sources, references=references)
     assert "- news: copied from the source 100.0 % [" in write_model_card(bad).read_text()
     good = make_run(tmp_path / "good", references, sources=sources, references=references)
-    assert "- news: nothing\n\n## Data" in write_model_card(good).read_text()
+    assert "- news: none\n\n## Data" in write_model_card(good).read_text()
 
 
 def test_hostile_sentences_in_a_model_card(tmp_path: Path) -> None:
@@ -603,7 +612,6 @@ def test_long_curves_are_thinned_to_means() -> None:
 def test_words_for_numbers() -> None:
     assert [short_number(n) for n in (0.0025, 1500, 20_000, 3e6)] == ["0.0025", "1.5k", "20k", "3M"]
     assert [rounded_count(n) for n in (28_993, 1_965_568)] == ["28,993", "1.97 million"]
-    assert [file_size(n) for n in (12, 7_880_000)] == ["12 bytes", "7.88 MB"]
 
 
 # -- in a browser ----------------------------------------------------------------------------
@@ -667,3 +675,29 @@ def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, width: int) -
     assert page.evaluate("getComputedStyle(document.querySelector('.sentence')).display") == "grid"
     assert complaints == []
     page.close()
+
+
+@pytest.mark.slow
+def test_attention_in_a_browser(browser: Any, run: Path, tmp_path: Path) -> None:
+    write_json(run / "attention.json", [MAPS.to_json()] * 2)
+    write_report([run], tmp_path / "report.html")
+    selection = Selection(("cross", "decoder"), 1, (1, 2))
+    (tmp_path / "attention.html").write_text(attention_page([MAPS], selection), encoding="utf-8")
+    for name, n_pictures in (("report", 3), ("attention", 4)):  # a mean and two heads, of one kind
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        complaints: list[str] = []
+        page.on("console", lambda message, seen=complaints: seen.append(message.text))
+        page.on("pageerror", lambda error, seen=complaints: seen.append(str(error)))
+        page.goto((tmp_path / f"{name}.html").as_uri())
+        assert page.locator(".maps svg").count() == n_pictures
+        assert page.inner_text("#attention-target") == "→ Einx"
+        assert page.locator(".maps svg >> nth=0 >> text=</script>").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.hover(".maps svg .frame >> nth=0", force=True)
+        assert page.inner_text("#attention-reading").endswith("“x” looks at “</script>”: 0.33")
+        page.select_option("#attention-heads", "2")
+        page.select_option("#attention-kind", "decoder")
+        assert page.inner_text("#attention-maps figcaption") == "head 2"
+        assert page.locator(".maps path.masked").count() == 1
+        assert complaints == []
+        page.close()

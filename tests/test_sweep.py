@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrain.config.load import read_run_config
-from mtrain.delivery.pictures import save_speeds
 from mtrain.evaluation import sweep as stage
 from mtrain.evaluation.sweep import TOLERANCE, Point, recommend
+from mtrain.report.charts import save_speeds
 from mtrain.run import RunDir
+from mtrain.storage import write_json
 
 
 def point(beam: int, bleu: float, chrf: float, speed: float, engine: str = "mtrain") -> Point:
@@ -102,8 +104,10 @@ def test_the_recommendation_becomes_the_default_when_told_to(
 
 
 def test_a_picture_of_one_way(tmp_path: Path) -> None:
-    save_speeds(recommend([point(1, 30, 50, 10)]), tmp_path / "one.svg")
-    assert (tmp_path / "one.svg").stat().st_size > 1000
+    run = RunDir(tmp_path)
+    write_json(run.sweep, [asdict(one) for one in recommend([point(1, 30, 50, 10)])])
+    assert save_speeds(run) == tmp_path / "sweep.svg"
+    assert "recommended: beam 1, penalty 1" in (tmp_path / "sweep.svg").read_text()
 
 
 @pytest.mark.parametrize(

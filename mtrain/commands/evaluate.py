@@ -214,12 +214,11 @@ def _check_sweep(is_asked: bool, n_runs: int, has_other_options: bool) -> None:
 def _sweep(
     run: Path, checkpoint: str | None, device: DeviceOrAuto, adopts: bool, as_json: bool
 ) -> None:
-    from mtrain.delivery.pictures import save_speeds
     from mtrain.evaluation import sweep
+    from mtrain.report.charts import save_speeds
 
     points = sweep.sweep(run, checkpoint, device)
-    picture = RunDir.open(run).sweep.with_suffix(".svg")
-    save_speeds(points, picture)
+    picture = save_speeds(RunDir.open(run))
     if as_json:
         print_line(json.dumps([asdict(point) for point in points], indent=2))
     else:

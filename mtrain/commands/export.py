@@ -16,7 +16,6 @@ from mtrain.commands.options import (
     refuse_without_effect,
 )
 from mtrain.commands.output import check_output, files_of_run, print_columns, print_line
-from mtrain.config.literals import Quantization
 
 EXAMPLES = (
     "mtrain export runs/my-model --to ctranslate2 -o ct2",
@@ -30,11 +29,11 @@ To = Annotated[
     typer.Option(
         metavar="ctranslate2|safetensors",
         help="A directory for CTranslate2 (an extra: mtrain[ctranslate2]), or one file that "
-        "stands for the run.",
+        "is used like the run.",
     ),
 ]
 Output = Annotated[
-    Path, typer.Option("-o", "--output", metavar="DIR|FILE", help="Where it is written.")
+    Path, typer.Option("-o", "--output", metavar="DIR|FILE", help="Where to write it.")
 ]
 
 
@@ -49,8 +48,8 @@ def export(
 ) -> None:
     """Write the model for use elsewhere, checked by translating.
 
-    CTranslate2 translates the first 200 sentences of valid with it; the command fails where that
-    loses more than 1 BLEU.
+    With CTranslate2, the first 200 sentences of valid are translated; a loss of more than 1 BLEU is
+    an error.
     """
     to_ctranslate2 = to == "ctranslate2"
     refuse_without_effect(
@@ -61,24 +60,18 @@ def export(
         },
     )
     if to_ctranslate2:
-        _export_ctranslate2(run, output, quantization, checkpoint)
-        return
-    check_output(output, "a model", files_of_run(run), force)
-    from mtrain.delivery.export import export_safetensors
+        from mtrain.export.ctranslate2 import export_ctranslate2
 
+        check = export_ctranslate2(run, output, quantization, checkpoint)
+        if check is None:
+            console.message(f"{run} holds no valid set, so the export was not compared with it")
+        else:
+            print_columns(("checked", ""), check.rows())
+        print_line(f"wrote {output}")
+        return
+    from mtrain.export.single_file import export_safetensors
+
+    check_output(output, "a model", files_of_run(run), force)
     n_bytes = export_safetensors(run, output, checkpoint)
     after = console.command("mtrain", "translate", output)
     print_line(f"wrote {output} ({n_bytes / 1e6:,.1f} MB); next: {after}")
-
-
-def _export_ctranslate2(
-    run: Path, output: Path, quantization: Quantization | None, checkpoint: str | None
-) -> None:
-    from mtrain.delivery.export import export_ctranslate2
-
-    check = export_ctranslate2(run, output, quantization, checkpoint)
-    if check is None:
-        console.message(f"{run} holds no valid set, so the export was not compared with it")
-    else:
-        print_columns(("checked", ""), check.rows())
-    print_line(f"wrote {output}")

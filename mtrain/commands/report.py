@@ -35,9 +35,7 @@ Output = Annotated[
 Markdown = Annotated[
     bool, typer.Option("--markdown", help="Write a model card of one run instead.")
 ]
-Watch = Annotated[
-    bool, typer.Option("--watch", help="Keep the page up to date while training goes on.")
-]
+Watch = Annotated[bool, typer.Option("--watch", help="Keep the page up to date during training.")]
 
 
 def report(
@@ -49,11 +47,11 @@ def report(
     force: Force = False,
 ) -> None:
     """Write a page about runs: scores, sentences, training, data."""
-    from mtrain.delivery.report import watch_report, write_model_card, write_report
+    from mtrain.report.page import watch_report, write_model_card, write_report
 
     if markdown and (watch or len(runs) > 1):
         raise UsageError(
-            "a model card is about one run, and is written once",
+            "a model card is about one run, and cannot be watched",
             "give --markdown one run and no --watch",
         )
     refuse_without_effect(context, {"force": (output is not None, "-o OUTPUT")})
@@ -63,7 +61,7 @@ def report(
     if markdown:
         written = write_model_card(runs[0], output)
     elif watch:
-        console.message("watching; Ctrl-C ends")
+        console.message("watching; stop with Ctrl-C")
         written = watch_report(runs, output)
     else:
         written = write_report(runs, output)

@@ -35,7 +35,7 @@ from mtrain.run import RunDir
 if TYPE_CHECKING:
     from mtrain.decoding.engine import Search
     from mtrain.decoding.stream import SecondFile
-    from mtrain.delivery.pictures import AttentionPicture
+    from mtrain.report.attention import AttentionPicture
 
 EXAMPLES = (
     "echo 'A dog.' | mtrain translate runs/my-model",
@@ -243,8 +243,8 @@ def translate(
     refuse_without_effect(context, _needs(method, engine, score, attention, output, format))
     _check_inputs(source, prefix, tab_prefix, score)
     picture = _picture(run, attention, attention_kind, attention_layer, attention_head)
-    first, *others = score or (source or Path("-"), prefix)
-    _check_files(output, attention, force, run, first, *others, *(companions or ()))
+    read = *(score or (source or Path("-"), prefix)), *(companions or ())
+    _check_files(output, attention, force, run, *read)
     search = _search(context, run)
     from mtrain.decoding.alignment import head_of_run
     from mtrain.decoding.attention import maps_of_lines
@@ -350,9 +350,9 @@ def _picture(
     if path is None:
         return None
     from mtrain.config.load import read_run_config
-    from mtrain.delivery.pictures import AttentionPicture, Selection, read_heads, read_kinds
+    from mtrain.report.attention import KINDS, AttentionPicture, Selection, read_heads
 
-    selection = Selection(read_kinds(kind), layer, read_heads(heads))
+    selection = Selection(KINDS if kind == "all" else (kind,), layer, read_heads(heads))
     selection.check(read_run_config(RunDir.open(run)).model)
     return AttentionPicture(path, selection)
 

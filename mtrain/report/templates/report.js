@@ -1,22 +1,6 @@
-"use strict";
-
-// Sentences of a corpus enter the page as text nodes only: nothing in them is ever read as markup.
+// The list of sentences, and the page's navigation.
 
 const FIRST = 10, MORE = 25; // sentences shown
-const byId = (id) => document.getElementById(id);
-
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-/** Control characters as the pictures that Unicode has of them. */
-function visible(text) {
-  return text.replace(/[\u0000-\u001f\u007f]/g, (c) =>
-    c === "\u007f" ? "\u2421" : String.fromCharCode(0x2400 + c.charCodeAt(0)));
-}
 
 // -- words and their differences ----------------------------------------------------------------
 
@@ -81,7 +65,7 @@ async function unpack(id) {
   return JSON.parse(await new Response(stream).text());
 }
 
-/** Everything a user can ask of the list of sentences. */
+/** The list of sentences, as its fields ask for it. */
 class Sentences {
   constructor(place) {
     this.place = place;
@@ -116,7 +100,7 @@ class Sentences {
     if (found.size) flags.push(["*", "any fault"]);
     for (const [name, title] of Object.entries(this.titles)) if (found.has(name)) flags.push([name, title]);
     if (outputs.length > 1) flags.push(["differ", "runs differ"]);
-    this.fill(this.field.flag, flags);
+    fill(this.field.flag, flags);
     const order = [["order", "order of the test set"], ["chrf-up", "chrF, lowest first"], ["chrf-down", "chrF, highest first"],
       ["long", "longest source first"], ["short", "shortest source first"]];
     if (outputs[0].scores) order.push(["score-up", "model score, lowest first"], ["score-down", "model score, highest first"]);
@@ -124,21 +108,11 @@ class Sentences {
       order.push(["gain", `${this.runs[outputs[1].run]} gains most chrF`], ["loss", `${this.runs[outputs[1].run]} loses most chrF`]);
     }
     if (found.has(this.field.flag.value)) order.push(["worst", "worst of this fault first"]);
-    this.fill(this.field.sort, order);
+    fill(this.field.sort, order);
     const against = [["reference", "the reference"]];
     if (outputs.length > 1) against.push(["first", this.runs[outputs[0].run]]);
-    this.fill(this.field.against, against);
+    fill(this.field.against, against);
     this.field.against.closest("label").hidden = against.length < 2;
-  }
-
-  fill(field, choices) {
-    const before = field.value || field.dataset.wanted;
-    field.replaceChildren(...choices.map(([value, text]) => {
-      const option = element("option", "", text);
-      option.value = value;
-      return option;
-    }));
-    if (choices.some(([value]) => value === before)) field.value = before;
   }
 
   /** The numbers of the sentences to be shown, in order. */
@@ -178,7 +152,7 @@ class Sentences {
     byId("more").hidden = this.chosen.length <= this.limit;
   }
 
-  /** One sentence with all that was made of it. */
+  /** One sentence with all its translations. */
   sentence(i) {
     const { sources, references, outputs } = this.data;
     const list = element("dl", "sentence");
@@ -224,7 +198,7 @@ class Sentences {
     return cell;
   }
 
-  /** A line without differences, in which the text that is looked for is marked. */
+  /** A line without differences; the search text is marked in it. */
   sought(parts) {
     const text = parts.join("");
     const asked = this.field.text.value;
@@ -242,72 +216,6 @@ function everywhere(compared) {
   return new Set([...compared[0][0]].filter((word) => compared.every(([missed]) => missed.has(word))));
 }
 
-// -- attention ----------------------------------------------------------------------------------
-
-const CELL = 14, LETTER = 6.2; // of a picture: side of a cell, usual width of a letter
-
-/** The pictures of one sentence: a head each, after their mean. */
-class Attention {
-  constructor() {
-    this.sentences = JSON.parse(byId("attention-data").textContent);
-    this.field = {};
-    for (const name of ["sentence", "kind", "layer"]) {
-      this.field[name] = byId(`attention-${name}`);
-      this.field[name].addEventListener("change", () => this.draw(name !== "layer"));
-    }
-    this.draw(true);
-  }
-
-  draw(isOther) {
-    const maps = this.sentences[this.field.sentence.value];
-    const kind = this.field.kind.value;
-    const [n, heads, rows, columns] = maps[kind].shape;
-    const bytes = Uint8Array.from(atob(maps[kind].bytes), (c) => c.charCodeAt(0));
-    if (isOther) {
-      this.field.layer.replaceChildren(...Array.from({ length: n }, (_, i) => new Option(`${i + 1} of ${n}`, i)));
-      this.field.layer.value = n - 1;
-    }
-    const start = Number(this.field.layer.value) * heads * rows * columns;
-    const weights = Array.from({ length: heads }, (_, h) =>
-      Array.from(bytes.subarray(start + h * rows * columns, start + (h + 1) * rows * columns), (b) => b / 255));
-    const mean = weights[0].map((_, i) => weights.reduce((sum, head) => sum + head[i], 0) / heads);
-    const down = kind === "encoder" ? maps.source : maps.written;
-    const across = kind === "decoder" ? maps.read : maps.source;
-    byId("attention-maps").replaceChildren(
-      this.picture("mean of all heads", mean, down, across),
-      ...weights.map((head, h) => this.picture(`head ${h + 1}`, head, down, across)));
-  }
-
-  picture(name, weights, down, across) {
-    const shown = (piece) => visible(piece.replaceAll("\u2581", "_"));
-    const width = (pieces) => Math.max(...pieces.map((piece) => [...piece].length)) * LETTER + 6;
-    const left = width(down), top = width(across);
-    const make = (tag, attributes, text) => {
-      const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-      for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-      if (text !== undefined) made.textContent = text;
-      return made;
-    };
-    const svg = make("svg", {
-      viewBox: `0 0 ${left + across.length * CELL} ${top + down.length * CELL}`, role: "img", "aria-label": name, "font-size": 10,
-    });
-    across.forEach((piece, c) => svg.append(make("text",
-      { transform: `translate(${left + (c + 0.7) * CELL} ${top - 4}) rotate(-90)` }, shown(piece))));
-    down.forEach((piece, r) => svg.append(make("text",
-      { x: left - 4, y: top + (r + 0.72) * CELL, "text-anchor": "end" }, shown(piece))));
-    weights.forEach((weight, i) => {
-      const r = Math.floor(i / across.length), c = i % across.length;
-      const cell = make("rect", { x: left + c * CELL, y: top + r * CELL, width: CELL - 1, height: CELL - 1,
-        "fill-opacity": (0.03 + 0.97 * weight).toFixed(2) });
-      cell.append(make("title", {}, `${shown(down[r])} \u2192 ${shown(across[c])}: ${weight.toFixed(2)}`));
-      svg.append(cell);
-    });
-    const figure = element("figure");
-    figure.append(element("h3", "", name), svg);
-    return figure;
-  }
-}
-
 // -- the page -----------------------------------------------------------------------------------
 
 /** A link such as #sentences?flag=copied&set=set-0 chooses what the list shows. */
@@ -323,7 +231,7 @@ function follow(sentences, target) {
   byId("sentences").scrollIntoView();
 }
 
-/** Marks the chapter in view in the navigation. */
+/** Mark the chapter in view in the navigation. */
 function watchChapters() {
   const links = new Map(Array.from(document.querySelectorAll("nav a"), (link) => [link.hash.slice(1), link]));
   const seen = new IntersectionObserver((entries) => {
@@ -336,7 +244,7 @@ function watchChapters() {
   document.querySelectorAll("section[id]").forEach((section) => seen.observe(section));
 }
 
-/** While training goes on: the page is read anew, unless someone is at work in it. */
+/** While training continues: reload the page, unless someone is using it. */
 function refresh(seconds) {
   let usedAt = 0;
   for (const event of ["input", "change", "pointerdown", "keydown"]) {
@@ -358,11 +266,10 @@ function start() {
   openAllForPrint();
   const every = Number(document.body.dataset.refresh);
   if (every) refresh(every);
-  if (byId("attention-data")) new Attention();
   const place = byId("list");
   if (!place) return;
   if (!("DecompressionStream" in window)) {
-    byId("count").textContent = "This browser is too old to unpack the sentences; any of 2023 or newer can.";
+    byId("count").textContent = "This browser is too old to unpack the sentences (2023 or newer is needed).";
     return;
   }
   const sentences = new Sentences(place);

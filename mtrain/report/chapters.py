@@ -1,0 +1,314 @@
+"""The other chapters of the report, in words: model, use, speed, training, data, how to repeat it.
+
+The page and the model card show the same chapters. Text is plain here; the templates escape it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from jinja2.filters import do_filesizeformat
+from markupsafe import Markup
+
+from mtrain import console
+from mtrain.config.literals import METRIC_NAMES
+from mtrain.data.store import SIDES
+from mtrain.evaluation.samples import samples
+from mtrain.languages import language
+from mtrain.report.charts import System, length_chart, speed_charts, systems
+from mtrain.report.facts import RunFacts
+from mtrain.report.scores import Fact, ScoreTable, interval
+from mtrain.report.side_by_side import SideBySide
+
+
+def rounded_count(n: int) -> str:
+    """1965568 -> '1.97 million'; 28993 -> '28,993'"""
+    for limit, unit in ((1_000_000_000, "billion"), (1_000_000, "million")):
+        if n >= limit:
+            return f"{n / limit:.3g} {unit}"
+    return f"{n:,}"
+
+
+# -- the model and its use -------------------------------------------------------------------
+
+
+def languages(run: RunFacts) -> str:
+    """English → German"""
+    return f"{language(run.config.source).name} → {language(run.config.target).name}"
+
+
+def summary(runs: Sequence[RunFacts]) -> str:
+    """What the page is about, in a sentence."""
+    if len(runs) > 1:
+        pairs = dict.fromkeys(map(languages, runs))
+        return f"{len(runs)} models side by side: {' and '.join(pairs)}."
+    (run,) = runs
+    size = f"with {rounded_count(run.weights.n_parameters)} parameters, " if run.weights else ""
+    return (
+        f"A Transformer {size}trained on {run.manifest['n_train_pairs']:,} sentence pairs, that "
+        f"translates {language(run.config.source).name} into {language(run.config.target).name}."
+    )
+
+
+def status(run: RunFacts) -> str:
+    """The progress of training; empty when it has ended."""
+    if run.is_finished:
+        return ""
+    trained = run.logged("train")
+    if not trained:
+        return "Training has not logged a step yet."
+    last, train = trained[-1], run.config.train
+    step, elapsed_s = last["step"], last.get("elapsed_s", 0.0)
+    if train.max_steps is None:
+        assert train.budget_s is not None  # the config has either
+        left_s, of = train.budget_s - elapsed_s, f", with a budget of {train.budget}"
+    else:
+        left_s, of = elapsed_s / step * (train.max_steps - step), f" of {train.max_steps:,}"
+    left = f", about {console.duration(left_s)} left" if left_s > 0 else ""
+    return f"Not finished: step {step:,}{of}{left}."
+
+
+def model_facts(run: RunFacts) -> list[Fact]:
+    """Languages, sizes of the model and of its vocabulary."""
+    model, tokenizer = run.config.model, run.config.tokenizer
+    sizes = [f"{size:,}" for size in run.manifest["vocab_sizes"]]
+    shared = "shared by both languages" if tokenizer.shared else "source and target"
+    facts = [
+        Fact("Languages", languages(run), f"{run.config.source} → {run.config.target}"),
+        Fact(
+            "Architecture",
+            f"{model.n_encoder_layers} encoder and {model.n_decoder_layers} decoder layers, "
+            f"width {model.d_model:,}, feed-forward {model.d_ff:,}, {model.n_heads} heads",
+            f"{model.norm}-norm Transformer",
+        ),
+        Fact(
+            "Vocabulary",
+            f"{sizes[0] if tokenizer.shared else ' and '.join(sizes)} pieces",
+            f"SentencePiece {tokenizer.type}, {shared}",
+        ),
+    ]
+    if run.weights:
+        size = f"{do_filesizeformat(run.weights.size_bytes)} on disk"
+        facts.append(Fact("Parameters", f"{run.weights.n_parameters:,}", size))
+    return facts
+
+
+def tiles(run: RunFacts, table: ScoreTable) -> list[Fact]:
+    """The few numbers at the top of a page about one run."""
+    tiles = []
+    for test_set in table.test_sets[:2]:
+        for _, entry in test_set.rows:
+            if score := entry.get(table.metrics[0]):
+                note = f"{test_set.name}\n{interval(score)}".strip()
+                tiles.append(Fact(METRIC_NAMES[table.metrics[0]], f"{score['score']:.2f}", note))
+    if run.weights:
+        number = rounded_count(run.weights.n_parameters)
+        number = number.replace(" million", " M").replace(" billion", " G")
+        size = f"{do_filesizeformat(run.weights.size_bytes)} on disk"
+        tiles.append(Fact("Parameters", number, size))
+    tiles.append(Fact("Training pairs", rounded_count(run.manifest["n_train_pairs"])))
+    return tiles + [fact for fact in training_facts(run) if fact.name == "Training time"]
+
+
+def examples(test_sets: Sequence[SideBySide]) -> dict[str, int]:
+    """Lines of a good, a usual and a poor translation by the first run: three quantiles of chrF."""
+    if not test_sets or test_sets[0].outputs[0].run != 0:
+        return {}
+    return samples(test_sets[0].sources, test_sets[0].outputs[0].chrf)
+
+
+def usage(run: RunFacts, test_sets: Sequence[SideBySide]) -> dict[str, str]:
+    """Commands to copy."""
+    sentence = test_sets[0].sources[0] if test_sets else "A sentence."
+    translate, evaluate = (
+        console.command("mtrain", word, run.path) for word in ("translate", "eval")
+    )
+    return {
+        "command": f"{translate} input.txt -o output.txt\n"
+        f"{translate}          # reads standard input\n"
+        f"{evaluate}               # scores it again",
+        "python": f"import mtrain\n\ntranslator = mtrain.load({json.dumps(str(run.path))})\n"
+        f"translator.translate([{sentence!r}])",
+        "evaluate": evaluate,
+    }
+
+
+# -- speed -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What `eval --sweep` measured."""
+
+    points: list[tuple[int, dict[str, Any]]]  # run, point of its sweep.json
+    systems: list[System]  # of the charts, in the order of their colours
+    charts: list[Markup]  # empty where nothing was measured
+
+
+def speeds(runs: Sequence[RunFacts]) -> Speeds:
+    """The sweeps of all runs."""
+    points: list[tuple[int, dict[str, Any]]] = []
+    shown: list[System] = []
+    for number, run in enumerate(runs):
+        of_run = run.run.read_sweep()
+        points += [(number, point) for point in of_run]
+        shown += systems(of_run, f"{run.label}: " if len(runs) > 1 else "")
+    return Speeds(points, shown, speed_charts(shown) if shown else [])
+
+
+# -- training --------------------------------------------------------------------------------
+
+
+def training_facts(run: RunFacts) -> list[Fact]:
+    """Steps, time and the chosen checkpoint."""
+    trained, facts = run.logged("train"), []
+    last = trained[-1] if trained else {}
+    if trained:
+        passes = f"{last['epoch'] + 1:,} passes over the data" if "epoch" in last else ""
+        facts.append(Fact("Steps", f"{last['step']:,}", passes))
+    if "elapsed_s" in last:
+        speeds = [record["tokens_per_s"] for record in trained if record.get("tokens_per_s")]
+        speed = f"{median(speeds):,.0f} tokens/s" if speeds else ""
+        facts.append(Fact("Training time", console.duration(last["elapsed_s"]), speed))
+    best = [record for record in run.logged("valid") if record.get("is_best")]
+    if best:
+        metric = run.config.train.best_metric
+        score = best[-1].get(metric)
+        name = METRIC_NAMES.get(metric, metric)
+        note = "" if score is None else f"best validation {name}: {score:.2f}"
+        facts.append(Fact("Chosen checkpoint", f"step {best[-1]['step']:,}", note))
+    return facts
+
+
+# -- data ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataChapter:
+    """The data of the runs that were trained on the same text."""
+
+    runs: list[int]
+    table: list[tuple[str, int, float]]  # training pairs read, dropped, kept: name, number, share
+    splits: list[tuple[str, int]]
+    sides: list[Fact]
+    sources: list[Fact]
+    report: dict[str, Any]  # what data.data_report wrote; empty lists where it did not
+    lengths: Markup  # empty where lengths were not counted
+
+
+def data_chapters(runs: Sequence[RunFacts]) -> list[DataChapter]:
+    """One per set of prepared data."""
+    by_data: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        by_data.setdefault(str(sorted(run.manifest["files"].items())), []).append(number)
+    return [_data_chapter(runs[numbers[0]], numbers) for numbers in by_data.values()]
+
+
+def _data_chapter(run: RunFacts, numbers: list[int]) -> DataChapter:
+    manifest, report = run.manifest, run.run.read_data_report()
+    rows = [(row["split"], row["reason"], row["pairs"]) for row in manifest.get("table", [])]
+    train = [(reason, pairs) for split, reason, pairs in rows if split == "train"]
+    n_read = max((pairs for _, pairs in train), default=0)
+    lengths = [report["sides"][side]["lengths"] for side in SIDES] if report else []
+    lists = ("suspicions", "entries", "near_matches", "repeated_targets")
+    return DataChapter(
+        numbers,
+        [(reason, pairs, pairs / n_read if n_read else 0.0) for reason, pairs in train],
+        [(split, pairs) for split, _, pairs in rows if split != "train"],
+        list(_side_facts(manifest)),
+        [_source(entry) for entry in manifest.get("sources", [])],
+        {name: (report or {}).get(name, []) for name in lists},
+        length_chart("Sentence lengths", lengths) if lengths else Markup(),
+    )
+
+
+def _side_facts(manifest: Mapping[str, Any]) -> Iterator[Fact]:
+    for side in SIDES:
+        if counts := manifest.get("sides", {}).get(side):
+            yield Fact(
+                f"{language(manifest[side]).name} ({side})",
+                f"{counts['n_words']:,} words",
+                f"{counts['n_tokens']:,} pieces, {counts['tokens_per_word']:.2f} per word, "
+                f"{counts['byte_share']:.2%} of them single bytes",
+            )
+    ratio = manifest["length_ratio"]
+    yield Fact(
+        "Length of target over source",
+        f"{ratio['mean']:.2f} ± {ratio['std']:.2f}",
+        "in pieces: mean and standard deviation",
+    )
+    if "copied_share" in manifest:
+        share = f"{manifest['copied_share']:.2%}"
+        yield Fact("Pairs whose target is the source", share, "of those kept")
+
+
+def _source(entry: Mapping[str, Any]) -> Fact:
+    """An entry of the config, with what `prepare` recorded of its files."""
+    skipped = {"entry", "files", "sha256"}
+    parts = [f"{key}: {value}" for key, value in entry.items() if key not in skipped and value]
+    hashes = [
+        f"{location.rsplit('/', 1)[-1]}: {facts['sha256']}"
+        for location, facts in entry.get("files", {}).items()
+        if "sha256" in facts
+    ]
+    hashes = hashes or [f"{side}: {value}" for side, value in entry.get("sha256", {}).items()]
+    return Fact(entry["entry"], "\n".join(parts), "\n".join(hashes))
+
+
+# -- how to repeat it ------------------------------------------------------------------------
+
+
+def in_columns(groups: Sequence[Sequence[Fact]]) -> list[tuple[str, list[Fact | None]]]:
+    """Facts of several runs as rows: a name, and the fact of this name of each run."""
+    by_name = [{fact.name: fact for fact in group} for group in groups]
+    names = dict.fromkeys(name for facts in by_name for name in facts)
+    return [(name, [facts.get(name) for facts in by_name]) for name in names]
+
+
+def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
+    """The keys in which the configs of several runs differ, and each run's value."""
+    flat = [dict(_leaves(run.config.model_dump(mode="json"))) for run in runs]
+    rows = []
+    for key in dict.fromkeys(key for leaves in flat for key in leaves):
+        values = ["—" if leaves.get(key) is None else str(leaves[key]) for leaves in flat]
+        rows += [(key, values)] if len(set(values)) > 1 else []
+    return rows
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a nested config."""
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and value:
+        for i, item in enumerate(value):
+            yield from _leaves(item, f"{key}.{i}")
+    else:
+        yield key, value
+
+
+def repetition(run: RunFacts) -> dict[str, Any]:
+    """All that is needed to train the run again."""
+    path = f"runs/{run.config.name}-again"
+    train = console.command("mtrain", "train", run.run.config, "--set", f"run={path}")
+    hashes = []
+    if run.weights:
+        hashes.append(Fact(run.weights.name, run.weights.sha256, "the weights, as a file"))
+    for name, sha256 in run.manifest.get("files", {}).items():
+        if name.endswith(".model"):
+            hashes.append(Fact(name, sha256))
+    for name, sha256 in run.manifest["split_sha256"].items():
+        hashes.append(Fact(f"data/{name}", sha256, "source and reference text"))
+    return {
+        "commands": f"{train}\n{console.command('mtrain', 'eval', path)}",
+        "config": run.run.config.read_text(encoding="utf-8"),
+        "hashes": hashes,
+        "environments": [
+            [Fact(name, value) for name, value in environment.items()]
+            for environment in run.run.read_environments()
+        ],
+    }
