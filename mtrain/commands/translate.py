@@ -258,10 +258,7 @@ def translate(
             translator = translator.with_ctranslate2(quantization)
         head = head_of_run(RunDir.open(run), translator) if alignment else None
         job = Job(translator, lines, search, second, head, format, tab_prefix)
-        if output is None:
-            job.to_stream(stdout())
-        else:
-            job.to_file(output)
+        job.to_stream(stdout()) if output is None else job.to_file(output)
     if picture and isinstance(lines, io.BytesIO):
         texts = lines.getvalue().decode(errors="replace").split("\n")
         picture.draw(maps_of_lines(translator, texts, search))
