@@ -64,11 +64,11 @@ def partial_path(path: Path) -> Path:
 def atomic_write(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
     """Write a file whole or not at all: to a partial file, flushed to disk, then renamed.
 
-    Large content may be given in parts. A device or pipe is written to, and not replaced.
+    Large content may be given in parts. A character device is written to, and not replaced.
     """
     data = content.encode() if isinstance(content, str) else content
     parts = [data] if isinstance(data, bytes) else data
-    if path.is_char_device() or path.is_fifo():  # nothing to replace
+    if path.is_char_device():  # such as /dev/null
         with storage_errors(path), open(path, "wb") as file:
             file.writelines(parts)
         return
