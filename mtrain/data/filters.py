@@ -68,23 +68,34 @@ _MYRIADS = {"万": 4, "萬": 4, "만": 4, "億": 8, "亿": 8, "억": 8, "兆": 1
 _UNIT = f"[{''.join(_TENS)}]?[{''.join(_MYRIADS)}]|[{''.join(_TENS)}]"
 _PART = re.compile(rf"(\d{{1,400}})(?:[.,](\d{{1,400}}))? ?({_UNIT})")
 _AMOUNT = re.compile(rf"{_PART.pattern}(?: ?{_PART.pattern})*(\d{{0,400}})")
-# UTF-8 read as Windows-1252: the first byte of a character of two or three bytes, then those that
-# continue it; _MARKS among them are quotes, dashes and the like, which good text has there too.
-_MARKS = "–—‘-„†-•…‹›€™»«¡¿£"
-_QUOTES = "“„‚†-•‹›€™"  # of these, what no letter follows directly
-_SIGNS = (
-    "\u0080-\u00a0\u00a2\u00a4-\u00aa\u00ac-\u00ba\u00bc-\u00be\u0152\u0153\u0160\u0161\u0178\u017d\u017e"
-    "\u0192\u02c6\u02dc\u2030"
-)
+# UTF-8 read as Windows-1252 or Latin-1: a letter with an accent for the first byte of a character,
+# and a sign for each of the others. Correct text has such pairs too, where typography follows a
+# letter. Its signs join words (É—E, À’s) or close one (É”, NESTLÉ®, É³), so that no letter follows;
+# some are letters (Úžas), and the rest follow no letter in any language.
+_JOIN = "–—’´…•·\u00ad"
+_CLOSE = "“”„‘‚†‡‹›€™«»¡¿£©®ªº°§¹²³"
+_LETTER = "ŠšŽžŒœŸƒ"
+_RARE = "\u0080-\u009f\u00a0¢¤¥¦¨¬¯±µ¶¸¼½¾ˆ˜‰"  # no typography behind a letter
+_SIGN = _JOIN + _CLOSE + _LETTER + _RARE
+_FIRST = "Â-ô"
+_ONE = f"(?:[Â-ß][{_SIGN}]|[à-ï][{_SIGN}]{{2}}|ð[{_SIGN}]{{3}})"
+_SUSPECT = re.compile(f"[{_FIRST}][{_SIGN}]|[Ã-Å][a-z]|\ufffd")  # fast, and rare in most text
+_NO_WORD = r"(?<![^\W\d_])"
+_NO_CAPITALS = r"(?<![^\W\d_a-zß-ÿ]{2})"  # behind them a small letter does not fit: NESTLÉ®
 _GARBLED = re.compile(
-    "(?P<sure>\ufffd|\u00e2\u20ac"  # what could not be decoded; quotes and dashes
-    f"|[\u00c2-\u00c5\u00c8-\u00cb\u00d0\u00d1\u00e2\u00e3][{_SIGNS}]"
-    f"|[\u00e0-\u00ef](?:[{_MARKS}{_SIGNS}][{_SIGNS}]|[{_SIGNS}][{_MARKS}])"
-    # Within a word, or after a letter that is no word by itself.
-    f"|(?:[\u00c2-\u00df][{_QUOTES}]|(?<=[a-z])[\u00c2-\u00df][{_MARKS}]"
-    f"|(?<![^\\W\\d_])\u00c3[{_MARKS}])(?=[a-z\u00c2\u00c3]))"
-    f"|(?P<likely>[\u00c2-\u00df][{_SIGNS}])"
-    f"|(?P<perhaps>(?<![A-Z])[\u00c2-\u00ef][{_MARKS}])"  # CAFÉ”
+    "(?P<sure>\ufffd|â€|ï»¿|ðŸ"  # what could not be decoded; quotes and dashes; emoji
+    # Two characters in one word, or three whose bytes were partly lost as control characters.
+    f"|(?=[{_SIGN}{_FIRST}]{{0,4}}[{_RARE}]){_ONE}{{2}}|(?:[{_FIRST}]{{1,4}}[{_SIGN}]{{1,3}}){{3}}"
+    f"|[à-ï](?:[{_RARE}][{_SIGN}]|[{_CLOSE}{_JOIN}][{_RARE}])|[Â-ÅÈ-ËÐÑâã][{_RARE}]|Ã[{_LETTER}]"
+    # A capital behind a small letter; a sign that closes before a letter.
+    f"|(?<=[a-z])[Â-Í][{_SIGN}]|{_NO_WORD}Ã[–—…•\u00ad](?=[a-zÂ-Å])"
+    f"|{_NO_CAPITALS}(?:[ÃÄÅ][{_CLOSE}{_LETTER}]|É[“”™›£©²]|á[º»¸¹][{_CLOSE}])(?=[a-zÂ-Å])"
+    rf"|{_NO_WORD}Â[{_CLOSE}](?=\w)|(?<=\d)Â[{_CLOSE}])"
+    f"|(?P<likely>[Â-Þ][{_RARE}]|[ÄÅ][{_LETTER}]|{_NO_CAPITALS}Ã[¡-¿]"
+    "|(?<=[a-z])[Ã-Å](?=[a-z])"  # the sign was a control character
+    f"|[ÃÄÅ][{_CLOSE}](?=[A-Z])|á[º»][{_JOIN}](?=[a-z])"
+    f"|{_NO_WORD}(?:[ÄÅ][–—…](?=[a-z])|Ã[’´](?=[a-z])|Â[°£§«»´]))"
+    f"|(?P<perhaps>Ã[{_JOIN}](?=[A-Z])|{_NO_WORD}É[–—](?=[a-z]))"
 )
 _EVIDENCE = {"sure": 6, "likely": 3, "perhaps": 2}  # of so many points is enough
 _ENOUGH = 6
@@ -352,7 +363,7 @@ def _are_equal_but_for_zeros(number: str, other: str) -> bool:
 
 def _is_garbled(text: str) -> bool:
     """Whether several places, or one that occurs in no language, look like a wrong encoding."""
-    if text.isascii():
+    if text.isascii() or not _SUSPECT.search(text):
         return False
     found = (_EVIDENCE[match.lastgroup or ""] for match in _GARBLED.finditer(text))
     return any(total >= _ENOUGH for total in accumulate(found))
