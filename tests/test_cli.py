@@ -405,7 +405,6 @@ def test_files_score_like_the_test_set_and_like_their_saved_translation(
         ["--source", "a", "--source", "b", "--reference", "c"],
         ["--source", "a", "--source", "b", "--hypothesis", "c", "--reference", "d"],
         ["--split", "valid", "--source", "a", "--reference", "b"],
-        ["--sacrebleu", "wmt14", "--hypothesis", "a", "--reference", "b"],
     ],
 )
 def test_files_to_score_come_in_pairs(arguments: list[str]) -> None:

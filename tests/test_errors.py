@@ -256,7 +256,7 @@ def test_a_split_that_is_not_there(trained_run: TrainedRun) -> None:
 def test_cuda_where_there_is_none(trained_run: TrainedRun) -> None:
     done = run_mtrain("eval", "runs/reverse", "--device", "cuda", cwd=trained_run.directory)
     assert (done.returncode, done.stdout) == (2, "")  # run_mtrain hides what CUDA there is
-    assert done.stderr.startswith("error: device `cuda` was asked for")
+    assert done.stderr.startswith("error: device `cuda` was requested")
     assert "\n  fix: " in done.stderr
 
 

@@ -247,19 +247,91 @@ def test_good_typography_is_not_garbled(text: str) -> None:
     assert not only("garbled")(text)
 
 
+TYPOGRAPHY = [
+    "Mae’n dŷ mawr, ac â’r ci yn yr ardd.",  # Welsh
+    "Y tŷ â’r to coch, â’r ardd… a’r caffi “Tŷ Tê”; â™ yw’r nod.",
+    "ELA É MINHA IRMÃ” – disse o senhor.",  # Portuguese
+    "«Amanhã», disse a irmã… “amanhã”—e a manhã—quente—passou.",
+    "AMANHÃ… DE MANHÃ… A IRMÃ” E A MAÇÃ“",
+    "A 1.ª edição, o 2.º capítulo, o café² e o pé³, à razão de 5 %.",
+    "« C’EST LA BEAUTÉ… »",  # French
+    "Quelle beauté…” dit-il.",
+    "J’ai aimé… j’ai pleuré… j’ai crié…",
+    "Voilà… déjà… là… enfin !",
+    "« Où\u00a0? Là\u00a0! » – « Déjà\u00a0? »",
+    "La « liberté », l’« égalité » et la « fraternité »—voilà—sont à tous.",
+    "Les invité·e·s, les salarié•e•s et les INVITÉ·E·S sont arrivé·e·s.",
+    "NESTLÉ® et LANCÔME™, CAFÉ™ et SOCIÉTÉ© : marques déposées",
+    "un œuvre, la vérité¹, la société², la beauté³, l’été°",
+    "Si è… Perché… Così…",  # Italian
+    "«È così», disse. «Perché?» «È… è…» «È—è—perché così è.»",
+    "L’età, la città’s, il caffè® e il tè™",
+    "El café… ¡Olé!¿Qué? Está», dijo, «allí»—y aquí…",  # Spanish
+    "«Ya está»—dijo—. «Sí»… «no»… «así»…",
+    "Ell va dir: «demà», «així»… i «això»—res més. Col·legi, VÀ·LID.",  # Catalan
+    "Ich weiß’s nicht.",  # German
+    "Die Strauß’schen Walzer sind berühmt.",
+    "Die Voß’sche Zeitung",
+    "Ich weiß—ich weiß nichts.",
+    "Der Fluß–und Seeverkehr",
+    "„Spaß“, „Gruß“ und „Fuß“: Spaß… Gruß… Fuß™ – Maß® ß‘",
+    "„Ä“, „Ö“ und „Ü“ sind Umlaute; „Ä…“, „Ü…“, „ß“ auch.",
+    "Ø“ ist ein Buchstabe, Ä… auch.",
+    "“Nestlé®” is a brand",
+    "The words “café”, “fiancé” and “cliché” come from French.",
+    "José´s café´s André´” CAFÉ´S",
+    "Beyoncé’s… Beyoncé—Beyoncé™ and “Pokémon”: “Poké” is “ポケ”",
+    "„á“, „é“ a „í“ jsou samohlásky.",  # Czech
+    "„Co tím myslíš?“ – „Slyšíš“, „vidíš“… „máš“, „nevíš“",
+    "Úžasná práce! Úžasný den. „Úžasné“ – ÚŽASNÉ",
+    "„Ó“ – to jest litera… „Ó”, »Ó« i ›Ó‹.",  # Polish
+    "ĐẠI HỘI LẦN THỨ III – ĐÃ…",  # Vietnamese
+    "“Đã” và “là”… “và”—“cô”, CHÂU Â… ĐÃ”, ĐÃ…",
+    "„Já“, „þá“ og „því“… „É“ – já—já—já, „Í“ VIÐ… Á“",  # Icelandic
+    "“Göl”, “kâğıt” ve “kâr”… “Hâlâ”, “lâ” – Ü’den Ö’ye",  # Turkish
+    "”Å”, ”Ä” och ”Ö” är vokaler… PÅ… BLÅ–GUL, Å—Ä—Ö",  # Swedish
+    "»Få« og »gå«… PÅ” – »Æ«, »Ø« og »Å«… å—å—å",  # Danish
+    "NIINPÄ…HYVÄ…YSTÄVÄ…MYÖS—TÄMÄ—TÄTÄ—",  # Finnish
+    "„Jää“… „öö“—„töö“, „Õ“ ja „Ü“",  # Estonian
+    "„È“ e „ë“… „Është“—„që“, „në“, „të“",  # Albanian
+    "„Fără” «Â» și «Î»… „Â”, „Î” – România’s",  # Romanian
+    "“Tá”, “sé” agus “mé”… GO BRÁCH… É”—É’s",  # Irish
+    "„Áno“… „nevidíš“, „robíš“—„kúpiš“ a „ô“",  # Slovak
+    "“Más”, “é”… “Ó”: “é” ou “é”?",  # Galician
+    "pipã–ƒe dɔwɔwɔ, «tí»—«a»—«má»",  # Ewe, Yoruba
+    "“Café” – ‘café’ – ‹café› – «café» – „café‟ – café† – café‡ – café•",
+    "The letters “Ã”, “Ä”, “Å”, “Â” and “É”; ‘Ã’, ‘Ä’, «Ã» too.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TYPOGRAPHY)
+def test_typography_behind_letters_with_accents_is_no_garbage(text: str) -> None:
+    assert not only("garbled")("ok", text)
+
+
+@pytest.mark.parametrize("text", TYPOGRAPHY)
+def test_the_same_typography_wrongly_decoded_is_garbage(text: str) -> None:
+    as_read = "".join(
+        bytes([byte]).decode("cp1252", errors="ignore") or chr(byte) for byte in text.encode()
+    )
+    assert only("garbled")("ok", as_read)
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "Mae’n dŷ mawr, ac â’r ci yn yr ardd.",  # Welsh
-        "ELA É MINHA IRMÃ” – disse o senhor.",  # Portuguese
-        "« C’EST LA BEAUTÉ… »",
-        "Quelle beauté…” dit-il.",
-        "Ø“ ist ein Buchstabe, Ä… auch.",
-        "ĐẠI HỘI LẦN THỨ III – ĐÃ…",
+        "groÃe ZÃ¤hne",
+        "Ã–sterreich",
+        "voilÃ , dÃ©jÃ ",
+        "kosztujÄ… piÄ™Ä‡",
+        "25Â°C",
+        "Â£5",
+        "ÄÆ°á»£c",
+        "ðŸ˜€",
     ],
 )
-def test_one_place_of_good_typography_is_no_garbage(text: str) -> None:
-    assert not only("garbled")("ok", text)
+def test_short_garbage_is_found(text: str) -> None:
+    assert only("garbled")("ok", text)
 
 
 def _has_any_sign(text: str) -> bool:

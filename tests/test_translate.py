@@ -893,9 +893,9 @@ def test_a_place_that_cannot_be_written_is_one_sentence(job, tmp_path, output, p
 
 
 def test_an_unwritable_directory_is_one_sentence(job, monkeypatch):
-    def refuse(self: Path, data: bytes) -> int:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "output.txt.part.json")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)  # root may write anywhere
+    monkeypatch.setattr(os, "replace", refuse)  # root may write anywhere
     with pytest.raises(StorageError, match="permission denied"):
         job.run()
