@@ -68,7 +68,9 @@ def atomic_write(path: Path, content: bytes | str | Iterable[bytes | memoryview]
     """
     data = content.encode() if isinstance(content, str) else content
     parts = [data] if isinstance(data, bytes) else data
-    if path.is_char_device():  # such as /dev/null
+    with storage_errors(path):
+        is_device = path.is_char_device()  # such as /dev/null
+    if is_device:
         with storage_errors(path), open(path, "wb") as file:
             file.writelines(parts)
         return

@@ -679,7 +679,7 @@ entries = st.one_of(
     ),
     st.builds(TsvEntry, tsv=texts, columns=st.tuples(st.integers(0, 9), st.integers(0, 9))),
     st.builds(JsonlEntry, jsonl=texts, source_field=texts, target_field=texts),
-    st.builds(CldrEntry, cldr=st.integers(1, 10**9)),
+    st.builds(CldrEntry, cldr=st.integers(1, 10**7)),
     st.builds(ParquetEntry, parquet=texts, languages=st.none() | st.tuples(texts, texts)),
     st.builds(HubEntry, hub=st.just("wmt/wmt14"), config=st.none() | texts, split=texts),
     st.builds(OpusEntry, opus=st.just("Europarl/v8"), name=st.none() | st.just("a.b")),

@@ -314,7 +314,7 @@ def test_an_ensemble_of_different_vocabularies(copied_run: Path, trained_run: Tr
         (["test.src", "--prefix", "short"], 3, "short has 3 lines, but the input 80"),
         (["--score", "test.src", "short"], 3, "short has 3 lines, but the input 80"),
         (["--score", "test.src", "missing"], 3, "cannot read missing"),
-        (["test.src", "--prefix", "-"], 2, "`-` cannot be read beside another file"),
+        (["test.src", "--prefix", "-"], 2, "`-` cannot be read together with"),
         (["test.src", "--score", "test.src", "test.tgt"], 2, "give either --score"),
         (["--prefix", "short", "--tab-prefix"], 2, "give one of them"),
         (["--method", "mbr", "--samples", "3", "--n-best", "4"], 2, "3 samples hold 1 to 3"),

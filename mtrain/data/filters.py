@@ -1,22 +1,30 @@
-"""The filters that look at one training pair: each says whether the pair should be dropped.
+"""The filters that judge one training pair at a time: each says whether to drop it.
 
-A filter is a method of `PairFilter` with the name of its key in `data.clean`, and has its
-threshold there. All see normalised text (`cleaning.normalize`), and none needs more than the
-pair and the corpus's norms, so pairs can be judged in any order and in many processes.
+A filter is a method of `PairFilter` with the name of its key in `data.clean`, which is its
+threshold. All see normalised text (`cleaning.normalize`), and none needs more than the pair and the
+norms of the corpus, so that pairs can be judged in any order and in many processes.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 from mtrain.config.clean import CleanConfig
 from mtrain.data.cleaning import count_words
-from mtrain.data.identifier import Identifier
 from mtrain.data.statistics import Norms
-from mtrain.languages import WORD, language, n_letters, runs_outside, unspaced
+from mtrain.languages import (
+    WORD,
+    identifies,
+    language,
+    n_letters,
+    probability,
+    require_identifier,
+    runs_outside,
+    unspaced,
+)
 
 # Each filter in words, as tables and reports name it.
 REASONS = {
@@ -40,8 +48,12 @@ REASONS = {
     "max_target_repeats": "a target seen too often",
 }
 
+_NEED_NORMS = {"length_ratio", "wrong_side"}
+_OF_PAIRS = {  # all other filters judge one side
+    *("length_ratio", "copies", "numbers", "markup", "script", "wrong_side", "language"),
+}
 _MIN_COPIED_WORDS = 3  # fewer different ones may be a name
-_MIN_REPEATING_WORDS = 10  # of a side that may be told to repeat itself
+_MIN_REPEATING_WORDS = 10  # of a side that may count as repetitive
 _MIN_REPEATING_CHARACTERS = 20  # of a word
 _HOURS = 12
 _NEITHER_COPIED = 0.2  # of a side's letters, even where all others are names
@@ -53,16 +65,16 @@ _LATIN_BYTES = bytes(range(0xC9 + 1))  # in the UTF-8 of characters up to U+027F
 _NO_DIGITS = bytes(set(_ALL_BYTES) - set(_DIGITS))
 _NO_LETTERS = bytes(set(_ALL_BYTES) - set(_LETTERS))
 
-# A digit in a word stands for a sound, as in Arabic by Latin letters: mar7aba, 3omor.
+# A digit within a word is a sound, as in Arabic with Latin letters: mar7aba, 3omor.
 _NUMBER = re.compile(
     r"\d{2,4000}|(?<![a-z\d])\d(?!(?!nd|rd|th)[a-z]{2}|[a-z]\d[a-z]|\d)"
-)  # Python reads no longer ones
+)  # the longest that Python converts
 _SEPARATOR = re.compile(  # of thousands, and of lakhs and crores: 1,50,000
     r"(?<=\d)(?:[.,'’٬ \u00a0\u202f](?=\d{3}(?!\d))|[,٬](?=(?:\d\d[,٬])+\d{3}(?!\d)))"
 )
 _DIGIT = re.compile(r"\d")
 _DECIMAL = re.compile(r"(?<=\d)[.,٫](?=\d)")
-# Multipliers of Chinese, Japanese and Korean, that go by ten thousands, behind a number.
+# Multipliers after a number in Chinese, Japanese and Korean, which count in ten thousands.
 _TENS = {"十": 1, "십": 1, "百": 2, "백": 2, "千": 3, "천": 3}
 _MYRIADS = {"万": 4, "萬": 4, "만": 4, "億": 8, "亿": 8, "억": 8, "兆": 12, "조": 12}
 _UNIT = f"[{''.join(_TENS)}]?[{''.join(_MYRIADS)}]|[{''.join(_TENS)}]"
@@ -97,9 +109,9 @@ _GARBLED = re.compile(
     f"|{_NO_WORD}(?:[ÄÅ][–—…](?=[a-z])|Ã[’´](?=[a-z])|Â[°£§«»´]))"
     f"|(?P<perhaps>Ã[{_JOIN}](?=[A-Z])|{_NO_WORD}É[–—](?=[a-z]))"
 )
-_EVIDENCE = {"sure": 6, "likely": 3, "perhaps": 2}  # of so many points is enough
+_EVIDENCE = {"sure": 6, "likely": 3, "perhaps": 2}  # points; _ENOUGH of them are proof
 _ENOUGH = 6
-_TAGS = (  # of HTML; other words in angle brackets are often text
+_TAGS = (  # of HTML; other words in angle brackets are often part of the text
     "a|abbr|b|big|body|br|button|center|code|col|dd|div|dl|dt|em|font|form|frame|h[1-6]|head|hr|"
     "html|i|iframe|img|input|label|li|link|meta|object|ol|option|p|param|pre|s|script|select|"
     "small|span|strong|style|sub|sup|table|tbody|td|textarea|th|thead|title|tr|tt|u|ul"
@@ -109,7 +121,7 @@ _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\S+")
 
 
 class Side:
-    """A side of a pair, and what several filters ask of it."""
+    """One side of a pair, with properties that several filters need."""
 
     __slots__ = ("digits", "longest", "n_ascii_letters", "n_characters", "text", "utf8", "words")
 
@@ -120,28 +132,25 @@ class Side:
         self.longest = max(map(len, words))  # characters of a word
         self.utf8 = utf8 = text.encode()
         self.digits = utf8.translate(None, _NO_DIGITS)
-        if utf8.translate(None, _LATIN_BYTES):  # where other scripts have digits of their own
+        if utf8.translate(None, _LATIN_BYTES):  # other scripts have digits of their own
             self.digits = "".join(str(int(digit)) for digit in _DIGIT.findall(text)).encode()
         self.n_ascii_letters = len(utf8.translate(None, _NO_LETTERS))
 
     def letter_share(self) -> float:
-        """Of letters in any script, with their marks, among the characters; spaces aside."""
+        """Share of letters in any script, with their marks, among the characters except spaces."""
         return n_letters(self.text) / self.n_characters
 
 
-Check = Callable[[Side, Side], bool]
-
-
 class PairFilter:
-    """Judges normalised pairs of two languages, under the thresholds of a config.
+    """Judges normalised pairs of two languages by the thresholds of a config.
 
-    Without norms, the filters that need them keep everything.
+    Without norms, the filters that need them drop nothing.
     """
 
     def __init__(
         self, config: CleanConfig, source_lang: str, target_lang: str, norms: Norms | None = None
     ) -> None:
-        # Each method runs only where its key is on; thresholds are numbers then.
+        # Each method runs only if its key is set; thresholds are numbers then.
         self._limits: dict[str, float] = {key: value for key, value in config if value is not False}
         self._norms = norms
         self._scripts = [
@@ -149,100 +158,108 @@ class PairFilter:
             for side, code in enumerate((source_lang, target_lang))
         ]
         self._languages = (source_lang, target_lang)
-        self._identifier = Identifier()
         if "language" in self._limits:
-            Identifier.require()  # here, before any work
-        needs_norms = ("length_ratio", "wrong_side")
-        self._checks: list[tuple[str, Check]] = [
-            (key, getattr(self, key))
+            require_identifier()  # here, before any work
+        self._keys = [
+            key
             for key in REASONS
             if hasattr(self, key)
-            and getattr(config, key) is not False
-            and (norms is not None or key not in needs_norms)
+            and key in self._limits
+            and (norms is not None or key not in _NEED_NORMS)
         ]
 
     def reason(self, source: str, target: str) -> str | None:
-        """The key of the first filter that would drop a pair; None if it may stay."""
-        sides = Side(source), Side(target)
-        for key, drops in self._checks:
-            if drops(*sides):
-                return key
-        return None
+        """The key of the first filter that would drop a pair; None if there is none."""
+        return next(self._reasons(source, target), None)
 
     def reasons(self, source: str, target: str) -> list[str]:
         """The keys of all filters that would drop a pair."""
+        return list(self._reasons(source, target))
+
+    def _reasons(self, source: str, target: str) -> Iterator[str]:
         sides = Side(source), Side(target)
-        return [key for key, drops in self._checks if drops(*sides)]
+        for key in self._keys:
+            drops = getattr(self, key)
+            if drops(*sides) if key in _OF_PAIRS else (drops(sides[0]) or drops(sides[1])):
+                yield key
 
-    # -- amounts -----------------------------------------------------------------------------
+    # -- one side ----------------------------------------------------------------------------
 
-    def max_characters(self, source: Side, target: Side) -> bool:
+    def max_characters(self, side: Side) -> bool:
         """A side has too many characters."""
-        limit = self._limits["max_characters"]
-        return len(source.text) > limit or len(target.text) > limit
+        return len(side.text) > self._limits["max_characters"]
 
-    def max_words(self, source: Side, target: Side) -> bool:
+    def max_words(self, side: Side) -> bool:
         """A side has too many words."""
         limit = self._limits["max_words"]
-        return (len(source.text) >= 2 * limit and count_words(source.text) > limit) or (
-            len(target.text) >= 2 * limit and count_words(target.text) > limit
-        )
+        return len(side.text) >= 2 * limit and count_words(side.text) > limit
 
-    def max_word_characters(self, source: Side, target: Side) -> bool:
-        """A word between spaces is too long; scripts without spaces are spared."""
+    def max_word_characters(self, side: Side) -> bool:
+        """A word between spaces is too long; scripts without spaces are exempt."""
         limit = self._limits["max_word_characters"]
-        return (source.longest > limit and _has_longer_word(source, limit)) or (
-            target.longest > limit and _has_longer_word(target, limit)
+        return side.longest > limit and any(
+            len(word) > limit and not unspaced().search(word) for word in side.words
         )
 
-    def min_letters(self, source: Side, target: Side) -> bool:
-        """A side has few letters; marks on letters count as such."""
+    def min_letters(self, side: Side) -> bool:
+        """A side has few letters; marks on letters count as letters."""
         share = self._limits["min_letters"]
-        return (
-            source.n_ascii_letters < share * source.n_characters and source.letter_share() < share
-        ) or (
-            target.n_ascii_letters < share * target.n_characters and target.letter_share() < share
-        )
+        return side.n_ascii_letters < share * side.n_characters and side.letter_share() < share
 
-    def max_digits(self, source: Side, target: Side) -> bool:
+    def max_digits(self, side: Side) -> bool:
         """A side is mostly digits."""
-        share = self._limits["max_digits"]
-        return (
-            len(source.digits) > share * source.n_characters
-            or len(target.digits) > share * target.n_characters
+        return len(side.digits) > self._limits["max_digits"] * side.n_characters
+
+    def max_punctuation(self, side: Side) -> bool:
+        """A side is mostly characters other than letters, marks, digits and spaces."""
+        share, n_rest = self._limits["max_punctuation"], side.n_characters - len(side.digits)
+        if n_rest - side.n_ascii_letters <= share * side.n_characters:
+            return False
+        return n_rest / side.n_characters - side.letter_share() > share
+
+    def repetition(self, side: Side) -> bool:
+        """A side repeats the same words or characters."""
+        share, words = self._limits["repetition"], side.words
+        if len(words) >= _MIN_REPEATING_WORDS and len(set(words)) < share * len(words):
+            return True
+        return side.longest >= _MIN_REPEATING_CHARACTERS and any(
+            len(word) >= _MIN_REPEATING_CHARACTERS and _n_distinct(word) < share * len(word)
+            for word in words
         )
 
-    def max_punctuation(self, source: Side, target: Side) -> bool:
-        """A side is mostly characters that are no letters, marks, digits or spaces."""
-        share = self._limits["max_punctuation"]
-        return _has_more_punctuation(source, share) or _has_more_punctuation(target, share)
+    def urls(self, side: Side) -> bool:
+        """A side is mostly web or mail addresses."""
+        text = side.text
+        if "@" not in text and "//" not in text and "www." not in text:
+            return False
+        return sum(map(len, _ADDRESS.findall(text))) > self._limits["urls"] * side.n_characters
+
+    def garbled(self, side: Side) -> bool:
+        """A side was decoded with the wrong character encoding.
+
+        Several places look like it, or one that occurs in no language.
+        """
+        if side.text.isascii() or not _SUSPECT.search(side.text):
+            return False
+        found = (_EVIDENCE[match.lastgroup or ""] for match in _GARBLED.finditer(side.text))
+        return any(total >= _ENOUGH for total in accumulate(found))
+
+    # -- both sides --------------------------------------------------------------------------
 
     def length_ratio(self, source: Side, target: Side) -> bool:
-        """One side is much longer than the other, for this corpus and for so short a pair."""
+        """One side is much longer than the other, for this corpus and pairs of this length."""
         assert self._norms is not None
         deviation, limit = self._norms.length_ratio.deviation, self._limits["length_ratio"]
         if deviation(len(source.text), len(target.text)) <= limit:
             return False
-        # Names in their own spelling have the same length on both sides.
+        # Names with the same spelling have the same length on both sides.
         shared = set(WORD.findall(source.text)).intersection(WORD.findall(target.text))
         n_shared = sum(map(len, shared))
         n_source, n_target = len(source.text) - n_shared, len(target.text) - n_shared
         return not n_shared or deviation(max(1, n_source), max(1, n_target)) > limit
 
-    def repetition(self, source: Side, target: Side) -> bool:
-        """A side says the same again and again."""
-        share = self._limits["repetition"]
-        return _repeats_itself(source, share) or _repeats_itself(target, share)
-
-    def urls(self, source: Side, target: Side) -> bool:
-        """A side is mostly web or mail addresses."""
-        share = self._limits["urls"]
-        return _has_more_addresses(source, share) or _has_more_addresses(target, share)
-
-    # -- one side against the other ----------------------------------------------------------
-
     def copies(self, source: Side, target: Side) -> bool:
-        """A side of several words is made of the other's, so it was hardly translated."""
+        """A side of several words consists of the other's words: it was hardly translated."""
         n_shortest = min(len(source.words), len(target.words))
         if n_shortest < _MIN_COPIED_WORDS:
             return source.text == target.text and count_words(source.text) >= _MIN_COPIED_WORDS
@@ -253,37 +270,31 @@ class PairFilter:
         return (Counter(source.words) & Counter(target.words)).total() >= least
 
     def numbers(self, source: Side, target: Side) -> bool:
-        """Each side has a number that the other one lacks."""
+        """Each side has a number that is not in the other one."""
         return source.digits != target.digits and numbers_differ(source.text, target.text)
 
     def markup(self, source: Side, target: Side) -> bool:
-        """Tags or braces on one side that the other one lacks."""
+        """The two sides have different tags or braces."""
         return _markup_of(source.text) != _markup_of(target.text)
 
-    # -- language ----------------------------------------------------------------------------
-
-    def garbled(self, source: Side, target: Side) -> bool:
-        """Characters that come from reading text in the wrong encoding."""
-        return _is_garbled(source.text) or _is_garbled(target.text)
-
     def script(self, source: Side, target: Side) -> bool:
-        """A side is not in the script of its language; a side without letters is in any."""
+        """A side is not in the script of its language; one without letters is in any script."""
         share = self._limits["script"]
         return _is_in_other_script(source, target, self._scripts[0], share) or _is_in_other_script(
             target, source, self._scripts[1], share
         )
 
     def wrong_side(self, source: Side, target: Side) -> bool:
-        """The words of a side are those that this corpus has on the other side."""
+        """The words of a side are those of the other side in this corpus."""
         assert self._norms is not None
         leaning = self._norms.leaning
         return leaning(source.words) > 0 or leaning(target.words) < 0
 
     def language(self, source: Side, target: Side) -> bool:
         """A language identifier takes a side for another language."""
-        least, identifier = self._limits["language"], self._identifier
+        least = self._limits["language"]
         return any(
-            identifier.knows(code) and identifier.probability(side.text, code) < least
+            identifies(code) and probability(side.text, code) < least
             for side, code in zip((source, target), self._languages, strict=True)
         )
 
@@ -291,7 +302,7 @@ class PairFilter:
 def numbers_differ(source: str, target: str) -> bool:
     """True if each text has a number that is not in the other one, however written.
 
-    Thousands and decimal separators, order, leading zeros, zeros that stand for a word (1.5
+    Separators of thousands and decimals, order, leading zeros, zeros instead of a word (1.5
     million), centuries (1998, '98), the years of other calendars and the 12-hour clock make no
     difference. A number on one side alone may be a word or the name of a month on the other.
     """
@@ -333,7 +344,7 @@ def _numbers_of(text: str) -> Counter[int]:
 
 
 def _has_other(numbers: Counter[int], others: Counter[int]) -> bool:
-    """True if some number stands for none of the others."""
+    """True if some number is the same as none of the others."""
     return any(not any(_may_be_same(number, other) for other in others) for number in numbers)
 
 
@@ -350,62 +361,25 @@ def _may_be_same(number: int, other: int) -> bool:
 
 
 def _is_same_year(small: int, large: int) -> bool:
-    """Of two calendars, where one is Gregorian: Buddhist, solar Hijri, lunar Hijri."""
+    """A Gregorian year and one of the Buddhist, the solar or the lunar Hijri calendar."""
     lunar = (large - 621.57) * 33 / 32
     return large - small in (543, 621, 622) or abs(small - lunar) < 1.5
 
 
 def _are_equal_but_for_zeros(number: str, other: str) -> bool:
-    """True if one is the other with two zeros or more, as a word for hundred or million has."""
+    """True if one is the other with at least two zeros, as in a word for hundred or million."""
     short, long = sorted((number, other), key=len)
     return bool(short) and len(long) >= len(short) + 2 and long.rstrip("0") == short.rstrip("0")
 
 
-def _is_garbled(text: str) -> bool:
-    """Whether several places, or one that occurs in no language, look like a wrong encoding."""
-    if text.isascii() or not _SUSPECT.search(text):
-        return False
-    found = (_EVIDENCE[match.lastgroup or ""] for match in _GARBLED.finditer(text))
-    return any(total >= _ENOUGH for total in accumulate(found))
-
-
-def _has_longer_word(side: Side, limit: float) -> bool:
-    """True if a word is longer and has no character of a script without spaces."""
-    return any(len(word) > limit and not unspaced().search(word) for word in side.words)
-
-
-def _has_more_punctuation(side: Side, share: float) -> bool:
-    n_rest = side.n_characters - len(side.digits)
-    if n_rest - side.n_ascii_letters <= share * side.n_characters:
-        return False
-    return n_rest / side.n_characters - side.letter_share() > share
-
-
-def _repeats_itself(side: Side, share: float) -> bool:
-    words = side.words
-    if len(words) >= _MIN_REPEATING_WORDS and len(set(words)) < share * len(words):
-        return True
-    return side.longest >= _MIN_REPEATING_CHARACTERS and any(
-        len(word) >= _MIN_REPEATING_CHARACTERS and _n_distinct(word) < share * len(word)
-        for word in words
-    )
-
-
 def _n_distinct(word: str) -> int:
-    """Characters of a word; pairs of them where it is a whole sentence without spaces."""
+    """Distinct characters of a word, or pairs of them if it is a sentence without spaces."""
     is_whole = unspaced().search(word) is not None
     return len(set(pairwise(word))) if is_whole else len(set(word))
 
 
-def _has_more_addresses(side: Side, share: float) -> bool:
-    text = side.text
-    if "@" not in text and "//" not in text and "www." not in text:
-        return False
-    return sum(map(len, _ADDRESS.findall(text))) > share * side.n_characters
-
-
 def _is_in_other_script(side: Side, other: Side, scripts: tuple[str, ...], share: float) -> bool:
-    """True if few letters are in these scripts; words that the other side has too may be names."""
+    """True if few letters are in these scripts; words that the other side also has may be names."""
     if not scripts or ("Latn" in scripts and not side.utf8.translate(None, _LATIN_BYTES)):
         return False
     foreign = runs_outside(*scripts).findall(side.text)

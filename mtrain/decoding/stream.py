@@ -52,9 +52,10 @@ class SecondFile:
         lines = list(islice(limited_lines(self.lines), n))
         if len(lines) < n:
             raise self._of_another_length("fewer lines than the input")
+        lines = list(map(_without_end, lines))
         if OVERLONG in lines:
-            raise DataError(f"{self.name} has {_TOO_LONG}", "cut or remove the line")
-        return [_text(_without_end(line)) for line in lines]
+            raise DataError(f"{self.name}: a line of {_TOO_LONG}", "cut or remove the line")
+        return list(map(_text, lines))
 
     def check_end(self) -> None:
         """A DataError if lines are left at the end of the input."""
@@ -237,7 +238,7 @@ class Job:
                 continue
             if self.scores and OVERLONG in raw:
                 place = f"line {number + raw.index(OVERLONG) + 1:,} of the source"
-                raise DataError(f"{place} has {_TOO_LONG}", "cut or remove the line")
+                raise DataError(f"{place}: {_TOO_LONG}", "cut or remove the line")
             if self.scores:
                 yield self._scored(list(map(_text, raw)), others or [], number)
                 progress(len(raw))
