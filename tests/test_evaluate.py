@@ -623,3 +623,14 @@ def test_rows_for_people(run: RunDir) -> None:
         ("flickr", "BLEU", "41.24", "[40.00, 42.50]", "nrefs:1|bs:1000"),
         ("flickr", "TER", "30.00", "", "nrefs:1"),
     ]
+
+
+def test_a_baseline_with_another_text_is_refused_before_any_work(
+    run: RunDir, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("test_evaluate.REFERENCES", ["anders"] * len(REFERENCES))
+        other = make_run(tmp_path / "other", run.splits())
+    with pytest.raises(DataError, match="is another text"):
+        evaluate.check_baseline([run.path], [], other.path)
+    evaluate.check_baseline([run.path], [], run.path)

@@ -125,17 +125,16 @@ def evaluate(
         _check_sweep(sweep, len(runs), any(value is not None for value in others))
         _sweep(runs[0], checkpoint, device, adopt, as_json)
         return
-    translates = (not hypothesis, "translating, not for --hypothesis")
-    needs = dict.fromkeys(("checkpoint", "beam_size", "length_penalty", "tag"), translates)
     from mtrain.evaluation import evaluate as evaluation
 
-    uses_device = not hypothesis or (against is not None and evaluation.is_run(against))
-    needs |= {"device": (uses_device, translates[1]), "sacrebleu": translates}
+    translates, why = not hypothesis, "translating, not for --hypothesis"
+    needs = dict.fromkeys(("checkpoint", "beam_size", "length_penalty", "tag"), (translates, why))
+    opens_model = translates or (against is not None and evaluation.is_run(against))
+    needs |= {"device": (opens_model, why), "sacrebleu": (translates, why)}
     refuse_without_effect(context, needs)
     files = _files_to_evaluate(split, source or [], reference or [], hypothesis or [])
-    if not (hypothesis or source or sacrebleu):
-        for run in runs:
-            evaluation.check_baseline(run, split or [], against)
+    if not (files or sacrebleu):
+        evaluation.check_baseline(runs, split or [], against)
 
     def score(run: Path) -> Results:
         if hypothesis:

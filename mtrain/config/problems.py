@@ -281,13 +281,10 @@ def _fix(node: Node, errors: list[ErrorDetails]) -> str | None:
     kinds = {error["type"] for error in errors}
     choices = [choice for e in errors if e["type"] == "literal_error" for choice in _literals(e)]
     text = node.text.lower()
-    near = get_close_matches(_SYNONYMS.get(text, text), choices, 1, cutoff=0.7)
-    if node.path == "model" and text in PRESETS:
-        return f"write `model: {{preset: {text}}}`"
-    if node.path == "train.budget" and (amount := re.fullmatch(r"([0-9.]+) *([a-z]*)", text)):
-        return f"write `{amount[1]}{_SYNONYMS.get(amount[2], 'min')}`"
-    if near:
+    if near := get_close_matches(_SYNONYMS.get(text, text), choices, 1, cutoff=0.7):
         return f"did you mean `{near[0]}`?"
+    if written := _fix_of_key(node.path, text):
+        return f"write `{written}`"
     if isinstance(node.value, str):
         digits = re.sub(r"(?<=\d)[_, ](?=\d)", "", node.text)
         is_number = re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?", digits)
@@ -297,4 +294,14 @@ def _fix(node: Node, errors: list[ErrorDetails]) -> str | None:
             return f"write `{str(node.text.lower() in ('y', 'yes', 'on', 'true')).lower()}`"
     if isinstance(node.value, bool | int | float) and "string_type" in kinds:
         return f'quote it: `"{node.text}"`'
+    return None
+
+
+def _fix_of_key(key: str, text: str) -> str | None:
+    """The usual form of a value that people write in another way."""
+    if key == "model" and text in PRESETS:
+        return f"model: {{preset: {text}}}"
+    amount = re.fullmatch(r"([0-9.]+) *([a-z]*)", text)
+    if key == "train.budget" and amount:
+        return f"{amount[1]}{_SYNONYMS.get(amount[2], 'min')}"
     return None

@@ -2,7 +2,7 @@
 
 Both tests ask how often a difference as large as the one seen would come about if the two systems
 were equally good: approximate randomisation swaps outputs between them at random (10,000 trials),
-the paired bootstrap draws test sets anew (1,000 samples). Numbers equal those of
+the paired bootstrap resamples test sets (1,000 samples). Numbers equal those of
 `sacrebleu REF -i BASELINE SYSTEM --paired-ar` and `--paired-bs` to the last digit.
 """
 

@@ -129,15 +129,16 @@ def evaluate_hypotheses(
     return results
 
 
-def check_baseline(path: str | Path, names: Sequence[str], against: Path | None) -> None:
+def check_baseline(paths: Sequence[Path], names: Sequence[str], against: Path | None) -> None:
     """Refuse, before anything is translated, a baseline that has other texts or is no run."""
     if against is None or not is_run(against):
         return
-    run, baseline = RunDir.open(path), RunDir.open(against)
+    baseline = RunDir.open(against)
     read_run_config(baseline)
-    for name in names or run.splits():
-        if not (run.is_exported or baseline.is_exported):
-            _check_same_text(baseline, run.read_split(name))
+    for run in map(RunDir.open, paths):
+        for name in names or [name for name in run.splits() if name != "valid"]:
+            if not (run.is_exported or baseline.is_exported):
+                _check_same_text(baseline, run.read_split(name))
 
 
 def is_run(path: Path) -> bool:

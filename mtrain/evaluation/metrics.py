@@ -1,10 +1,9 @@
 """Hypotheses and references to scores that say how they were made. sacreBLEU underneath, no torch.
 
-BLEU, chrF2 and TER are sacreBLEU's own, to the last digit: what `sacrebleu REF -i HYP -m bleu chrf
-ter --confidence` prints is what stands here. Its 95 % interval is the mean of the scores of 1,000
+BLEU, chrF2 and TER equal the output of `sacrebleu REF -i HYP -m bleu chrf ter --confidence` to the
+last digit. The 95 % interval is the mean of the scores of 1,000
 resampled test sets, plus and minus half the distance of their 2.5th and 97.5th percentiles ("μ ±"
-in its output); `low` and `high` are the two ends of that. A score never travels without its
-signature.
+in its output); `low` and `high` are its ends. A score always comes with its signature.
 """
 
 from __future__ import annotations
