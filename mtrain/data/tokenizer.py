@@ -82,11 +82,13 @@ class Tokenizer:
         try:
             if not model:  # to SentencePiece, a model without pieces
                 raise RuntimeError("an empty file")
-            return cls(model)
-        except (RuntimeError, ValueError) as error:  # ValueError: its message is not UTF-8
+            tokenizer = cls(model)
+            tokenizer.all_pieces()
+        except (RuntimeError, ValueError) as error:  # ValueError: text that is not UTF-8
             raise DataError(
                 f"{path} is damaged: it is not a SentencePiece model", "restore the file"
             ) from error
+        return tokenizer
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes, str | None]]:
         return Tokenizer, (self._model, self.tag)
