@@ -9,6 +9,7 @@ venv=${MTRAIN_VENV:-.venv-test}
 make_environment "$venv" ".[dev,ctranslate2,langid,tensorboard]"
 python=$venv/bin/python
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # plugins of the machine's own Python have no say here
+export MTRAIN_FUZZ_INPUTS=${MTRAIN_FUZZ_INPUTS:-30000} # `pytest -m slow` by itself: 100,000
 
 "$python" -m ruff format --check .
 "$python" -m ruff check .
