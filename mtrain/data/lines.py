@@ -225,9 +225,9 @@ def check_is_text(start: bytes, location: str) -> None:
     zeros = [start[i : 2 * n_pairs : 2].count(0) / max(1, n_pairs) for i in (0, 1)]
     is_utf_16 = n_pairs > 2 and max(zeros) > 0.4 and min(zeros) < 0.1
     # In other scripts, only spaces and line ends have a zero.
-    pairs = {start[i : i + 2] for i in range(0, min(len(start), 1 << 12), 2)}
-    has_spaces = not pairs.isdisjoint((b" \0", b"\n\0", b"\0 ", b"\0\n"))
-    is_utf_16 |= has_spaces and max(zeros) > 0.05 and min(zeros) < 0.01
+    pairs = [start[i : i + 2] for i in range(0, min(len(start), 1 << 12), 2)]
+    n_spaces = sum(pair in (b" \0", b"\n\0", b"\0 ", b"\0\n") for pair in pairs)
+    is_utf_16 |= n_spaces > 1 and max(zeros) > 0.05 and min(zeros) < 0.01
     if is_utf_16 or start.startswith(_UTF_16_MARKS):
         raise DataError(
             f"{location} is UTF-16, not UTF-8", "convert the file: `iconv -f utf-16 -t utf-8`"
