@@ -6,6 +6,7 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from mtrain.model.transformer import Transformer
 IDS = [torch.randint(4, 50, (3, n), generator=torch.Generator().manual_seed(n)) for n in (7, 4, 9)]
 SIZES = [ids.numel() for ids in IDS]
 TIMEOUT_S = 20
+CUDA = torch.device("cuda")
 
 
 @pytest.fixture
@@ -243,3 +245,42 @@ def test_an_error_that_was_not_looked_for_is_raised_too(writer, at):
 
     with pytest.raises(StorageError, match="no space left"):
         go_on()
+
+
+class FakeStream:
+    """A queue of work of a GPU, which is done when another stream waits for it."""
+
+    current: FakeStream
+
+    def __init__(self, device: torch.device) -> None:
+        self.queued: list[Callable[[], None]] = []
+
+    def wait_stream(self, other: FakeStream) -> None:
+        while other.queued:
+            other.queued.pop(0)()
+
+
+@contextmanager
+def at_work(stream: FakeStream) -> Iterator[None]:
+    before, FakeStream.current = FakeStream.current, stream
+    yield
+    FakeStream.current = before
+
+
+def test_on_a_gpu_a_write_comes_after_the_copies_and_beside_the_training(monkeypatch):
+    training = FakeStream.current = FakeStream(CUDA)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", at_work)
+    for name in ("default_stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: training)
+    copied, written = [], []
+
+    def write() -> None:
+        assert FakeStream.current is not training
+        written.extend(copied)
+
+    with Writer(CUDA) as writer:
+        training.queued.append(lambda: copied.append("weights"))
+        writer.start(write)
+    assert written == ["weights"]
+    assert FakeStream.current is training

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -686,6 +687,30 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_update(
     for key in ("loss", "grad_norm"):
         ours, theirs = ([r[key] for r in run.read_metrics() if key in r] for run in (halved, whole))
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_what_did_not_fit_is_gone_when_the_micro_batch_is_halved(workspace, tmp_path, monkeypatch):
+    """An exception that is still handled would hold all activations."""
+    activations: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    loss_of, halve = learner.loss_of, learner.Learner.halve_micro_batch
+
+    def within(model: Any, batch: Batch, optim: Any) -> Loss:
+        if batch.tgt_out.numel() > 40:
+            activation = torch.ones(3)
+            activations.append(weakref.ref(activation))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_of(model, batch, optim)
+
+    def watched(self: Any, *arguments: Any) -> None:
+        alive.append(activations[-1]() is not None)
+        halve(self, *arguments)
+
+    monkeypatch.setattr(learner, "loss_of", within)
+    monkeypatch.setattr(learner.Learner, "halve_micro_batch", watched)
+    workspace.train(tmp_path / "run", "train.threads=1", "train.max_steps=1")
+    assert alive
+    assert not any(alive)
 
 
 def test_out_of_memory_with_one_pair_is_an_error(workspace, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrain.config.sections import ModelConfig, OptimConfig
-from mtrain.data.batching import BatchPlan
+from mtrain.data.batching import Batch, BatchPlan
 from mtrain.data.epochs import Epoch
 from mtrain.data.micro_batches import cut
 from mtrain.model.transformer import Transformer
@@ -116,24 +117,52 @@ def test_the_trial_holds_gradients_and_the_moments_that_are_to_come(optimizer, n
     assert trial._held_in_training(learner) == []
 
 
+def halving_learner(forward_backward: Callable[..., list[Any]], halved: list[int]) -> Any:
+    """With micro-batches of 40 tokens, then 20; `halved` gets the rows of what did not fit."""
+    learner: Any = SimpleNamespace(
+        device=CUDA,
+        replicas=SimpleNamespace(zero_grad=lambda: None, models=[None]),
+        micro_batch_tokens=lambda progress: [40, 20][len(halved)],
+        forward_backward=forward_backward,
+        halve_micro_batch=lambda batch, progress: halved.append(len(batch.src)),
+    )
+    learner.in_memory = partial(Learner.in_memory, learner)
+    return learner
+
+
 @pytest.mark.parametrize("what", ["the moments", "the micro-batch", "nothing"])
 def test_what_does_not_fit_beside_all_that_is_held_is_halved(monkeypatch, what):
-    limits, halved = [40, 20], []
+    halved: list[int] = []
 
     def allocate(name: str) -> list[Any]:
         if name == what and not halved:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return []
 
-    learner: Any = SimpleNamespace(
-        device=CUDA,
-        replicas=SimpleNamespace(zero_grad=lambda: None, models=[None]),
-        micro_batch_tokens=lambda progress: limits[len(halved)],
-        forward_backward=lambda batches, n_target_tokens, step: allocate("the micro-batch"),
-        halve_micro_batch=lambda batch, progress: halved.append(len(batch.src)),
-    )
-    learner.in_memory = partial(Learner.in_memory, learner)
+    learner = halving_learner(lambda *_, step: allocate("the micro-batch"), halved)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(trial, "_held_in_training", lambda learner: allocate("the moments"))
     trial.run_largest(learner, epoch_of(1).plan, Progress())
     assert halved == ([] if what == "nothing" else [5])
+
+
+def test_the_peak_is_that_of_the_micro_batch_that_fits(monkeypatch):
+    peak = 100  # of what was there before, such as another model
+
+    def reset(device: torch.device) -> None:
+        nonlocal peak
+        peak = 0
+
+    def use(batches: dict[int, Batch], *_: int, step: int) -> list[Any]:
+        nonlocal peak
+        peak = max(peak, batches[0].src.numel())
+        if peak > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return []
+
+    halved: list[int] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(trial, "_held_in_training", lambda learner: [])
+    trial.run_largest(halving_learner(use, halved), epoch_of(1).plan, Progress())
+    assert halved == [5]
+    assert peak == 18  # two rows of nine
