@@ -272,12 +272,17 @@ def make_scorer(device: torch.device) -> TransformerScorer:
     return TransformerScorer(model, "bf16" if device.type == "cuda" else "fp32")
 
 
-def watched_search(device: torch.device, kind: str, max_length: int) -> Watch:
-    """Of padded sources, two tokens of whose outputs are given, to the longest output."""
+def watched_search(
+    device: torch.device, kind: str, max_length: int, shortest: int | None = None
+) -> Watch:
+    """Of padded sources, two tokens of whose outputs are given, to the longest output.
+
+    From the maximum length of the shortest on, a step has tokens that are forced.
+    """
     given = Sources(
         torch.full((N, 7), EOS, device=device),
         torch.ones(N, 1, 1, 7, dtype=torch.bool, device=device),
-        torch.arange(max_length - N + 1, max_length + 1),  # they end one after the other
+        torch.tensor([shortest or max_length - 2, max_length - 1, max_length]),
         torch.full((N, 2), EOS, device=device),
     )
     scorer: Any = make_scorer(device)
@@ -297,7 +302,7 @@ WAITS = {"beam": 10 + 3, "ensemble": 10 + 6, "greedy": 10 + 3, "diverse": 10 + 3
 
 @pytest.mark.parametrize("kind", WAITS)
 def test_a_step_of_a_search_waits_once_and_copies_nothing(device, kind):
-    short, long = (watched_search(device, kind, max_length) for max_length in (5, 15))
+    short, long = (watched_search(device, kind, max_length, shortest=3) for max_length in (5, 15))
     assert not long.mixed
     assert long.waits.total() - short.waits.total() <= WAITS[kind]
     assert long.uploads - short.uploads <= (10 if kind == "sample" else 0)  # what is drawn
