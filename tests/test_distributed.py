@@ -192,20 +192,38 @@ def test_the_same_number_of_processes_gives_the_same_bytes(forker, directory, tm
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("local_rank", [1, 7])
-def test_more_processes_than_gpus_are_an_error(monkeypatch, local_rank):
+def under_torchrun(monkeypatch: pytest.MonkeyPatch, local_rank: int, n_gpus: int) -> None:
+    """Pretend to be a process of several that torchrun has started, on a machine with GPUs."""
     started = {"RANK": "1", "LOCAL_RANK": str(local_rank), "WORLD_SIZE": "8"}
     for name, value in {"TORCHELASTIC_RUN_ID": "none", **started}.items():
         monkeypatch.setenv(name, value)
-    answers = {"is_available": True, "device_count": 1, "get_arch_list": []}
+    answers = {"is_available": True, "device_count": n_gpus, "get_arch_list": []}
     for name, answer in {**answers, "get_device_capability": (9, 0)}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr("mtrain.machine.distributed.console.silence", lambda: None)
+
+
+@pytest.mark.parametrize("local_rank", [1, 7])
+def test_more_processes_than_gpus_are_an_error(monkeypatch, local_rank):
+    under_torchrun(monkeypatch, local_rank, n_gpus=1)
     expected = f"`cuda:{local_rank}`.* this machine has 1 GPU"
     with pytest.raises(DeviceError, match=expected) as raised, process_group("auto"):
         pass
     assert raised.value.exit_code == 2
     assert "one process per GPU at most" in raised.value.fix
+
+
+def test_a_process_takes_its_own_gpu_before_it_meets_the_others(monkeypatch):
+    under_torchrun(monkeypatch, 3, n_gpus=4)
+    events: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", events.append)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, timeout: events.append(backend)
+    )
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: events.append("end"))
+    with process_group("auto") as distributed:
+        assert (distributed.device, distributed.rank) == (torch.device("cuda", 3), 1)
+    assert events == [torch.device("cuda", 3), "cpu:gloo,cuda:nccl", "end"]
 
 
 @pytest.mark.slow
