@@ -592,16 +592,21 @@ def test_comet_that_is_not_installed_names_the_extra(
     assert table.asked == []  # found before anything was translated
 
 
+@pytest.mark.parametrize("architectures", ["sm_90", "sm_100"])
 def test_comet_stands_beside_the_others(
-    run: RunDir, table: Table, monkeypatch: pytest.MonkeyPatch
+    run: RunDir, table: Table, monkeypatch: pytest.MonkeyPatch, architectures: str
 ) -> None:
     """With a stand-in for the library, which gives every sentence its length / 100."""
 
     class Model:
         def predict(self, lines: list[dict[str, str]], **options: Any) -> SimpleNamespace:
             assert lines[0] == {"src": SOURCES[0], "mt": TRANSLATIONS[0], "ref": REFERENCES[0]}
+            assert options["gpus"] == (architectures == "sm_90")  # torch supports this GPU
             return SimpleNamespace(scores=[len(line["mt"]) / 100 for line in lines])
 
+    answers = {"is_available": True, "get_device_capability": (9, 0), "get_device_name": "Test"}
+    for name, answer in {**answers, "get_arch_list": [architectures]}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     library = SimpleNamespace(download_model=str, load_from_checkpoint=lambda path: Model())
     monkeypatch.setitem(sys.modules, "comet", library)
     [result] = evaluate_run(run.path, ["flickr"], comet="a/model").values()

@@ -7,8 +7,11 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from conftest import TrainedRun, invoke
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +51,25 @@ def test_other_engines_are_only_compared_with() -> None:
 def test_where_none_is_near_both_bests_the_least_shortfall_decides() -> None:
     points = [point(2, 30.0, 50.0, 60), point(4, 29.5, 50.6, 30), point(8, 29.0, 51.0, 10)]
     assert chosen(points).beam == 4
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        ("cpu", "fp32", ["fp32", "float32", "int8"]),
+        ("cpu", "bf16", ["bf16", "fp32", "float32", "int8"]),
+        ("cuda", "bf16", ["bf16", "fp32", "float16", "int8_float16"]),
+        ("cuda", "fp32", ["fp32", "float16", "int8_float16"]),  # T4: has no bf16
+    ],
+)
+def test_the_precisions_are_those_that_are_fast_here(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, expected: list[str]
+) -> None:
+    monkeypatch.setattr(stage, "find_spec", lambda name: name)
+    first: Any = SimpleNamespace(
+        device=torch.device(device), precision=precision, with_ctranslate2=lambda name: None
+    )
+    assert [name for name, _ in stage._systems(first, "run", None, device)] == expected
 
 
 SCORES = st.floats(20, 40)

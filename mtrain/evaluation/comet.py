@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mtrain.errors import UsageError
 from mtrain.evaluation.metrics import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, Score, check_counts
+from mtrain.machine.runtime import choose_device
 
 BATCH_SIZE = 16
 
@@ -28,7 +29,6 @@ def comet_score(
     """
     check_counts(len(hypotheses), len(references))
     check_installed()
-    import torch
     from comet import (  # type: ignore[import-not-found,unused-ignore]
         download_model,
         load_from_checkpoint,
@@ -39,7 +39,7 @@ def comet_score(
         {"src": source, "mt": hypothesis, "ref": reference}
         for source, hypothesis, reference in zip(sources, hypotheses, references, strict=True)
     ]
-    n_gpus = int(torch.cuda.is_available())
+    n_gpus = int(choose_device("auto").type == "cuda")
     found = model.predict(lines, batch_size=BATCH_SIZE, gpus=n_gpus, progress_bar=False)
     each = 100 * np.array(found.scores, dtype=float)
     signature = f"nrefs:1|model:{model_name}|version:{_version()}"

@@ -100,8 +100,6 @@ def _systems(
     yield first.precision, lambda: first
     if first.precision == "bf16":
         yield "fp32", lambda: Translator.from_run(path, checkpoint, device, "fp32")
-    elif first.device.type == "cuda":
-        yield "bf16", lambda: Translator.from_run(path, checkpoint, device, "bf16")
     if find_spec("ctranslate2") is None:
         console.message(
             "CTranslate2 is not installed and left out: pip install 'mtrain[ctranslate2]'"
