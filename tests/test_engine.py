@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from conftest import TrainedRun, invoke
 
+from mtrain.decoding.ctranslate2 import CTranslate2Engine
 from mtrain.decoding.engine import Pair, Search, Segment
 from mtrain.decoding.translate import Translator
 from mtrain.errors import UsageError
@@ -94,6 +98,22 @@ def test_on_the_command_line(trained_run: TrainedRun, ours: Translator) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ours.translate(sources)
+
+
+def test_it_computes_on_the_gpu_where_the_model_is(
+    ours: Translator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def translator(path: str, device: str, **options: Any) -> SimpleNamespace:
+        asked.append((device, options["device_index"], options["inter_threads"]))
+        return SimpleNamespace(compute_type="float16")
+
+    monkeypatch.setattr(ctranslate2, "Translator", translator)
+    weight = SimpleNamespace(device=torch.device("cuda", 1))
+    model: Any = SimpleNamespace(parameters=lambda: iter([weight]))
+    CTranslate2Engine(tmp_path, (ours.src_tokenizer, ours.tgt_tokenizer), model)
+    assert asked == [("cuda", 1, 1)]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from mtrain.data.tokenizer import BOS, EOS, UNK, Tokenizer
 from mtrain.decoding.engine import Pair, Search, Segment
 from mtrain.decoding.search import Hypothesis
 from mtrain.errors import UsageError
+from mtrain.machine import runtime
 from mtrain.model.transformer import (
     FeedForward,
     MultiHeadAttention,
@@ -59,21 +60,22 @@ class CTranslate2Engine:
         """
         self.models: Sequence[Transformer] = [model]
         self.precision = quantization or "default"
-        device = next(model.parameters()).device.type
-        self.n_workers = torch.get_num_threads() if device == "cpu" else 1
+        device = next(model.parameters()).device
+        self.n_workers = runtime.n_workers(device)
         self.src_pieces, self.tgt_pieces = (t.all_pieces() for t in tokenizers)
         self.tgt_ids = {piece: i for i, piece in enumerate(self.tgt_pieces)}
         try:
             self.translator: Any = import_ctranslate2().Translator(
                 str(directory),
-                device,
+                device.type,
+                device_index=device.index or 0,
                 compute_type=self.precision,
                 inter_threads=self.n_workers,
                 intra_threads=1,
             )
         except (ValueError, RuntimeError) as error:
             raise UsageError(
-                f"CTranslate2 cannot compute in `{self.precision}` on `{device}`: "
+                f"CTranslate2 cannot compute in `{self.precision}` on `{device.type}`: "
                 f"{str(error).rstrip('.')}",
                 "choose another --quantization, such as float32 or int8",
             ) from error
