@@ -16,7 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, with_config
+from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from mtrain import console
@@ -159,7 +159,6 @@ def _splits(config: Config) -> dict[str, Entry]:
     return data.test if data.valid is None else {"valid": data.valid} | data.test
 
 
-@with_config({"extra": "allow"})
 class _Seen(TypedDict):
     size_bytes: int
     mtime_ns: int
