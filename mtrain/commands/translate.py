@@ -70,9 +70,6 @@ Prefix = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Beginnings of the translations, one per line."),
 ]
-TabPrefix = Annotated[
-    bool, typer.Option("--tab-prefix", help="Read that beginning from the input, after a tab.")
-]
 ScoredFiles = Annotated[
     tuple[Path, Path] | None,
     typer.Option(
@@ -175,7 +172,7 @@ HeadsDrawn = Annotated[
 SEARCH, SAMPLING = "Search", "Sampling (with --method sample or mbr)"
 GROUPS = {  # of parameters in the help
     "Arguments": ("run", "source"),
-    "Input and output": ("output", "force", "format", "prefix", "tab_prefix", "score"),
+    "Input and output": ("output", "force", "format", "prefix", "score"),
     SEARCH: (
         *("beam_size", "length_penalty", "length_penalty_form", "n_best", "exact_stop"),
         *("method", "diversity", "samples"),
@@ -212,7 +209,6 @@ def translate(
     force: Force = False,
     format: Format = "text",
     prefix: Prefix = None,
-    tab_prefix: TabPrefix = False,
     score: ScoredFiles = None,
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
@@ -241,7 +237,7 @@ def translate(
 ) -> None:
     """Translate a file or standard input, line by line."""
     refuse_without_effect(context, _needs(method, engine, score, attention, output, format))
-    _check_inputs(source, prefix, tab_prefix, score)
+    _check_inputs(source, prefix, score)
     picture = _picture(run, attention, attention_kind, attention_layer, attention_head)
     read = *(score or (source or Path("-"), prefix)), *(companions or ())
     _check_files(output, attention, force, run, *read)
@@ -257,7 +253,7 @@ def translate(
         if engine == "ctranslate2":
             translator = translator.with_ctranslate2(quantization)
         head = head_of_run(RunDir.open(run), translator) if alignment else None
-        job = Job(translator, lines, search, second, head, format, tab_prefix)
+        job = Job(translator, lines, search, second, head, format)
         job.to_stream(stdout()) if output is None else job.to_file(output)
     if picture and isinstance(lines, io.BytesIO):
         texts = lines.getvalue().decode(errors="replace").split("\n")
@@ -293,7 +289,7 @@ def _needs(
         (["beam_size"], method in ("beam", "diverse"), "--method beam or diverse"),
         (GROUPS[SAMPLING], method in ("sample", "mbr"), "--method sample or mbr"),
         (["quantization"], engine == "ctranslate2", "--engine ctranslate2"),
-        (["precision", "prefix", "tab_prefix"], engine == "mtrain", "--engine mtrain"),
+        (["precision", "prefix"], engine == "mtrain", "--engine mtrain"),
         (drawing, attention is not None, "--attention FILE.html, .png or .svg"),
         (["force"], bool(output or attention), "-o OUTPUT or --attention FILE"),
     ]
@@ -324,17 +320,13 @@ def _check_files(
 
 
 def _check_inputs(
-    source: Path | None, prefix: Path | None, tab_prefix: bool, score: tuple[Path, Path] | None
+    source: Path | None, prefix: Path | None, score: tuple[Path, Path] | None
 ) -> None:
     """A UsageError for inputs that exclude each other."""
-    if score and (source or prefix or tab_prefix):
+    if score and (source or prefix):
         raise UsageError(
             "--score names the two files to be scored, and an input or a prefix was given as well",
             "give either --score SOURCE TARGET or an input to translate",
-        )
-    if prefix and tab_prefix:
-        raise UsageError(
-            "--prefix and --tab-prefix both say what translations begin with", "give one of them"
         )
     if str(prefix) == "-" or (score and "-" in map(str, score)):
         raise UsageError("`-` cannot be read together with another file", "name a file")
