@@ -8,7 +8,7 @@
       metrics.jsonl            one line per logged step and validation
       tensorboard/             the same metrics, if the config asks for them
       alignment.json           the attention head that `translate --alignment` uses
-      sweep.json, sweep.svg    quality against speed, from `eval --sweep`
+      sweep.json               quality against speed, from `eval --sweep`
       environment.json         versions and machines used in training
       attention.json           attention weights of a few test sentences
       scores.json              test set -> metric -> score, low, high, signature; facts
