@@ -110,7 +110,7 @@ class RunDir:
         self.scores = self.files / "scores.json"
         self.alignment = self.files / "alignment.json"  # see decoding.alignment
         self.environment = self.files / "environment.json"  # see runtime.environment
-        self.attention = self.files / "attention.json"  # of a few sentences: evaluation.samples
+        self.attention = self.files / "attention.json"  # of a few sentences
         self.sweep = self.files / "sweep.json"  # see evaluation.sweep
         self.translations = self.files / "translations"
         self.data = self.files / "data"

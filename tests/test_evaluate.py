@@ -604,13 +604,14 @@ def test_comet_stands_beside_the_others(
 
     library = SimpleNamespace(download_model=str, load_from_checkpoint=lambda path: Model())
     monkeypatch.setitem(sys.modules, "comet", library)
+    monkeypatch.setattr(metrics, "version", lambda package: "2.2")
     [result] = evaluate_run(run.path, ["flickr"], comet="a/model").values()
     score = result.scores["comet"]
     assert score.score == pytest.approx(np.mean([len(text) for text in TRANSLATIONS]))
     assert score.low is not None
     assert score.high is not None
     assert score.low < score.score < score.high
-    assert score.signature == "nrefs:1|bs:1000|seed:12345|model:a/model|version:unknown"
+    assert score.signature == "nrefs:1|bs:50|seed:12345|model:a/model|version:2.2"
     assert [row[1] for row in score_rows({"flickr": result})][-1] == "COMET"
 
 

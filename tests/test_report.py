@@ -123,7 +123,7 @@ def write_translations(
     )
     opened = RunDir(run)
     training = TrainingText.of(opened)
-    found = analyse(sources, outputs, references, read_run_config(opened), training)
+    found = analyse(opened.read_split(split), outputs, read_run_config(opened), training)
     write_json(directory / f"{split}.best.analysis.json", found.to_json())
     manifest = json.loads((run / "data" / "manifest.json").read_text(encoding="utf-8"))
     found_scores = score_all(outputs, references, "de")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from mtrain import console
 from mtrain.config.load import read_run_config
-from mtrain.config.root import Config, in_languages
+from mtrain.config.root import Config
 from mtrain.data.cleaning import MIN_WORDS_ALONE, count_words
-from mtrain.errors import DataError, StorageError, UsageError
+from mtrain.errors import DataError, UsageError
 from mtrain.evaluation.analysis import TrainingText, analyse
-from mtrain.evaluation.comet import check_installed, comet_score
 from mtrain.evaluation.comparison import compare
 from mtrain.evaluation.given import (
     GivenFiles,
@@ -33,9 +32,21 @@ from mtrain.evaluation.given import (
     read_lines,
     read_sacrebleu,
 )
-from mtrain.evaluation.metrics import METRICS, notices, score_all
-from mtrain.evaluation.results import Evaluation, keep, keep_comparison, own_checkpoint
-from mtrain.evaluation.samples import keep_attention
+from mtrain.evaluation.metrics import (
+    METRICS,
+    check_comet_installed,
+    comet_score,
+    notices,
+    score_all,
+    scoring_of,
+)
+from mtrain.evaluation.results import (
+    Evaluation,
+    keep,
+    keep_attention,
+    keep_comparison,
+    own_checkpoint,
+)
 from mtrain.run import RunDir, Split
 
 if TYPE_CHECKING:
@@ -105,7 +116,9 @@ def evaluate_run(
         result = _with_contamination(result, run, training)
         _give_notice(result, config)
         results[split.name] = keep(result, run, config) if split.name in names else result
-    _keep_attention(run, translator, results.values())
+    own = [result for result in results.values() if result.kept_as == result.split.name]
+    for result in own[:1]:
+        keep_attention(run, translator, result)
     return results
 
 
@@ -163,9 +176,7 @@ def compare_with(
             result.hypotheses,
             outputs[name],
             split.all_references,
-            in_languages(config, split.languages).target,
-            config.evaluate.tokenize,
-            config.evaluate.lowercase,
+            *scoring_of(config, split.languages),
             baseline_name=str(against),
         )
         compared[name] = replace(result, comparison=comparison)
@@ -235,16 +246,8 @@ def _translate(
 def _with_scores(
     result: Evaluation, config: Config, intervals: bool = True, metrics: Sequence[str] = METRICS
 ) -> Evaluation:
-    references, config = result.split.all_references, in_languages(config, result.split.languages)
-    scores = score_all(
-        result.hypotheses,
-        references,
-        config.target,
-        config.evaluate.tokenize,
-        config.evaluate.lowercase,
-        intervals,
-        metrics,
-    )
+    references, settings = result.split.all_references, scoring_of(config, result.split.languages)
+    scores = score_all(result.hypotheses, references, *settings, intervals, metrics)
     # All text is compared in one form of Unicode; where the files are in another, that is said.
     lines = [*result.hypotheses, *chain.from_iterable(references)]
     n_changed = sum(not unicodedata.is_normalized("NFC", line) for line in lines)
@@ -254,19 +257,12 @@ def _with_scores(
 
 def _analysed(result: Evaluation, config: Config, training: TrainingText) -> Evaluation:
     """With what needs the sources: diagnostics, breakdown, and COMET where it is asked for."""
-    split, config = result.split, in_languages(config, result.split.languages)
+    split = result.split
     if config.evaluate.comet is not None:
         model = config.evaluate.comet
         score = comet_score(split.sources, result.hypotheses, split.references, model)
         result = replace(result, scores=result.scores | {"comet": score})
-    analysis = analyse(
-        split.sources,
-        result.hypotheses,
-        split.all_references,
-        config,
-        training,
-        result.model_scores,
-    )
+    analysis = analyse(split, result.hypotheses, config, training, result.model_scores)
     return replace(result, analysis=analysis)
 
 
@@ -357,22 +353,9 @@ def leaks_in(manifest: dict[str, Any], split: str) -> dict[str, Any]:
 
 def _give_notice(result: Evaluation, config: Config) -> None:
     """Warn of what an expert would see in the texts of one test set."""
-    references, tokenize = result.split.references, config.evaluate.tokenize
-    target = in_languages(config, result.split.languages).target
-    for notice in notices(result.hypotheses, references, target, tokenize):
+    target, tokenize, _ = scoring_of(config, result.split.languages)
+    for notice in notices(result.hypotheses, result.split.references, target, tokenize):
         console.warn(f"{result.split.name}: {notice}")
-
-
-def _keep_attention(run: RunDir, translator: Translator, results: Iterable[Evaluation]) -> None:
-    """Keep the attention of a few sentences of the first test set scored with the own settings."""
-    own = [result for result in results if result.kept_as == result.split.name]
-    for result in own[:1]:
-        assert result.analysis is not None
-        chrf = result.analysis.breakdown.sentence_chrf
-        try:
-            keep_attention(run, translator, result.split.sources, result.hypotheses, chrf)
-        except StorageError as error:
-            console.warn(f"the attention of {result.split.name} is not kept: {error.message}")
 
 
 def _read_config(run: RunDir, comet: str | None) -> Config:
@@ -383,7 +366,7 @@ def _read_config(run: RunDir, comet: str | None) -> Config:
     config = read_run_config(run)
     named = config.evaluate.comet
     if comet is not None:
-        check_installed()
+        check_comet_installed()
     elif named is not None:
         console.message(
             f"the config of this run names the COMET model {named}, which is only loaded where the "

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from mtrain import console
 from mtrain.config.literals import METRIC_NAMES
 from mtrain.data.store import SIDES
-from mtrain.evaluation.samples import samples
+from mtrain.evaluation.results import samples
 from mtrain.languages import language
 from mtrain.report.charts import System, length_chart, speed_charts, systems
 from mtrain.report.facts import RunFacts
