@@ -41,10 +41,9 @@ from mtrain.report.charts import (
     short_number,
     thinned,
 )
-from mtrain.report.facts import read_runs
+from mtrain.report.facts import put_side_by_side, read_runs
 from mtrain.report.findings import calibration_sentence
 from mtrain.report.page import watch_report, write_model_card, write_report
-from mtrain.report.side_by_side import put_side_by_side
 from mtrain.run import RunDir
 from mtrain.storage import write_json
 

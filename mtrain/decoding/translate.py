@@ -24,7 +24,7 @@ from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import EOS, Tokenizer, tokenizers_of
 from mtrain.decoding.ctranslate2 import CTranslate2Engine
 from mtrain.decoding.engine import Engine, Pair, Search, Segment, TorchEngine
-from mtrain.decoding.mbr import by_agreement
+from mtrain.decoding.sampling import by_agreement
 from mtrain.decoding.search import Hypothesis
 from mtrain.decoding.sentences import split_text
 from mtrain.errors import CheckpointError, DataError, ModelError, UsageError

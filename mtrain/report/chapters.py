@@ -20,9 +20,8 @@ from mtrain.data.store import SIDES
 from mtrain.evaluation.results import samples
 from mtrain.languages import language
 from mtrain.report.charts import System, length_chart, speed_charts, systems
-from mtrain.report.facts import RunFacts
+from mtrain.report.facts import RunFacts, SideBySide
 from mtrain.report.scores import Fact, ScoreTable, interval
-from mtrain.report.side_by_side import SideBySide
 
 
 def rounded_count(n: int) -> str:

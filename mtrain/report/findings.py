@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from mtrain.evaluation.analysis import Analysis
 from mtrain.evaluation.breakdown import Breakdown, Calibration, Group, Grouping
 from mtrain.evaluation.diagnostics import TITLES, Diagnosis, Diagnostic
-from mtrain.report.facts import RunFacts
-from mtrain.report.side_by_side import Output, SideBySide
+from mtrain.report.facts import Output, RunFacts, SideBySide
 
 _MOST_NAMED = 4  # faults in one sentence
 _SOFT_GAP = 5.0  # points of chrF between groups that are worth a sentence

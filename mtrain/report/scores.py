@@ -9,8 +9,7 @@ from typing import Any
 from mtrain import console
 from mtrain.config.literals import METRIC_NAMES
 from mtrain.evaluation.comparison import compare
-from mtrain.report.facts import RunFacts
-from mtrain.report.side_by_side import SideBySide
+from mtrain.report.facts import RunFacts, SideBySide
 from mtrain.run import ScoreKey
 
 LOWER_IS_BETTER = {"ter"}
