@@ -28,7 +28,7 @@ from mtrain.decoding.engine import Search
 from mtrain.decoding.translate import Translation
 from mtrain.errors import DataError, MtrainError, UsageError
 from mtrain.evaluation import analysis, evaluate, metrics
-from mtrain.evaluation.analysis import Analysis
+from mtrain.evaluation.analysis import ANALYSIS
 from mtrain.evaluation.evaluate import (
     Decoding,
     compare_with,
@@ -495,7 +495,7 @@ def test_translations_and_analysis_are_kept(run: RunDir, table: Table) -> None:
     assert lines[0] == TranslatedLine(SOURCES[0], REFERENCES[0], TRANSLATIONS[0], -0.24)
     kept = run.read_analysis("flickr")
     assert kept is not None
-    assert Analysis.from_json(kept) == result.analysis
+    assert ANALYSIS.validate_python(kept) == result.analysis
     with pytest.raises(DataError, match="keeps no translation of `news`"):
         run.read_translations("news")
 

@@ -123,7 +123,7 @@ def write_translations(
     opened = RunDir(run)
     training = TrainingText.of(opened)
     found = analyse(opened.read_split(split), outputs, read_run_config(opened), training)
-    write_json(directory / f"{split}.best.analysis.json", found.to_json())
+    write_json(directory / f"{split}.best.analysis.json", asdict(found))
     manifest = json.loads((run / "data" / "manifest.json").read_text(encoding="utf-8"))
     found_scores = score_all(outputs, references, "de")
     entry: dict[str, Any] = {name: asdict(score) for name, score in found_scores.items()} | {

@@ -128,10 +128,6 @@ class Translator:
         return self.engine.models[0]
 
     @property
-    def precision(self) -> str:
-        return self.engine.precision
-
-    @property
     def needs_tag(self) -> bool:
         """Whether all training text had a tag, so that the model knows no text without one."""
         return all(entry.tag is not None for entry in self.config.data.train)

@@ -7,7 +7,7 @@ the run and from its prepared data, and is skipped with a sentence where these a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,6 @@ class Analysis:
     diagnosis: Diagnosis
     breakdown: Breakdown
 
-    def to_json(self) -> dict[str, Any]:
-        """`diagnosis` and `breakdown`, in plain dictionaries and lists."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Analysis:
-        """What `to_json` gave."""
-        return ANALYSIS.validate_python(value)
-
     def fits(self, n_lines: int) -> bool:
         """Whether it can be of a text of so many lines."""
         found = [
@@ -53,7 +44,7 @@ class Analysis:
         )
 
 
-ANALYSIS: TypeAdapter[Analysis] = TypeAdapter(Analysis)
+ANALYSIS: TypeAdapter[Analysis] = TypeAdapter(Analysis)  # reads what `asdict` gave
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ def _translate(
             "beam_size": search.beam_size,
             "length_penalty": search.length_penalty,
             "length_penalty_form": search.length_penalty_form,
-            "precision": translator.precision,
+            "precision": translator.engine.precision,
         },
         "seconds": round(elapsed_s, 2),
     }

@@ -111,7 +111,7 @@ def _keep_translations(run: RunDir, stem: str, result: Evaluation) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     for suffix, texts in (("txt", result.hypotheses), ("jsonl", lines)):
         atomic_write(run.translations / f"{stem}.{suffix}", "".join(f"{t}\n" for t in texts))
-    write_json(run.translations / f"{stem}.analysis.json", result.analysis.to_json())
+    write_json(run.translations / f"{stem}.analysis.json", asdict(result.analysis))
 
 
 def _warn_of_another_text(entry: dict[str, Any], key: str, run: RunDir, split: Split) -> None:

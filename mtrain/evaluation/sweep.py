@@ -63,7 +63,7 @@ def sweep(path: str | Path, checkpoint: str | None = None, device: str = "auto")
     first = Translator.from_run(path, checkpoint, device)
     systems = list(_systems(first, path, checkpoint, device))
     ways = {
-        precision: _ways(precision == first.precision, config.decode.length_penalty)
+        precision: _ways(precision == first.engine.precision, config.decode.length_penalty)
         for precision, _ in systems
     }
     n_points = sum(map(len, ways.values()))
@@ -96,8 +96,8 @@ def _systems(
     first: Translator, path: str | Path, checkpoint: str | None, device: str
 ) -> Iterator[tuple[str, Callable[[], Translator]]]:
     """Every precision of ours that is fast here, then CTranslate2's; and how to open each."""
-    yield first.precision, lambda: first
-    if first.precision == "bf16":
+    yield first.engine.precision, lambda: first
+    if first.engine.precision == "bf16":
         yield "fp32", lambda: Translator.from_run(path, checkpoint, device, "fp32")
     elif first.device.type == "cuda":
         yield "bf16", lambda: Translator.from_run(path, checkpoint, device, "bf16")

@@ -18,6 +18,7 @@ from mtrain import console
 from mtrain.config.literals import METRIC_NAMES
 from mtrain.data.store import SIDES
 from mtrain.evaluation.results import samples
+from mtrain.evaluation.summary import differing_keys
 from mtrain.languages import language
 from mtrain.report.charts import System, length_chart, speed_charts, systems
 from mtrain.report.facts import RunFacts, SideBySide
@@ -270,24 +271,10 @@ def in_columns(groups: Sequence[Sequence[Fact]]) -> list[tuple[str, list[Fact | 
 
 def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     """The keys in which the configs of several runs differ, and each run's value."""
-    flat = [dict(_leaves(run.config.model_dump(mode="json"))) for run in runs]
-    rows = []
-    for key in dict.fromkeys(key for leaves in flat for key in leaves):
-        values = ["—" if leaves.get(key) is None else str(leaves[key]) for leaves in flat]
-        rows += [(key, values)] if len(set(values)) > 1 else []
-    return rows
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a nested config."""
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and value:
-        for i, item in enumerate(value):
-            yield from _leaves(item, f"{key}.{i}")
-    else:
-        yield key, value
+    return [
+        (key, ["—" if value is None else str(value) for value in values])
+        for key, values in differing_keys([run.config for run in runs]).items()
+    ]
 
 
 def repetition(run: RunFacts) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mtrain import console
 from mtrain.config.load import read_run_config
 from mtrain.config.root import Config, in_languages
 from mtrain.errors import CheckpointError, DataError, UsageError
-from mtrain.evaluation.analysis import Analysis
+from mtrain.evaluation.analysis import ANALYSIS, Analysis
 from mtrain.evaluation.metrics import statistics
 from mtrain.run import RunDir, Split
 from mtrain.single_file import FILE, open_tensors, read_note
@@ -207,7 +207,7 @@ def _read_output(number: int, run: RunFacts, split: Split, target_lang: str) -> 
         )
     found = run.run.read_analysis(name)
     try:
-        analysis = None if found is None else Analysis.from_json(found)
+        analysis = None if found is None else ANALYSIS.validate_python(found)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise DataError(
