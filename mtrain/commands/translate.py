@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from itertools import islice
@@ -236,7 +236,7 @@ def translate(
     quantization: InQuantization = None,
 ) -> None:
     """Translate a file or standard input, line by line."""
-    refuse_without_effect(context, _needs(method, engine, score, attention, output, format))
+    refuse_without_effect(context, _needs(context.params))
     _check_inputs(source, prefix, score)
     picture = _picture(run, attention, attention_kind, attention_layer, attention_head)
     read = *(score or (source or Path("-"), prefix)), *(companions or ())
@@ -272,15 +272,9 @@ def _search(context: typer.Context, run: Path) -> Search:
 # -- options that go together ----------------------------------------------------------------
 
 
-def _needs(
-    method: literals.Method,
-    engine: literals.Engine,
-    score: tuple[Path, Path] | None,
-    attention: Path | None,
-    output: Path | None,
-    format: literals.Format,
-) -> Needs:
+def _needs(given: Mapping[str, Any]) -> Needs:
     """The options that have no effect without others; see `options.refuse_without_effect`."""
+    method, engine, attention = given["method"], given["engine"], given["attention"]
     drawing = ("attention_kind", "attention_layer", "attention_head")
     rules = [
         (["exact_stop"], method == "beam", "--method beam"),
@@ -291,12 +285,12 @@ def _needs(
         (["quantization"], engine == "ctranslate2", "--engine ctranslate2"),
         (["precision", "prefix"], engine == "mtrain", "--engine mtrain"),
         (drawing, attention is not None, "--attention FILE.html, .png or .svg"),
-        (["force"], bool(output or attention), "-o OUTPUT or --attention FILE"),
+        (["force"], bool(given["output"] or attention), "-o OUTPUT or --attention FILE"),
     ]
-    if score:
+    if given["score"]:
         others = ("engine", "quantization", "attention", *drawing)
         translating = {*GROUPS[SEARCH], *GROUPS[SAMPLING], *others}
-        if format == "jsonl":  # with scores divided by the length
+        if given["format"] == "jsonl":  # with scores divided by the length
             translating -= {"length_penalty", "length_penalty_form"}
         rules.append((sorted(translating), False, "translating, not for --score"))
     return {name: (has_effect, what) for names, has_effect, what in rules for name in names}
