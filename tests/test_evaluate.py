@@ -64,7 +64,7 @@ class Table:
 
     asked: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[str] = field(default_factory=lambda: TRANSLATIONS)
-    precision: str = "fp32"
+    engine: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(precision="fp32"))
     model: torch.nn.Module = field(default_factory=lambda: torch.nn.Linear(1, 1))
 
     def translate_detailed(

@@ -35,7 +35,7 @@ from mtrain.run import RunDir
 if TYPE_CHECKING:
     from mtrain.decoding.engine import Search
     from mtrain.decoding.stream import SecondFile
-    from mtrain.report.attention import AttentionPicture
+    from mtrain.report.attention import Selection
 
 EXAMPLES = (
     "echo 'A dog.' | mtrain translate runs/my-model",
@@ -238,7 +238,9 @@ def translate(
     """Translate a file or standard input, line by line."""
     refuse_without_effect(context, _needs(context.params))
     _check_inputs(source, prefix, score)
-    picture = _picture(run, attention, attention_kind, attention_layer, attention_head)
+    drawn = attention and _selection(
+        run, attention, attention_kind, attention_layer, attention_head
+    )
     read = *(score or (source or Path("-"), prefix)), *(companions or ())
     _check_files(output, attention, force, run, *read)
     search = _search(context, run)
@@ -247,7 +249,7 @@ def translate(
     from mtrain.decoding.stream import Job
     from mtrain.decoding.translate import Translator
 
-    with _open_inputs(source, prefix, score, is_drawn=picture is not None) as (lines, second):
+    with _open_inputs(source, prefix, score, is_drawn=drawn is not None) as (lines, second):
         translator = Translator.from_run(run, checkpoint, device, precision, companions or ())
         translator = translator.tagged(tag)
         if engine == "ctranslate2":
@@ -255,9 +257,11 @@ def translate(
         head = head_of_run(RunDir.open(run), translator) if alignment else None
         job = Job(translator, lines, search, second, head, format)
         job.to_stream(stdout()) if output is None else job.to_file(output)
-    if picture and isinstance(lines, io.BytesIO):
+    if attention and drawn and isinstance(lines, io.BytesIO):
+        from mtrain.report.attention import draw_attention
+
         texts = lines.getvalue().decode(errors="replace").split("\n")
-        picture.draw(maps_of_lines(translator, texts, search))
+        draw_attention(attention, maps_of_lines(translator, texts, search), drawn)
 
 
 def _search(context: typer.Context, run: Path) -> Search:
@@ -326,18 +330,17 @@ def _check_inputs(
         raise UsageError("`-` cannot be read together with another file", "name a file")
 
 
-def _picture(
-    run: Path, path: Path | None, kind: AllOrOneKind, layer: int | None, heads: str
-) -> AttentionPicture | None:
+def _selection(
+    run: Path, path: Path, kind: AllOrOneKind, layer: int | None, heads: str
+) -> Selection:
     """What --attention asks for; a UsageError if the model has no such layer or head."""
-    if path is None:
-        return None
     from mtrain.config.load import read_run_config
-    from mtrain.report.attention import KINDS, AttentionPicture, Selection, read_heads
+    from mtrain.report.attention import KINDS, Selection, check_picture, read_heads
 
+    check_picture(path)
     selection = Selection(KINDS if kind == "all" else (kind,), layer, read_heads(heads))
     selection.check(read_run_config(RunDir.open(run)).model)
-    return AttentionPicture(path, selection)
+    return selection
 
 
 # -- input -----------------------------------------------------------------------------------

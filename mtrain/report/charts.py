@@ -59,15 +59,6 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A chart of training, and what it shows."""
-
-    title: str
-    caption: str
-    svg: Markup
-
-
-@dataclass(frozen=True)
 class Line:
     """A curve of one run."""
 
@@ -97,8 +88,8 @@ _CURVES = (
 )
 
 
-def training_curves(runs: Sequence[RunFacts]) -> list[Curve]:
-    """What metrics.jsonl holds, all runs in one chart per quantity."""
+def training_curves(runs: Sequence[RunFacts]) -> list[dict[str, str]]:
+    """`title`, `svg` and `caption` of a chart per quantity in metrics.jsonl, for all runs."""
     curves = []
     for title, caption, series in _CURVES:
         lines = []
@@ -110,7 +101,7 @@ def training_curves(runs: Sequence[RunFacts]) -> list[Curve]:
                 lines += [Line(number, x, y, has_markers)] if known else []
         if lines:
             svg = line_chart(title, lines, may_be_log=title == "Gradient norm")
-            curves.append(Curve(title, caption, svg))
+            curves.append({"title": title, "svg": svg, "caption": caption})
     return curves
 
 
