@@ -30,7 +30,6 @@ from mtrain.errors import DataError, MtrainError, UsageError
 from mtrain.evaluation import analysis, evaluate, metrics
 from mtrain.evaluation.analysis import ANALYSIS
 from mtrain.evaluation.evaluate import (
-    Decoding,
     compare_with,
     evaluate_hypotheses,
     evaluate_run,
@@ -132,7 +131,7 @@ def run(tmp_path: Path) -> RunDir:
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     """Stands for the translator of every run."""
     table = Table()
-    monkeypatch.setattr(evaluate, "_open_translator", lambda run, decoding: table)
+    monkeypatch.setattr(evaluate, "_open_translator", lambda *arguments: table)
     monkeypatch.setattr(evaluate, "keep_attention", lambda *arguments: None)  # it has no model
     return table
 
@@ -209,10 +208,10 @@ def test_validation_eval_and_hypothesis_agree_to_the_last_digit(
 
 def test_other_settings_are_kept_beside(run: RunDir, table: Table) -> None:
     evaluate_run(run.path, ["flickr"])
-    other = Decoding(checkpoint="last", beam_size=1)
-    evaluate_run(run.path, ["flickr"], decoding=other)
-    evaluate_run(run.path, ["flickr"], decoding=other)
-    evaluate_run(run.path, ["flickr"], decoding=Decoding(beam_size=3))  # the run's own
+    other: dict[str, Any] = {"checkpoint": "last", "beam_size": 1}
+    evaluate_run(run.path, ["flickr"], **other)
+    evaluate_run(run.path, ["flickr"], **other)
+    evaluate_run(run.path, ["flickr"], beam_size=3)  # the run's own
     assert table.asked[1] == {"beam_size": 1, "length_penalty": 0.7}
     scores = run.read_scores()
     assert list(scores) == ["flickr", "flickr[checkpoint=last,beam_size=1]"]
@@ -227,7 +226,7 @@ def test_other_settings_are_kept_beside(run: RunDir, table: Table) -> None:
 def test_weights_are_called_what_won(run: RunDir, table: Table) -> None:
     save_tensors(run.weights, {}, {"checkpoint": "avg"})
     for checkpoint in (None, "best", "avg"):
-        evaluate_run(run.path, ["flickr"], decoding=Decoding(checkpoint=checkpoint))
+        evaluate_run(run.path, ["flickr"], checkpoint=checkpoint)
     called = {key: entry["checkpoint"] for key, entry in run.read_scores().items()}
     assert called == {"flickr": "avg", "flickr[checkpoint=best]": "best"}
 

@@ -138,8 +138,18 @@ def evaluate(
     def score(run: Path) -> Results:
         if hypothesis:
             return evaluation.evaluate_hypotheses(run, files, comet)
-        decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device, tag)
-        return evaluation.evaluate_run(run, split or [], files, decoding, comet, sacrebleu or [])
+        return evaluation.evaluate_run(
+            run,
+            split or [],
+            files,
+            comet,
+            sacrebleu or [],
+            checkpoint,
+            device,
+            tag,
+            beam_size=beam_size,
+            length_penalty=length_penalty,
+        )
 
     results = {str(run): evaluation.compare_with(run, score(run), against, device) for run in runs}
     _show(results, as_json, names_runs=len(runs) > 1)

@@ -24,7 +24,6 @@ from mtrain.config.root import Config
 from mtrain.data.batching import BatchPlan, Mixture
 from mtrain.data.corpus import CHUNK_PAIRS, read_pairs
 from mtrain.data.encoding import SubwordSampler
-from mtrain.data.identity import train_tags
 from mtrain.data.reading import Pairs
 from mtrain.data.store import StoreWriter, TokenStore, TurnedStore
 from mtrain.data.tokenizer import load_tokenizers
@@ -102,7 +101,7 @@ class Epochs:
         """Shared by all epochs, as it caches the segmentations of words."""
         return SubwordSampler(
             load_tokenizers(self._prepared),
-            train_tags(self._config),
+            [entry.tag for entry in self._config.data.train],
             self._config.tokenizer.sampling,
             self._config.data.max_length,
         )

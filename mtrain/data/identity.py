@@ -135,15 +135,10 @@ def spared_entries(config: Config) -> list[int]:
     return [number for number, entry in enumerate(config.data.train) if not entry.clean]
 
 
-def train_tags(config: Config) -> list[str | None]:
-    """The tag of each training entry, if any."""
-    return [entry.tag for entry in config.data.train]
-
-
 def split_tags(config: Config) -> dict[str, str]:
     """The tags of those valid and test sets that have one."""
     tags = {name: entry.tag for name, entry in _splits(config).items()}
-    if config.data.valid is None and len(known := set(train_tags(config))) == 1:
+    if config.data.valid is None and len(known := {entry.tag for entry in config.data.train}) == 1:
         tags["valid"] = known.pop()  # held out from entries that all have this tag
     return {name: tag for name, tag in tags.items() if tag is not None}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,31 +50,12 @@ from mtrain.evaluation.results import (
 from mtrain.run import RunDir, Split
 
 if TYPE_CHECKING:
-    from mtrain.decoding.engine import Search
     from mtrain.decoding.translate import Progress, Translator
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """What the command line changes of a run's own way of translating; None changes nothing."""
-
-    checkpoint: str | None = None
-    beam_size: int | None = None
-    length_penalty: float | None = None
-    device: str = "auto"
-    tag: str | None = None
-
-    def search(self, config: Config) -> Search:
-        """The search of a run with these changes."""
-        from mtrain.decoding.engine import Search
-
-        changes = {"beam_size": self.beam_size, "length_penalty": self.length_penalty}
-        return Search.of(config.decode, **changes)
 
 
 def evaluate_split(translator: Translator, split: Split, config: Config) -> Evaluation:
     """Validation: BLEU and chrF under the run's own decoding, without intervals."""
-    result = _translate(translator, split, Decoding().search(config))
+    result = _translate(translator, split, config)
     return _with_scores(result, config, intervals=False, metrics=("bleu", "chrf"))
 
 
@@ -82,16 +63,19 @@ def evaluate_run(
     path: str | Path,
     names: Sequence[str] = (),
     files: Sequence[GivenFiles] = (),
-    decoding: Decoding | None = None,
     comet: str | None = None,
     sacrebleu: Sequence[str] = (),
+    checkpoint: str | None = None,
+    device: str = "auto",
+    tag: str | None = None,
+    **changes: Any,
 ) -> dict[str, Evaluation]:
     """Translate and score splits of a run, by default all its test sets, and any other text.
 
-    `sacrebleu` names test sets that sacreBLEU knows, such as wmt14/full. The run keeps texts and
-    scores of its own splits, and nothing of others.
+    `sacrebleu` names test sets that sacreBLEU knows, such as wmt14/full; `changes` are of the run's
+    own search, as `beam_size=1`. The run keeps texts and scores of its own splits, and nothing of
+    others.
     """
-    decoding = decoding or Decoding()
     run = RunDir.open(path)
     config = _read_config(run, comet)
     if not (names or files or sacrebleu):
@@ -103,15 +87,15 @@ def evaluate_run(
         *read_files(files),
         *(read_sacrebleu(name, config) for name in sacrebleu),
     ]
-    if decoding.tag is not None:
-        splits = [replace(split, tag=decoding.tag) for split in splits]
-    translator = _open_translator(run, decoding)
+    if tag is not None:
+        splits = [replace(split, tag=tag) for split in splits]
+    translator = _open_translator(run, checkpoint, device)
     training = TrainingText.of(run)
     if names:
         run.read_scores()  # damaged? better now than when all is translated
     results = {}
     for split in splits:
-        result = _evaluate_checkpoint(run, translator, split, config, decoding)
+        result = _evaluate_checkpoint(run, translator, split, config, checkpoint, changes)
         result = _analysed(result, config, training)
         result = _with_contamination(result, run, training)
         _give_notice(result, config)
@@ -204,15 +188,20 @@ def _baseline_outputs(
 
 
 def _evaluate_checkpoint(
-    run: RunDir, translator: Translator, split: Split, config: Config, decoding: Decoding
+    run: RunDir,
+    translator: Translator,
+    split: Split,
+    config: Config,
+    checkpoint: str | None,
+    changes: Mapping[str, Any],
 ) -> Evaluation:
     console.message(f"{split.name}: translating {len(split.sources):,} sentences")
     with console.bar(len(split.sources), split.name, "sentences") as bar:
-        result = _translate(translator, split, decoding.search(config), bar.update)
+        result = _translate(translator, split, config, bar.update, **changes)
     # A run that has not been validated yet translates with its last checkpoint.
     has_best = run.weights.exists() or bool(run.best_checkpoints())
     facts = {
-        "checkpoint": decoding.checkpoint or (own_checkpoint(run) if has_best else "last"),
+        "checkpoint": checkpoint or (own_checkpoint(run) if has_best else "last"),
         "checkpoint_sha256": weights_sha256(translator),
         "test_set_sha256": split.sha256,
     }
@@ -221,8 +210,16 @@ def _evaluate_checkpoint(
 
 
 def _translate(
-    translator: Translator, split: Split, search: Search, progress: Progress | None = None
+    translator: Translator,
+    split: Split,
+    config: Config,
+    progress: Progress | None = None,
+    **changes: Any,
 ) -> Evaluation:
+    """Translate by a run's own search with some changes; None changes nothing."""
+    from mtrain.decoding.engine import Search
+
+    search = Search.of(config.decode, **changes)
     started_at = time.monotonic()
     if split.tag is not None:
         translator = translator.tagged(split.tag)
@@ -274,10 +271,10 @@ def weights_sha256(translator: Translator) -> str:
     return digest({name: tensor.cpu() for name, tensor in weights.items()})
 
 
-def _open_translator(run: RunDir, decoding: Decoding) -> Translator:
+def _open_translator(run: RunDir, checkpoint: str | None, device: str) -> Translator:
     from mtrain.decoding.translate import Translator
 
-    return Translator.from_run(run.path, checkpoint=decoding.checkpoint, device=decoding.device)
+    return Translator.from_run(run.path, checkpoint, device)
 
 
 def _check_same_text(baseline: RunDir, split: Split) -> None:
@@ -295,7 +292,7 @@ class _Baseline:
     def __init__(self, path: Path, device: str) -> None:
         self.run = RunDir.open(path)
         self.config = read_run_config(self.run)
-        self.translator = _open_translator(self.run, Decoding(device=device))
+        self.translator = _open_translator(self.run, None, device)
         self.checkpoint_sha256 = weights_sha256(self.translator)
 
     def outputs(self, split: Split) -> list[str]:
@@ -312,7 +309,7 @@ class _Baseline:
         if known == (self.checkpoint_sha256, split.sha256):
             return [line.translation for line in self.run.read_translations(name)]
         console.message(f"{name}: translating with {self.run.path}")
-        return _translate(self.translator, split, Decoding().search(self.config)).hypotheses
+        return _translate(self.translator, split, self.config).hypotheses
 
 
 # -- what is said of it ----------------------------------------------------------------------
