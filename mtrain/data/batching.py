@@ -56,16 +56,16 @@ class Mixture:
         pairs = zip(sizes, shares, strict=True)
         return cls(sizes, tuple(share * scale / size if size else 1.0 for size, share in pairs))
 
-    def order(self, seed: int, epoch: int, rng: np.random.Generator) -> Indices:
+    def order(self, seed: int, epoch: int, rng: np.random.Generator) -> NDArray[np.uint32]:
         """The pairs of an epoch in random order; rng is seeded by (seed, epoch)."""
-        pairs = np.arange(sum(self.sizes))
+        pairs = np.arange(sum(self.sizes), dtype=np.uint32)
         if set(self.weights) != {1.0}:
             pairs = np.concatenate([pairs[:0], *self._parts(seed, epoch)])
-        pairs = rng.permutation(pairs)
+        rng.shuffle(pairs)
         rng.integers(0, 2**63, 8)  # once keys of an own permutation; keeps the order of updates
         return pairs
 
-    def _parts(self, seed: int, epoch: int) -> Iterator[Indices]:
+    def _parts(self, seed: int, epoch: int) -> Iterator[NDArray[np.uint32]]:
         """From each entry, repeated endlessly, the next `weight * size` pairs."""
         first = 0
         for number, (size, weight) in enumerate(zip(self.sizes, self.weights, strict=True)):
@@ -75,8 +75,9 @@ class Mixture:
                 n = min(end - start, size - offset)
                 # Every repetition has its own order. The seed has one number more than that of an
                 # epoch, so that the two never coincide.
-                permutation = np.random.default_rng((seed, number, repetition, 1)).permutation(size)
-                yield first + permutation[offset : offset + n]
+                of_entry = np.arange(first, first + size, dtype=np.uint32)
+                np.random.default_rng((seed, number, repetition, 1)).shuffle(of_entry)
+                yield of_entry[offset : offset + n]
                 start += n
             first += size
 
