@@ -8,7 +8,7 @@
       metrics.jsonl            one line per logged step and validation
       tensorboard/             the same metrics, if the config asks for them
       alignment.json           the attention head that `translate --alignment` uses
-      sweep.json, sweep.svg    quality against speed, from `eval --sweep`
+      sweep.json               quality against speed, from `eval --sweep`
       environment.json         versions and machines used in training
       attention.json           attention weights of a few test sentences
       scores.json              test set -> metric -> score, low, high, signature; facts
@@ -110,7 +110,7 @@ class RunDir:
         self.scores = self.files / "scores.json"
         self.alignment = self.files / "alignment.json"  # see decoding.alignment
         self.environment = self.files / "environment.json"  # see runtime.environment
-        self.attention = self.files / "attention.json"  # of a few sentences: evaluation.samples
+        self.attention = self.files / "attention.json"  # of a few sentences
         self.sweep = self.files / "sweep.json"  # see evaluation.sweep
         self.translations = self.files / "translations"
         self.data = self.files / "data"

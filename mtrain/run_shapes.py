@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field, TypeAdapter, with_config
+from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from mtrain.config.entries import SHA256, SLUG
@@ -19,10 +19,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
 
-_open = with_config({"extra": "allow"})
 
-
-@_open
 class LengthRatio(TypedDict):
     """Of target over source, in pieces with EOS."""
 
@@ -30,7 +27,6 @@ class LengthRatio(TypedDict):
     std: Ratio
 
 
-@_open
 class Row(TypedDict):
     """What became of the pairs of a split."""
 
@@ -39,7 +35,6 @@ class Row(TypedDict):
     pairs: Count
 
 
-@_open
 class Side(TypedDict):
     """Counts of one side of the training text."""
 
@@ -49,7 +44,6 @@ class Side(TypedDict):
     byte_share: Real
 
 
-@_open
 class Source(TypedDict):
     """An entry of the config as `prepare` found it."""
 
@@ -58,7 +52,6 @@ class Source(TypedDict):
     sha256: NotRequired[dict[str, str]]
 
 
-@_open
 class Manifest(TypedDict):
     """data/manifest.json: what `prepare` recorded of the data."""
 
@@ -82,7 +75,6 @@ class Manifest(TypedDict):
     sizes: NotRequired[dict[str, Count]]  # prepared file -> bytes
 
 
-@_open
 class Score(TypedDict):
     """One metric on one test set."""
 
@@ -92,7 +84,6 @@ class Score(TypedDict):
     signature: NotRequired[str]
 
 
-@_open
 class ScoreEntry(TypedDict, total=False):
     """An entry of scores.json: metrics, and facts beside them."""
 
@@ -110,7 +101,6 @@ class ScoreEntry(TypedDict, total=False):
     n_leaked: Count
 
 
-@_open
 class TrainRecord(TypedDict):
     """A logged step."""
 
@@ -125,7 +115,6 @@ class TrainRecord(TypedDict):
     grad_norm: NotRequired[Real | None]
 
 
-@_open
 class ValidRecord(TypedDict):
     """A validation; a rival is another checkpoint than the best, scored at the end."""
 
@@ -137,7 +126,6 @@ class ValidRecord(TypedDict):
     chrf: NotRequired[Real | None]
 
 
-@_open
 class ConfigRecord(TypedDict):
     """A key of the config that was changed."""
 
@@ -145,7 +133,6 @@ class ConfigRecord(TypedDict):
     key: str
 
 
-@_open
 class Point(TypedDict):
     """One way to decode of sweep.json."""
 
@@ -159,7 +146,6 @@ class Point(TypedDict):
     recommended: bool
 
 
-@_open
 class Weights(TypedDict):
     """Attention weights as base64 of bytes."""
 
@@ -167,7 +153,6 @@ class Weights(TypedDict):
     bytes: str
 
 
-@_open
 class Maps(TypedDict):
     """The attention of one sentence."""
 
@@ -188,7 +173,6 @@ class Head(TypedDict):
     agreement: Real
 
 
-@_open
 class Line(TypedDict):
     """A line of translations/*.jsonl."""
 
@@ -198,7 +182,6 @@ class Line(TypedDict):
     score: Real | None
 
 
-@_open
 class Dropped(TypedDict):
     """Training pairs that left for one reason."""
 
@@ -207,7 +190,6 @@ class Dropped(TypedDict):
     examples: list[tuple[str, str]]
 
 
-@_open
 class Entry(TypedDict):
     """What became of an entry of data.train."""
 
@@ -217,7 +199,6 @@ class Entry(TypedDict):
     dropped: list[Dropped]
 
 
-@_open
 class NearMatches(TypedDict):
     """Training text that is nearly a sentence of a split."""
 
@@ -226,7 +207,6 @@ class NearMatches(TypedDict):
     examples: list[tuple[str, str]]
 
 
-@_open
 class Repeated(TypedDict):
     """A target that many pairs have."""
 
@@ -234,14 +214,12 @@ class Repeated(TypedDict):
     n_pairs: Count
 
 
-@_open
 class Lengths(TypedDict):
     """A side of the kept pairs."""
 
     lengths: list[Count]  # by number of pieces
 
 
-@_open
 class DataReport(TypedDict):
     """data/report.json: see data.data_report."""
 
@@ -252,7 +230,6 @@ class DataReport(TypedDict):
     suspicions: list[str]
 
 
-@_open
 class Facts(TypedDict, total=False):
     """What a safetensors file says of its weights."""
 
@@ -262,7 +239,6 @@ class Facts(TypedDict, total=False):
     valid: dict[str, Any]  # the record of their validation
 
 
-@_open
 class Note(TypedDict):
     """The metadata `mtrain` of a safetensors file; see single_file."""
 
@@ -271,7 +247,6 @@ class Note(TypedDict):
     facts: Facts
 
 
-@_open
 class LockedFile(TypedDict):
     """What a file was when it was first read."""
 
@@ -280,7 +255,6 @@ class LockedFile(TypedDict):
     lines: NotRequired[Count]
 
 
-@_open
 class LockedSource(TypedDict, total=False):
     """What an entry was: see data.lock and data.hub."""
 

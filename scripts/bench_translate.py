@@ -428,7 +428,7 @@ def latency(setting: Setting, precision: str) -> Iterator[str]:
     times = times[10:]  # what comes before warms up
     deciles = statistics.quantiles(times, n=10)
     yield (
-        f"one sentence at a time, {engine.translator.precision}: median "
+        f"one sentence at a time, {engine.translator.engine.precision}: median "
         f"{statistics.median(times):.1f} ms, 90 % under {deciles[8]:.1f} ms, of {len(times)} lines"
     )
 

@@ -312,9 +312,7 @@ _INPUTS = [
 
 def make_input(random: Random, bench: Bench) -> Given:
     data = damaged(random, random.choice(_INPUTS), _INPUTS)[:2000]
-    options = random.choice(
-        ({}, {"format": "jsonl"}, {"tab_prefix": True}, {"n_best": 2, "beam_size": 2})
-    )
+    options = random.choice(({}, {"format": "jsonl"}, {"n_best": 2, "beam_size": 2}))
     return {"in": data, "options": options}
 
 
@@ -324,7 +322,7 @@ def check_input(given: Given, bench: Bench) -> None:
 
     data: bytes = given["in"]
     out = io.StringIO()
-    output = {k: given["options"][k] for k in ("format", "tab_prefix") if k in given["options"]}
+    output = {k: given["options"][k] for k in ("format",) if k in given["options"]}
     changes = {k: v for k, v in given["options"].items() if k not in output}
     search = Search.of(bench.translator.config.decode, **changes)
     Job(bench.translator, io.BytesIO(data), search, **output).to_stream(out)

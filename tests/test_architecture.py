@@ -36,7 +36,6 @@ WITHOUT_TORCH = [
     "mtrain.data.corpus",
     "mtrain.data.encoding",
     "mtrain.data.identity",
-    "mtrain.data.order",
     "mtrain.data.data_report",
     "mtrain.data.filters",
     "mtrain.data.prepare",

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from mtrain.data import batching
 from mtrain.data.batching import BatchPlan, batch_of, collate
-from mtrain.data.micro_batches import cut
-from mtrain.data.order import Indices
+from mtrain.data.micro_batches import Indices, cut
 from mtrain.data.store import StoreWriter, TokenStore
 from mtrain.data.tokenizer import BOS, EOS, PAD
 

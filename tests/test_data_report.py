@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtrain.data.cleaning import NearMatch
 from mtrain.data.data_report import (
     N_EXAMPLES,
     N_REPEATED,
@@ -16,7 +17,6 @@ from mtrain.data.data_report import (
     find_repeated,
     table_of_entries,
 )
-from mtrain.data.overlap import NearMatch
 from mtrain.data.store import Sentences
 from mtrain.data.suspicions import suspicions_of_report
 

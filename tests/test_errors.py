@@ -316,7 +316,6 @@ def test_an_ensemble_of_different_vocabularies(copied_run: Path, trained_run: Tr
         (["--score", "test.src", "missing"], 3, "cannot read missing"),
         (["test.src", "--prefix", "-"], 2, "`-` cannot be read together with"),
         (["test.src", "--score", "test.src", "test.tgt"], 2, "give either --score"),
-        (["--prefix", "short", "--tab-prefix"], 2, "give one of them"),
         (["--method", "mbr", "--samples", "3", "--n-best", "4"], 2, "3 samples hold 1 to 3"),
         (["--with", "runs/none"], 2, "runs/none does not exist"),
     ],

@@ -28,9 +28,8 @@ from mtrain.decoding.engine import Search
 from mtrain.decoding.translate import Translation
 from mtrain.errors import DataError, MtrainError, UsageError
 from mtrain.evaluation import analysis, evaluate, metrics
-from mtrain.evaluation.analysis import Analysis
+from mtrain.evaluation.analysis import ANALYSIS
 from mtrain.evaluation.evaluate import (
-    Decoding,
     compare_with,
     evaluate_hypotheses,
     evaluate_run,
@@ -64,7 +63,7 @@ class Table:
 
     asked: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[str] = field(default_factory=lambda: TRANSLATIONS)
-    precision: str = "fp32"
+    engine: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(precision="fp32"))
     model: torch.nn.Module = field(default_factory=lambda: torch.nn.Linear(1, 1))
 
     def translate_detailed(
@@ -132,7 +131,7 @@ def run(tmp_path: Path) -> RunDir:
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     """Stands for the translator of every run."""
     table = Table()
-    monkeypatch.setattr(evaluate, "_open_translator", lambda run, decoding: table)
+    monkeypatch.setattr(evaluate, "_open_translator", lambda *arguments: table)
     monkeypatch.setattr(evaluate, "keep_attention", lambda *arguments: None)  # it has no model
     return table
 
@@ -209,10 +208,10 @@ def test_validation_eval_and_hypothesis_agree_to_the_last_digit(
 
 def test_other_settings_are_kept_beside(run: RunDir, table: Table) -> None:
     evaluate_run(run.path, ["flickr"])
-    other = Decoding(checkpoint="last", beam_size=1)
-    evaluate_run(run.path, ["flickr"], decoding=other)
-    evaluate_run(run.path, ["flickr"], decoding=other)
-    evaluate_run(run.path, ["flickr"], decoding=Decoding(beam_size=3))  # the run's own
+    other: dict[str, Any] = {"checkpoint": "last", "beam_size": 1}
+    evaluate_run(run.path, ["flickr"], **other)
+    evaluate_run(run.path, ["flickr"], **other)
+    evaluate_run(run.path, ["flickr"], beam_size=3)  # the run's own
     assert table.asked[1] == {"beam_size": 1, "length_penalty": 0.7}
     scores = run.read_scores()
     assert list(scores) == ["flickr", "flickr[checkpoint=last,beam_size=1]"]
@@ -227,7 +226,7 @@ def test_other_settings_are_kept_beside(run: RunDir, table: Table) -> None:
 def test_weights_are_called_what_won(run: RunDir, table: Table) -> None:
     save_tensors(run.weights, {}, {"checkpoint": "avg"})
     for checkpoint in (None, "best", "avg"):
-        evaluate_run(run.path, ["flickr"], decoding=Decoding(checkpoint=checkpoint))
+        evaluate_run(run.path, ["flickr"], checkpoint=checkpoint)
     called = {key: entry["checkpoint"] for key, entry in run.read_scores().items()}
     assert called == {"flickr": "avg", "flickr[checkpoint=best]": "best"}
 
@@ -495,7 +494,7 @@ def test_translations_and_analysis_are_kept(run: RunDir, table: Table) -> None:
     assert lines[0] == TranslatedLine(SOURCES[0], REFERENCES[0], TRANSLATIONS[0], -0.24)
     kept = run.read_analysis("flickr")
     assert kept is not None
-    assert Analysis.from_json(kept) == result.analysis
+    assert ANALYSIS.validate_python(kept) == result.analysis
     with pytest.raises(DataError, match="keeps no translation of `news`"):
         run.read_translations("news")
 
@@ -609,13 +608,14 @@ def test_comet_stands_beside_the_others(
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     library = SimpleNamespace(download_model=str, load_from_checkpoint=lambda path: Model())
     monkeypatch.setitem(sys.modules, "comet", library)
+    monkeypatch.setattr(metrics, "version", lambda package: "2.2")
     [result] = evaluate_run(run.path, ["flickr"], comet="a/model").values()
     score = result.scores["comet"]
     assert score.score == pytest.approx(np.mean([len(text) for text in TRANSLATIONS]))
     assert score.low is not None
     assert score.high is not None
     assert score.low < score.score < score.high
-    assert score.signature == "nrefs:1|bs:1000|seed:12345|model:a/model|version:unknown"
+    assert score.signature == "nrefs:1|bs:50|seed:12345|model:a/model|version:2.2"
     assert [row[1] for row in score_rows({"flickr": result})][-1] == "COMET"
 
 

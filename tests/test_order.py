@@ -1,4 +1,4 @@
-"""The order of an epoch: every pair as often as it should come, and any stretch alone."""
+"""The order of an epoch: every pair as often as it should come."""
 
 from collections import Counter
 
@@ -9,43 +9,15 @@ from hypothesis import strategies as st
 
 from mtrain.config.entries import CldrEntry
 from mtrain.config.sections import DataConfig
-from mtrain.data import order
-from mtrain.data.order import EpochOrder, Mixture, Permutation
+from mtrain.data.batching import Mixture
 
 
 def rng(*seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@given(st.integers(1, 3000), st.integers(0, 3), st.booleans())
-@settings(max_examples=60)
-def test_a_permutation_has_every_item_once(n, seed, is_computed):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "SHUFFLED_WHOLE", 0 if is_computed else 1 << 20)
-        permutation = Permutation(n, rng(seed))
-        items = permutation.at(np.arange(n))
-        assert sorted(items.tolist()) == list(range(n))
-        assert permutation.at(np.arange(n // 2, n)).tolist() == items[n // 2 :].tolist()
-
-
-def test_a_computed_permutation_looks_random(monkeypatch):
-    monkeypatch.setattr(order, "SHUFFLED_WHOLE", 0)
-    n = 100_000
-    items = Permutation(n, rng(1)).at(np.arange(n))
-    assert abs(np.corrcoef(items, np.arange(n))[0, 1]) < 0.02
-    assert abs(np.corrcoef(items[1:], items[:-1])[0, 1]) < 0.02
-    cells = np.bincount(items * 100 // n + 100 * (np.arange(n) * 100 // n), minlength=10_000)
-    assert 0.85 < cells.var() / cells.mean() < 1.15  # as of independent draws, nearly
-    assert (items != Permutation(n, rng(2)).at(np.arange(n))).mean() > 0.999
-
-
-def test_small_orders_are_those_of_numpy():
-    assert EpochOrder(50, rng(7, 3)).stretch(0, 50).tolist() == rng(7, 3).permutation(50).tolist()
-
-
 def epoch_of(mixture: Mixture, epoch: int, seed: int = 1) -> list[int]:
-    found = mixture.order(seed, epoch, rng(seed, epoch))
-    return found.stretch(0, len(found)).tolist()
+    return mixture.order(seed, epoch, rng(seed, epoch)).tolist()
 
 
 def test_without_weights_every_pair_comes_once_in_numpys_order():

@@ -294,7 +294,7 @@ def test_every_option_is_known_to_have_an_effect_or_a_condition() -> None:
         "train": {"overrides", "plan"},
         "translate": {
             *("source", "output", "checkpoint", "length_penalty", "length_penalty_form", "n_best"),
-            *("format", "device", "method", "prefix", "tab_prefix", "companions", "score"),
+            *("format", "device", "method", "prefix", "companions", "score"),
             *("precision", "tag", "engine", "alignment", "attention", "beam_size"),
         },
         "eval": {

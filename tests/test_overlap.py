@@ -7,7 +7,7 @@ import pickle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrain.data.overlap import MIN_SHARE, N_WORDS, NearMatches
+from mtrain.data.cleaning import MIN_SHARE, N_WORDS, NearMatches
 
 SENTENCE = "the committee met in the old town hall on a cold morning in may"  # 14 words
 TRANSLATION = "der ausschuss traf sich im alten rathaus an einem kalten morgen im mai"

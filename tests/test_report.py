@@ -41,10 +41,9 @@ from mtrain.report.charts import (
     short_number,
     thinned,
 )
-from mtrain.report.facts import read_runs
+from mtrain.report.facts import put_side_by_side, read_runs
 from mtrain.report.findings import calibration_sentence
 from mtrain.report.page import watch_report, write_model_card, write_report
-from mtrain.report.side_by_side import put_side_by_side
 from mtrain.run import RunDir
 from mtrain.storage import write_json
 
@@ -123,8 +122,8 @@ def write_translations(
     )
     opened = RunDir(run)
     training = TrainingText.of(opened)
-    found = analyse(sources, outputs, references, read_run_config(opened), training)
-    write_json(directory / f"{split}.best.analysis.json", found.to_json())
+    found = analyse(opened.read_split(split), outputs, read_run_config(opened), training)
+    write_json(directory / f"{split}.best.analysis.json", asdict(found))
     manifest = json.loads((run / "data" / "manifest.json").read_text(encoding="utf-8"))
     found_scores = score_all(outputs, references, "de")
     entry: dict[str, Any] = {name: asdict(score) for name, score in found_scores.items()} | {

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
-from mtrain.decoding.mbr import by_agreement, pairwise_chrf
+from mtrain.decoding.sampling import by_agreement, pairwise_chrf
 
 TEXTS = st.lists(st.text("abc dä漢.", max_size=14), min_size=1, max_size=5)
 

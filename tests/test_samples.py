@@ -9,7 +9,7 @@ from pathlib import Path
 from conftest import TrainedRun, invoke
 
 from mtrain.decoding.attention import AttentionMaps
-from mtrain.evaluation.samples import samples
+from mtrain.evaluation.results import samples
 
 
 def test_samples_stand_at_the_quartiles_of_usual_sentences() -> None:

@@ -158,13 +158,12 @@ def job_of(
     source: bytes | BinaryIO,
     second: SecondFile | None = None,
     format: str = "text",
-    tab_prefix: bool = False,
     **changes: Any,
 ) -> Job:
     """To translate bytes or a stream; `changes` are of the run's own search."""
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     search = Search.of(translator.config.decode, **changes)
-    return Job(translator, stream, search, second, None, format, tab_prefix)
+    return Job(translator, stream, search, second, None, format)
 
 
 def written(translator: Translator, source: bytes | BinaryIO, **settings: Any) -> list[str]:
@@ -672,12 +671,6 @@ def test_prefixes_are_read_from_a_second_file(network):
     lines = written(network, b"A dog.\n\nball\n", second=prefixes)
     assert lines[0].startswith("Ein Hund")
     assert lines[2].startswith("The")
-
-
-def test_a_prefix_may_follow_a_tab(network):
-    lines = written(network, b"A dog.\tEin Hund\nball\n", tab_prefix=True)
-    assert lines[0].startswith("Ein Hund")
-    assert lines[1] == network.translate(["ball"])[0]
 
 
 def test_given_pairs_are_scored_one_per_line(network):

@@ -23,7 +23,6 @@ from mtrain.commands.options import (
 from mtrain.commands.output import flush, print_columns, print_line
 from mtrain.config.literals import DeviceOrAuto
 from mtrain.errors import UsageError
-from mtrain.run import RunDir
 
 if TYPE_CHECKING:
     from mtrain.evaluation.given import GivenFiles
@@ -90,7 +89,7 @@ Sweep = Annotated[
         "--sweep",
         help="Instead, translate up to 1,000 sentences of valid with beams 1 to 8, several "
         "length penalties, precisions and engines; recommend the fastest of mtrain's own "
-        "within 0.3 points of the best BLEU and chrF2. Kept in the run: sweep.json and .svg.",
+        "within 0.3 points of the best BLEU and chrF2. Kept in the run: sweep.json.",
     ),
 ]
 Adopt = Annotated[
@@ -139,8 +138,18 @@ def evaluate(
     def score(run: Path) -> Results:
         if hypothesis:
             return evaluation.evaluate_hypotheses(run, files, comet)
-        decoding = evaluation.Decoding(checkpoint, beam_size, length_penalty, device, tag)
-        return evaluation.evaluate_run(run, split or [], files, decoding, comet, sacrebleu or [])
+        return evaluation.evaluate_run(
+            run,
+            split or [],
+            files,
+            comet,
+            sacrebleu or [],
+            checkpoint,
+            device,
+            tag,
+            beam_size=beam_size,
+            length_penalty=length_penalty,
+        )
 
     results = {str(run): evaluation.compare_with(run, score(run), against, device) for run in runs}
     _show(results, as_json, names_runs=len(runs) > 1)
@@ -214,15 +223,14 @@ def _sweep(
     run: Path, checkpoint: str | None, device: DeviceOrAuto, adopts: bool, as_json: bool
 ) -> None:
     from mtrain.evaluation import sweep
-    from mtrain.report.charts import save_speeds
 
     points = sweep.sweep(run, checkpoint, device)
-    picture = save_speeds(RunDir.open(run))
     if as_json:
         print_line(json.dumps([asdict(point) for point in points], indent=2))
     else:
         print_columns(sweep.HEADER, sweep.rows(points))
-        console.message(f"drawn in {picture}")
+        flush()  # the message follows the table
+        console.message(f"charts: {console.command('mtrain', 'report', run)}")
     if adopts:
         chosen = sweep.adopt(run, points)
         console.message(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from itertools import islice
@@ -35,7 +35,7 @@ from mtrain.run import RunDir
 if TYPE_CHECKING:
     from mtrain.decoding.engine import Search
     from mtrain.decoding.stream import SecondFile
-    from mtrain.report.attention import AttentionPicture
+    from mtrain.report.attention import Selection
 
 EXAMPLES = (
     "echo 'A dog.' | mtrain translate runs/my-model",
@@ -69,9 +69,6 @@ Format = Annotated[
 Prefix = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Beginnings of the translations, one per line."),
-]
-TabPrefix = Annotated[
-    bool, typer.Option("--tab-prefix", help="Read that beginning from the input, after a tab.")
 ]
 ScoredFiles = Annotated[
     tuple[Path, Path] | None,
@@ -175,7 +172,7 @@ HeadsDrawn = Annotated[
 SEARCH, SAMPLING = "Search", "Sampling (with --method sample or mbr)"
 GROUPS = {  # of parameters in the help
     "Arguments": ("run", "source"),
-    "Input and output": ("output", "force", "format", "prefix", "tab_prefix", "score"),
+    "Input and output": ("output", "force", "format", "prefix", "score"),
     SEARCH: (
         *("beam_size", "length_penalty", "length_penalty_form", "n_best", "exact_stop"),
         *("method", "diversity", "samples"),
@@ -212,7 +209,6 @@ def translate(
     force: Force = False,
     format: Format = "text",
     prefix: Prefix = None,
-    tab_prefix: TabPrefix = False,
     score: ScoredFiles = None,
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
@@ -240,9 +236,11 @@ def translate(
     quantization: InQuantization = None,
 ) -> None:
     """Translate a file or standard input, line by line."""
-    refuse_without_effect(context, _needs(method, engine, score, attention, output, format))
-    _check_inputs(source, prefix, tab_prefix, score)
-    picture = _picture(run, attention, attention_kind, attention_layer, attention_head)
+    refuse_without_effect(context, _needs(context.params))
+    _check_inputs(source, prefix, score)
+    drawn = attention and _selection(
+        run, attention, attention_kind, attention_layer, attention_head
+    )
     read = *(score or (source or Path("-"), prefix)), *(companions or ())
     _check_files(output, attention, force, run, *read)
     search = _search(context, run)
@@ -251,17 +249,19 @@ def translate(
     from mtrain.decoding.stream import Job
     from mtrain.decoding.translate import Translator
 
-    with _open_inputs(source, prefix, score, is_drawn=picture is not None) as (lines, second):
+    with _open_inputs(source, prefix, score, is_drawn=drawn is not None) as (lines, second):
         translator = Translator.from_run(run, checkpoint, device, precision, companions or ())
         translator = translator.tagged(tag)
         if engine == "ctranslate2":
             translator = translator.with_ctranslate2(quantization)
         head = head_of_run(RunDir.open(run), translator) if alignment else None
-        job = Job(translator, lines, search, second, head, format, tab_prefix)
+        job = Job(translator, lines, search, second, head, format)
         job.to_stream(stdout()) if output is None else job.to_file(output)
-    if picture and isinstance(lines, io.BytesIO):
+    if attention and drawn and isinstance(lines, io.BytesIO):
+        from mtrain.report.attention import draw_attention
+
         texts = lines.getvalue().decode(errors="replace").split("\n")
-        picture.draw(maps_of_lines(translator, texts, search))
+        draw_attention(attention, maps_of_lines(translator, texts, search), drawn)
 
 
 def _search(context: typer.Context, run: Path) -> Search:
@@ -276,15 +276,9 @@ def _search(context: typer.Context, run: Path) -> Search:
 # -- options that go together ----------------------------------------------------------------
 
 
-def _needs(
-    method: literals.Method,
-    engine: literals.Engine,
-    score: tuple[Path, Path] | None,
-    attention: Path | None,
-    output: Path | None,
-    format: literals.Format,
-) -> Needs:
+def _needs(given: Mapping[str, Any]) -> Needs:
     """The options that have no effect without others; see `options.refuse_without_effect`."""
+    method, engine, attention = given["method"], given["engine"], given["attention"]
     drawing = ("attention_kind", "attention_layer", "attention_head")
     rules = [
         (["exact_stop"], method == "beam", "--method beam"),
@@ -293,14 +287,14 @@ def _needs(
         (["beam_size"], method in ("beam", "diverse"), "--method beam or diverse"),
         (GROUPS[SAMPLING], method in ("sample", "mbr"), "--method sample or mbr"),
         (["quantization"], engine == "ctranslate2", "--engine ctranslate2"),
-        (["precision", "prefix", "tab_prefix"], engine == "mtrain", "--engine mtrain"),
+        (["precision", "prefix"], engine == "mtrain", "--engine mtrain"),
         (drawing, attention is not None, "--attention FILE.html, .png or .svg"),
-        (["force"], bool(output or attention), "-o OUTPUT or --attention FILE"),
+        (["force"], bool(given["output"] or attention), "-o OUTPUT or --attention FILE"),
     ]
-    if score:
+    if given["score"]:
         others = ("engine", "quantization", "attention", *drawing)
         translating = {*GROUPS[SEARCH], *GROUPS[SAMPLING], *others}
-        if format == "jsonl":  # with scores divided by the length
+        if given["format"] == "jsonl":  # with scores divided by the length
             translating -= {"length_penalty", "length_penalty_form"}
         rules.append((sorted(translating), False, "translating, not for --score"))
     return {name: (has_effect, what) for names, has_effect, what in rules for name in names}
@@ -324,34 +318,29 @@ def _check_files(
 
 
 def _check_inputs(
-    source: Path | None, prefix: Path | None, tab_prefix: bool, score: tuple[Path, Path] | None
+    source: Path | None, prefix: Path | None, score: tuple[Path, Path] | None
 ) -> None:
     """A UsageError for inputs that exclude each other."""
-    if score and (source or prefix or tab_prefix):
+    if score and (source or prefix):
         raise UsageError(
             "--score names the two files to be scored, and an input or a prefix was given as well",
             "give either --score SOURCE TARGET or an input to translate",
-        )
-    if prefix and tab_prefix:
-        raise UsageError(
-            "--prefix and --tab-prefix both say what translations begin with", "give one of them"
         )
     if str(prefix) == "-" or (score and "-" in map(str, score)):
         raise UsageError("`-` cannot be read together with another file", "name a file")
 
 
-def _picture(
-    run: Path, path: Path | None, kind: AllOrOneKind, layer: int | None, heads: str
-) -> AttentionPicture | None:
+def _selection(
+    run: Path, path: Path, kind: AllOrOneKind, layer: int | None, heads: str
+) -> Selection:
     """What --attention asks for; a UsageError if the model has no such layer or head."""
-    if path is None:
-        return None
     from mtrain.config.load import read_run_config
-    from mtrain.report.attention import KINDS, AttentionPicture, Selection, read_heads
+    from mtrain.report.attention import KINDS, Selection, check_picture, read_heads
 
+    check_picture(path)
     selection = Selection(KINDS if kind == "all" else (kind,), layer, read_heads(heads))
     selection.check(read_run_config(RunDir.open(run)).model)
-    return AttentionPicture(path, selection)
+    return selection
 
 
 # -- input -----------------------------------------------------------------------------------

@@ -1,22 +1,24 @@
 """The updates of an epoch in their deterministic order, and padded batches.
 
 The plan of an epoch is a pure function of (lengths, batch_tokens, seed, epoch, mixture). It holds
-sentence indices only: sentences are shuffled (`data.order`), grouped by length within large
-windows, and cut into updates of the token budget, which are shuffled again. `data.micro_batches`
-cuts each update further. Lengths include EOS.
+sentence indices only: sentences are shuffled, grouped by length within large windows, and cut into
+updates of the token budget, which are shuffled again. `data.micro_batches` cuts each update
+further. Lengths include EOS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrain.data.micro_batches import Lengths
-from mtrain.data.order import EpochOrder, Indices, Mixture
+from mtrain.config.sections import DataConfig
+from mtrain.data.micro_batches import Indices, Lengths
 from mtrain.data.store import TokenStore
 from mtrain.data.tokenizer import BOS, EOS, PAD
 
@@ -25,32 +27,62 @@ Ids = np.ndarray[tuple[int], np.dtype[np.integer]]
 WINDOW = 1 << 20  # sentences grouped by length at a time
 
 
+# -- the order of the pairs ------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Batch:
-    """Padded ids of B sentence pairs, with the target also shifted by one (teacher forcing)."""
+class Mixture:
+    """How often the pairs of each entry of data.train occur in an epoch.
 
-    src: Tensor  # (B, S), ends in EOS
-    tgt_in: Tensor  # (B, T), begins with BOS
-    tgt_out: Tensor  # (B, T), ends in EOS
-    src_mask: Tensor | None  # (B, 1, 1, S), True at real positions; None if all are
-    n_source_tokens: int  # real positions, EOS included
-    n_target_tokens: int
+    With a weight of 0.5, half of the pairs of an entry occur (the other half in the next epoch),
+    with 2 all of them occur twice.
 
-    def to(self, device: torch.device) -> Batch:
-        """A copy on a device, without waiting for it."""
-        if device.type == "cpu":
-            return self
-        src, tgt_in, tgt_out = (
-            x.pin_memory().to(device, non_blocking=True)
-            for x in (self.src, self.tgt_in, self.tgt_out)
-        )
-        mask = None if self.src_mask is None else (src != PAD)[:, None, None]
-        return Batch(src, tgt_in, tgt_out, mask, self.n_source_tokens, self.n_target_tokens)
+    sizes    pairs of each entry; the entries are contiguous in the store
+    weights  occurrences per epoch
+    """
 
-    @property
-    def n_positions(self) -> int:
-        """The positions computed on both sides, padding included."""
-        return self.src.numel() + self.tgt_in.numel()
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, config: DataConfig, entries: NDArray[Any]) -> Mixture:
+        """The mixture of a config; entries (n,) is `TokenStore.entries`, which ascends."""
+        ends = np.searchsorted(entries, np.arange(len(config.train)), side="right")
+        sizes = tuple(np.diff(ends, prepend=0).tolist())
+        if config.temperature is None:
+            return cls(sizes, tuple(entry.weight for entry in config.train))
+        shares = [size ** (1 / config.temperature) for size in sizes]
+        scale = sum(sizes) / sum(shares)
+        pairs = zip(sizes, shares, strict=True)
+        return cls(sizes, tuple(share * scale / size if size else 1.0 for size, share in pairs))
+
+    def order(self, seed: int, epoch: int, rng: np.random.Generator) -> NDArray[np.uint32]:
+        """The pairs of an epoch in random order; rng is seeded by (seed, epoch)."""
+        pairs = np.arange(sum(self.sizes), dtype=np.uint32)
+        if set(self.weights) != {1.0}:
+            pairs = np.concatenate([pairs[:0], *self._parts(seed, epoch)])
+        rng.shuffle(pairs)
+        rng.integers(0, 2**63, 8)  # once keys of an own permutation; keeps the order of updates
+        return pairs
+
+    def _parts(self, seed: int, epoch: int) -> Iterator[NDArray[np.uint32]]:
+        """From each entry, repeated endlessly, the next `weight * size` pairs."""
+        first = 0
+        for number, (size, weight) in enumerate(zip(self.sizes, self.weights, strict=True)):
+            start, end = int(epoch * weight * size), int((epoch + 1) * weight * size)
+            while start < end:
+                repetition, offset = divmod(start, size)
+                n = min(end - start, size - offset)
+                # Every repetition has its own order. The seed has one number more than that of an
+                # epoch, so that the two never coincide.
+                of_entry = np.arange(first, first + size, dtype=np.uint32)
+                np.random.default_rng((seed, number, repetition, 1)).shuffle(of_entry)
+                yield of_entry[offset : offset + n]
+                start += n
+            first += size
+
+
+# -- updates ---------------------------------------------------------------------------------
 
 
 class BatchPlan:
@@ -73,10 +105,8 @@ class BatchPlan:
         self.src_lengths, self.tgt_lengths = src_lengths, tgt_lengths
         self._batch_tokens = batch_tokens
         self._rng = np.random.default_rng((seed, epoch))
-        if mixture is None:
-            self._order = EpochOrder(len(src_lengths), self._rng)
-        else:
-            self._order = mixture.order(seed, epoch, self._rng)
+        mixture = mixture or Mixture((len(src_lengths),), (1.0,))
+        self._order = mixture.order(seed, epoch, self._rng)
         self._n_planned = 0  # sentences
         self._n_windows = 0
         self._rest: Indices = np.empty(0, np.int64)  # too few for an update: for the next window
@@ -122,7 +152,7 @@ class BatchPlan:
         start, end = self._n_planned, min(self._n_planned + WINDOW, len(self._order))
         if start == end:
             return False
-        window = np.concatenate([self._rest, self._order.stretch(start, end)])
+        window = np.concatenate([self._rest, self._order[start:end]])
         window = self._grouped_by_length(window)
         ends = _cut_by_budget(self.tgt_lengths[window], self._batch_tokens)
         if end < len(self._order) and len(ends) > 1:
@@ -161,6 +191,37 @@ def _cut_by_budget(lengths: Lengths, budget: int) -> list[int]:
         ends.append(end)
         done = int(total[end - 1])
     return ends
+
+
+# -- padded batches --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded ids of B sentence pairs, with the target also shifted by one (teacher forcing)."""
+
+    src: Tensor  # (B, S), ends in EOS
+    tgt_in: Tensor  # (B, T), begins with BOS
+    tgt_out: Tensor  # (B, T), ends in EOS
+    src_mask: Tensor | None  # (B, 1, 1, S), True at real positions; None if all are
+    n_source_tokens: int  # real positions, EOS included
+    n_target_tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """A copy on a device, without waiting for it."""
+        if device.type == "cpu":
+            return self
+        src, tgt_in, tgt_out = (
+            x.pin_memory().to(device, non_blocking=True)
+            for x in (self.src, self.tgt_in, self.tgt_out)
+        )
+        mask = None if self.src_mask is None else (src != PAD)[:, None, None]
+        return Batch(src, tgt_in, tgt_out, mask, self.n_source_tokens, self.n_target_tokens)
+
+    @property
+    def n_positions(self) -> int:
+        """The positions computed on both sides, padding included."""
+        return self.src.numel() + self.tgt_in.numel()
 
 
 def collate(store: TokenStore, sentences: Sequence[int] | Indices) -> Batch:

@@ -23,7 +23,7 @@ from mtrain.config.entries import OpusEntry, SacrebleuEntry
 from mtrain.data.downloads import cache_dir, fetch
 from mtrain.data.files import StoredFile
 from mtrain.data.lines import read_aligned
-from mtrain.data.reading import Source, Texts
+from mtrain.data.reading import PairSource, Texts
 from mtrain.errors import DataError, DownloadError
 from mtrain.storage import lock_file, new_directory, sha256_of
 
@@ -37,7 +37,7 @@ _ARCHIVE_ERRORS = (
 )
 
 
-class OpusSource(Source):
+class OpusSource(PairSource):
     """`{opus}`: an archive with a text file for each language."""
 
     entry: OpusEntry
@@ -97,7 +97,7 @@ def _licence(archive: StoredFile, names: list[str]) -> str | None:
     return None
 
 
-class SacrebleuSource(Source):
+class SacrebleuSource(PairSource):
     """`{sacrebleu}`: a test set as sacreBLEU itself reads it, with its first reference."""
 
     entry: SacrebleuEntry

@@ -29,6 +29,7 @@ from mtrain.config.sections import DataConfig
 from mtrain.data.cleaning import (
     EvaluationText,
     Hashes,
+    NearMatches,
     TextPair,
     choose_valid,
     digest,
@@ -49,7 +50,6 @@ from mtrain.data.data_report import (
     DataReport,
 )
 from mtrain.data.filters import PairFilter
-from mtrain.data.overlap import NearMatches
 from mtrain.data.reading import Pairs
 from mtrain.data.store import OutputFile, map_array
 from mtrain.data.tokenizer import MAX_PIECE_CHARACTERS

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrain.data.cleaning import TextPair, hash_text
+from mtrain.data.cleaning import NearMatch, TextPair, hash_text
 from mtrain.data.filters import REASONS
-from mtrain.data.overlap import NearMatch
 from mtrain.data.store import SIDES, Sentences
 from mtrain.errors import DataError
 

@@ -21,11 +21,9 @@ from numpy.typing import NDArray
 
 from mtrain import console
 from mtrain.config.root import Config
-from mtrain.data.batching import BatchPlan
+from mtrain.data.batching import BatchPlan, Mixture
 from mtrain.data.corpus import CHUNK_PAIRS, read_pairs
 from mtrain.data.encoding import SubwordSampler
-from mtrain.data.identity import train_tags
-from mtrain.data.order import Mixture
 from mtrain.data.reading import Pairs
 from mtrain.data.store import StoreWriter, TokenStore, TurnedStore
 from mtrain.data.tokenizer import load_tokenizers
@@ -103,7 +101,7 @@ class Epochs:
         """Shared by all epochs, as it caches the segmentations of words."""
         return SubwordSampler(
             load_tokenizers(self._prepared),
-            train_tags(self._config),
+            [entry.tag for entry in self._config.data.train],
             self._config.tokenizer.sampling,
             self._config.data.max_length,
         )
@@ -121,6 +119,6 @@ class Epochs:
 
 def half_of(n: int, seed: int, epoch: int) -> NDArray[np.bool_]:
     """(n,) True for a random half of the pairs in an even epoch, for the others in the next."""
-    # More numbers than in other seeds (see data.order); zeros count from the fifth on.
+    # More numbers than in other seeds (see data.batching); zeros count from the fifth on.
     is_first_half = np.random.default_rng((seed, epoch // 2, 0, 0, 0)).random(n) < 0.5
     return ~is_first_half if epoch % 2 else is_first_half

@@ -18,7 +18,7 @@ from mtrain import console
 from mtrain.config.entries import HubEntry
 from mtrain.data.downloads import cache_dir, find_in_mirror
 from mtrain.data.files import StoredFile
-from mtrain.data.reading import Source, Texts
+from mtrain.data.reading import PairSource, Texts
 from mtrain.data.tables import ROWS_PER_BATCH, find_columns, read_parquet, texts_of
 from mtrain.errors import DataError, DownloadError, MtrainError
 from mtrain.storage import sha256_of
@@ -32,7 +32,7 @@ _CONFIGS = re.compile(r"(?i)config.*?(?:available|configs)[^\[]*\[(.*?)\]", re.D
 Split = dict[str, Any]
 
 
-class HubSource(Source):
+class HubSource(PairSource):
     """`{hub}`"""
 
     entry: HubEntry

@@ -16,7 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, with_config
+from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from mtrain import console
@@ -135,15 +135,10 @@ def spared_entries(config: Config) -> list[int]:
     return [number for number, entry in enumerate(config.data.train) if not entry.clean]
 
 
-def train_tags(config: Config) -> list[str | None]:
-    """The tag of each training entry, if any."""
-    return [entry.tag for entry in config.data.train]
-
-
 def split_tags(config: Config) -> dict[str, str]:
     """The tags of those valid and test sets that have one."""
     tags = {name: entry.tag for name, entry in _splits(config).items()}
-    if config.data.valid is None and len(known := set(train_tags(config))) == 1:
+    if config.data.valid is None and len(known := {entry.tag for entry in config.data.train}) == 1:
         tags["valid"] = known.pop()  # held out from entries that all have this tag
     return {name: tag for name, tag in tags.items() if tag is not None}
 
@@ -159,7 +154,6 @@ def _splits(config: Config) -> dict[str, Entry]:
     return data.test if data.valid is None else {"valid": data.valid} | data.test
 
 
-@with_config({"extra": "allow"})
 class _Seen(TypedDict):
     size_bytes: int
     mtime_ns: int

@@ -13,8 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrain.data.order import Indices
-
+Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 Lengths = NDArray[np.integer]
 
 # Target tokens of a micro-batch that fit in a core's caches, or keep a GPU busy.

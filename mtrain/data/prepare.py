@@ -42,7 +42,6 @@ from mtrain.data.identity import (
     split_languages,
     split_tags,
     train_names,
-    train_tags,
 )
 from mtrain.data.lock import Lock
 from mtrain.data.sources import languages_of
@@ -315,7 +314,7 @@ def _learn_pieces(config: Config, inputs: Inputs, corpus: Corpus, directory: Pat
         corpus.report.n_kept,
         directory,
         config.data.seed,
-        sorted({tag for tag in train_tags(config) if tag is not None}),
+        sorted({entry.tag for entry in config.data.train if entry.tag is not None}),
         inputs.mono_texts,
     )
 
@@ -334,7 +333,7 @@ def _encode(
         tokenizers,
         config.data.max_length,
         train_names(config),
-        train_tags(config),
+        [entry.tag for entry in config.data.train],
         splits,
         keeps_text=config.tokenizer.sampling > 0,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +135,10 @@ class Reading:
 
 @dataclass
 class Source:
-    """What an entry stands for: its label, its files, and their pairs.
+    """What an entry stands for: its label and its files.
 
-    Each kind of entry with pairs of its own has a subclass. This class serves entries of text in
-    one language, and those without files, whose pairs are generated.
+    This class serves entries of text in one language, and those without files, whose pairs are
+    generated; the others are a `PairSource`.
     """
 
     entry: Any
@@ -176,6 +177,10 @@ class Source:
         """Find the file that a key of the entry names."""
         return self.reading.locate(getattr(self.entry, key), self.entry.sha256.get(key))
 
+
+class PairSource(Source, ABC):
+    """An entry with pairs of its own; each kind is a subclass."""
+
+    @abstractmethod
     def texts(self) -> Iterator[tuple[Texts, Texts]]:
         """Yield sources and targets, many at a time."""
-        raise NotImplementedError

@@ -30,7 +30,7 @@ from mtrain.data.catalogues import OpusSource, SacrebleuSource
 from mtrain.data.files import split_member
 from mtrain.data.hub import HubSource
 from mtrain.data.lines import decode, read_aligned, read_chunks
-from mtrain.data.reading import Pairs, Reading, Source, Texts
+from mtrain.data.reading import Pairs, PairSource, Reading, Source, Texts
 from mtrain.data.tables import ParquetSource
 from mtrain.errors import DataError
 
@@ -73,7 +73,7 @@ def read_pairs(entry: Entry, reading: Reading) -> Iterator[Pairs]:
 
     The pairs of a `cldr` entry are generated, not read: see `data.cldr`.
     """
-    source = open_source(entry, reading)
+    source = SOURCES[type(entry)](entry, reading)
     n, n_read = reading.chunk_pairs, 0
     for src, tgt in source.texts():
         n_read += len(src)
@@ -100,7 +100,7 @@ def read_mono(entry: MonoEntry, reading: Reading) -> Iterator[list[str]]:
 # -- kinds of entries ------------------------------------------------------------------------
 
 
-class FilesSource(Source):
+class FilesSource(PairSource):
     """`{source, target}`: line n of one file with line n of the other."""
 
     entry: FilesEntry
@@ -109,7 +109,7 @@ class FilesSource(Source):
         yield from read_aligned(self.locate("source"), self.locate("target"), self.reading)
 
 
-class TsvSource(Source):
+class TsvSource(PairSource):
     """`{tsv}`: two columns of a file, whose lines have as many columns as the first."""
 
     entry: TsvEntry
@@ -144,7 +144,7 @@ class TsvSource(Source):
             yield src, tgt
 
 
-class JsonlSource(Source):
+class JsonlSource(PairSource):
     """`{jsonl}`: one object per line; blank lines are skipped."""
 
     entry: JsonlEntry
@@ -199,7 +199,7 @@ def _json_object(line: str, place: str) -> dict[str, Any]:
     return value
 
 
-SOURCES: dict[type[Section], type[Source]] = {
+SOURCES: dict[type[Section], type[PairSource]] = {
     FilesEntry: FilesSource,
     TsvEntry: TsvSource,
     JsonlEntry: JsonlSource,
@@ -211,5 +211,5 @@ SOURCES: dict[type[Section], type[Source]] = {
 
 
 def open_source(entry: Entry | MonoEntry, reading: Reading) -> Source:
-    """Return what an entry stands for; `cldr` and `mono` need no class of their own."""
+    """Return what an entry stands for."""
     return SOURCES.get(type(entry), Source)(entry, reading)

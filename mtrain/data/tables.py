@@ -15,13 +15,13 @@ from typing import IO, Any
 from mtrain.config.entries import ParquetEntry, TableEntry
 from mtrain.data.files import StoredFile
 from mtrain.data.lines import decode
-from mtrain.data.reading import Reading, Source, Texts
+from mtrain.data.reading import PairSource, Reading, Texts
 from mtrain.errors import DataError
 
 ROWS_PER_BATCH = 20_000
 
 
-class ParquetSource(Source):
+class ParquetSource(PairSource):
     """`{parquet}`"""
 
     entry: ParquetEntry

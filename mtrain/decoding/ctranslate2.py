@@ -139,8 +139,8 @@ class CTranslate2Engine:
     ) -> Iterator[tuple[int, list[list[float]]]]:
         for number, batch in enumerate(batches):
             results = self.translator.score_batch(
-                [[self.src_pieces[i] for i in pair.src] for pair in batch],
-                [[self.tgt_pieces[i] for i in pair.tgt] for pair in batch],
+                [[self.src_pieces[i] for i in source] for source, _ in batch],
+                [[self.tgt_pieces[i] for i in target] for _, target in batch],
                 max_input_length=0,
             )
             yield number, [result.log_probs for result in results]

@@ -89,12 +89,7 @@ class Segment:
     key: int  # of its random draws
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The ids, without EOS, of a source and of a given translation."""
-
-    src: list[int]
-    tgt: list[int]
+Pair = tuple[list[int], list[int]]  # the ids, without EOS, of a source and a given translation
 
 
 class Engine(Protocol):
@@ -183,8 +178,8 @@ class TorchEngine:
         )
 
     def _log_probs(self, pairs: Sequence[Pair]) -> list[list[float]]:
-        src, mask = self._pad([pair.src for pair in pairs])
-        return token_log_probs(self.models, src, mask, [pair.tgt for pair in pairs])
+        src, mask = self._pad([source for source, _ in pairs])
+        return token_log_probs(self.models, src, mask, [target for _, target in pairs])
 
     def _pad(self, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """Ids -> (B, S) with EOS, and the mask (B, 1, 1, S), on the device."""

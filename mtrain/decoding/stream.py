@@ -96,7 +96,6 @@ class Job:
     second: SecondFile | None = None
     head: AlignmentHead | None = None  # where to read off word links
     format: Format = "text"
-    tab_prefix: bool = False  # the source ends at a tab; the beginning of its translation follows
 
     @property
     def scores(self) -> bool:
@@ -221,7 +220,7 @@ class Job:
             "input": identity,
             "model": [digest(weights_of(model)) for model in engine.models],
             "engine": f"{engine.program} {engine.precision}",
-            "options": asdict(self.search) | {"format": self.format, "tab": self.tab_prefix},
+            "options": asdict(self.search) | {"format": self.format},
             "tag": self.translator.src_tokenizer.tag,
             "alignment": None if self.head is None else asdict(self.head),
         }
@@ -263,9 +262,6 @@ class Job:
     ) -> list[Translation]:
         """Translations with warnings about the bytes of their lines as well."""
         lines = list(map(_text, raw))
-        if self.tab_prefix:
-            cut = [line.partition("\t") for line in lines]
-            lines, prefixes = [source for source, _, _ in cut], [prefix for _, _, prefix in cut]
         found = self.translator.translate_detailed(lines, self.search, progress, prefixes, first)
         return [
             replace(translation, warnings=[*_encoding_warnings(line), *translation.warnings])

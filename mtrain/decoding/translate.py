@@ -23,8 +23,8 @@ from mtrain.config.root import Config
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import EOS, Tokenizer, tokenizers_of
 from mtrain.decoding.ctranslate2 import CTranslate2Engine
-from mtrain.decoding.engine import Engine, Pair, Search, Segment, TorchEngine
-from mtrain.decoding.mbr import by_agreement
+from mtrain.decoding.engine import Engine, Search, Segment, TorchEngine
+from mtrain.decoding.sampling import by_agreement
 from mtrain.decoding.search import Hypothesis
 from mtrain.decoding.sentences import split_text
 from mtrain.errors import CheckpointError, DataError, ModelError, UsageError
@@ -126,10 +126,6 @@ class Translator:
     def model(self) -> Transformer:
         """The first model of an ensemble, or the only one."""
         return self.engine.models[0]
-
-    @property
-    def precision(self) -> str:
-        return self.engine.precision
 
     @property
     def needs_tag(self) -> bool:
@@ -241,8 +237,8 @@ class Translator:
         self.check(search)
         src_ids = self.src_tokenizer.encode([normalize(line) for line in sources])
         tgt_ids = self.tgt_tokenizer.encode([normalize(line) for line in targets])
-        pairs = [Pair(src, tgt) for src, tgt in zip(src_ids, tgt_ids, strict=True)]
-        lengths = [max(len(pair.src), len(pair.tgt)) + 1 for pair in pairs]
+        pairs = list(zip(src_ids, tgt_ids, strict=True))
+        lengths = [max(len(src), len(tgt)) + 1 for src, tgt in pairs]
         log_probs = dict(self._in_batches(self.engine.log_probs, pairs, lengths, n_rows=1))
         return [
             ScoredPair(

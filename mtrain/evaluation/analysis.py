@@ -7,19 +7,19 @@ the run and from its prepared data, and is skipped with a sentence where these a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from mtrain.config.root import Config
+from mtrain.config.root import Config, in_languages
 from mtrain.data.cleaning import hash_text, normalize
 from mtrain.data.store import read_target_hashes
 from mtrain.evaluation.breakdown import Breakdown, break_down
 from mtrain.evaluation.diagnostics import Diagnosis, diagnose
-from mtrain.evaluation.metrics import composed, reference_streams, statistics
-from mtrain.run import RunDir
+from mtrain.evaluation.metrics import composed, reference_streams, scoring_of, statistics
+from mtrain.run import RunDir, Split
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,6 @@ class Analysis:
 
     diagnosis: Diagnosis
     breakdown: Breakdown
-
-    def to_json(self) -> dict[str, Any]:
-        """`diagnosis` and `breakdown`, in plain dictionaries and lists."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Analysis:
-        """What `to_json` gave."""
-        return ANALYSIS.validate_python(value)
 
     def fits(self, n_lines: int) -> bool:
         """Whether it can be of a text of so many lines."""
@@ -53,7 +44,7 @@ class Analysis:
         )
 
 
-ANALYSIS: TypeAdapter[Analysis] = TypeAdapter(Analysis)
+ANALYSIS: TypeAdapter[Analysis] = TypeAdapter(Analysis)  # reads what `asdict` gave
 
 
 @dataclass(frozen=True)
@@ -75,9 +66,8 @@ class TrainingText:
 
 
 def analyse(
-    sources: Sequence[str],
+    split: Split,
     hypotheses: Sequence[str],
-    references: Sequence[Sequence[str]],
     config: Config,
     training: TrainingText,
     model_scores: Sequence[float] | None = None,
@@ -86,25 +76,19 @@ def analyse(
 
     Of several references of each line, the first one tells what is usual; scores regard all.
     """
-    sources, hypotheses = composed(sources), composed(hypotheses)
-    references = reference_streams(references, len(hypotheses))
+    sources, hypotheses = composed(split.sources), composed(hypotheses)
+    references = reference_streams(split.all_references, len(hypotheses))
+    languages = in_languages(config, split.languages)
     diagnosis = diagnose(
         sources,
         hypotheses,
         references[0],
-        source_lang=config.source,
-        target_lang=config.target,
+        source_lang=languages.source,
+        target_lang=languages.target,
         was_seen=training.was_seen,
     )
     bleu, chrf = (
-        statistics(
-            metric,
-            hypotheses,
-            references,
-            config.target,
-            config.evaluate.tokenize,
-            config.evaluate.lowercase,
-        )
+        statistics(metric, hypotheses, references, *scoring_of(config, split.languages))
         for metric in ("bleu", "chrf")
     )
     breakdown = break_down(

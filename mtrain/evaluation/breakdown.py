@@ -35,6 +35,9 @@ class Group:
     chrf: float
 
 
+ScoreGroup = Callable[[str, NDArray[np.int64]], Group]  # of a label and line numbers
+
+
 @dataclass(frozen=True, slots=True)
 class Grouping:
     """A test set cut into groups by one property of its sentences."""
@@ -96,11 +99,18 @@ def break_down(
     model_scores      log-probability / length^p of each output
     training_counts   how often each lower-cased word of the sources occurs in training
     """
-    score = _GroupScorer(bleu, chrf)
+
+    def score(label: str, lines: NDArray[np.int64]) -> Group:
+        return Group(label, len(lines), bleu.score(lines), chrf.score(lines))
+
     each = np.array(chrf.of_each())
+    lengths = np.array([count_words(source) for source in sources], dtype=float)
+    band = np.minimum(each // 10, 9).astype(int)
+    bands = [score(f"{10 * i}-{10 * i + 10}", np.flatnonzero(band == i)) for i in np.unique(band)]
+    by_length = _by_quantiles(lengths, score, _length_label)
     groupings = [
-        _by_quantiles("source_length", "source length", _lengths(sources), score, _length_label),
-        _by_sentence_chrf(each, score),
+        Grouping("source_length", "source length", by_length),
+        Grouping("sentence_chrf", "chrF of the sentence", bands),  # empty ones are left out
     ]
     skipped = {}
     if training_counts is None:
@@ -118,37 +128,16 @@ def break_down(
     return Breakdown(each.tolist(), groupings, over, under, calibration, skipped)
 
 
-@dataclass(frozen=True)
-class _GroupScorer:
-    bleu: Statistics
-    chrf: Statistics
-
-    def __call__(self, label: str, lines: NDArray[np.int64]) -> Group:
-        return Group(label, len(lines), self.bleu.score(lines), self.chrf.score(lines))
-
-
 # -- groups ----------------------------------------------------------------------------------
-
-
-def _lengths(sources: Sequence[str]) -> NDArray[np.float64]:
-    return np.array([count_words(source) for source in sources], dtype=float)
 
 
 def _length_label(low: float, high: float) -> str:
     return f"{low:.0f} words" if low == high else f"{low:.0f}-{high:.0f} words"
 
 
-def _score_label(low: float, high: float) -> str:
-    return f"{low:.2f} to {high:.2f}"
-
-
 def _by_quantiles(
-    name: str,
-    title: str,
-    values: NDArray[np.float64],
-    score: _GroupScorer,
-    label: Callable[[float, float], str],
-) -> Grouping:
+    values: NDArray[np.float64], score: ScoreGroup, label: Callable[[float, float], str]
+) -> list[Group]:
     """N_GROUPS groups of about one size; equal values stay together."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, N_GROUPS + 1)[1:-1]))
     number = np.searchsorted(edges, values, side="left")
@@ -156,18 +145,11 @@ def _by_quantiles(
     for i in np.unique(number):
         lines = np.flatnonzero(number == i)
         groups.append(score(label(values[lines].min(), values[lines].max()), lines))
-    return Grouping(name, title, groups)
-
-
-def _by_sentence_chrf(each: NDArray[np.float64], score: _GroupScorer) -> Grouping:
-    """Ten bands of chrF; empty ones are left out."""
-    band = np.minimum(each // 10, 9).astype(int)
-    groups = [score(f"{10 * i}-{10 * i + 10}", np.flatnonzero(band == i)) for i in np.unique(band)]
-    return Grouping("sentence_chrf", "chrF of the sentence", groups)
+    return groups
 
 
 def _by_rarest_word(
-    sources: Sequence[str], counts: Mapping[str, int], score: _GroupScorer
+    sources: Sequence[str], counts: Mapping[str, int], score: ScoreGroup
 ) -> Grouping:
     """By how often the rarest word of the source occurs in training."""
     rarest = np.array(
@@ -211,7 +193,7 @@ def _word_balance(
 
 
 def _calibrate(
-    scores: NDArray[np.float64], each: NDArray[np.float64], score: _GroupScorer
+    scores: NDArray[np.float64], each: NDArray[np.float64], score: ScoreGroup
 ) -> Calibration | None:
     n = len(scores)
     if n < 10 or np.ptp(scores) == 0 or np.ptp(each) == 0:
@@ -220,8 +202,8 @@ def _calibrate(
     deviation = ((1 + correlation**2 / 2) / (n - 3)) ** 0.5
     centre = np.arctanh(np.clip(correlation, -0.999999, 0.999999))
     low, high = np.tanh([centre - 1.96 * deviation, centre + 1.96 * deviation])
-    grouping = _by_quantiles("model_score", "", scores, score, _score_label)
-    return Calibration(correlation, float(low), float(high), grouping.groups)
+    groups = _by_quantiles(scores, score, lambda low, high: f"{low:.2f} to {high:.2f}")
+    return Calibration(correlation, float(low), float(high), groups)
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ from mtrain.evaluation.metrics import (
 )
 
 SIGNIFICANT = 0.05  # the largest p that is not called chance
-_LOWER_IS_BETTER = {"ter"}
+LOWER_IS_BETTER = {"ter"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,34 +93,20 @@ def compare(
     ]
     by_randomization = _paired_test("ar", systems, streams, made)
     by_bootstrap = _paired_test("bs", systems, streams, made)
-    return Comparison(
-        baseline_name,
-        {
-            name: PairedScore(
-                score=float(ar.system.score),
-                baseline_score=float(ar.baseline.score),
-                p_randomization=ar.p_value,
-                p_bootstrap=by_bootstrap[name].p_value,
-                signature_randomization=ar.signature,
-                signature_bootstrap=by_bootstrap[name].signature,
-            )
-            for name, ar in by_randomization.items()
-        },
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """One metric in one paired test."""
-
-    baseline: Result
-    system: Result
-    signature: str  # with the kind of test, its trials and its seed
-
-    @property
-    def p_value(self) -> float:
-        assert self.system.p_value is not None
-        return float(self.system.p_value)
+    scores = {}
+    for name, (old, new, signature) in by_randomization.items():
+        _, resampled, signature_bootstrap = by_bootstrap[name]
+        assert new.p_value is not None
+        assert resampled.p_value is not None
+        scores[name] = PairedScore(
+            score=float(new.score),
+            baseline_score=float(old.score),
+            p_randomization=float(new.p_value),
+            p_bootstrap=float(resampled.p_value),
+            signature_randomization=signature,
+            signature_bootstrap=signature_bootstrap,
+        )
+    return Comparison(baseline_name, scores)
 
 
 def _paired_test(
@@ -128,8 +114,11 @@ def _paired_test(
     systems: list[tuple[str, Sequence[str]]],
     references: list[list[str]],
     metrics: dict[str, Metric],
-) -> dict[str, _Outcome]:
-    """sacreBLEU's test of all metrics on the same samples, as its command line does it."""
+) -> dict[str, tuple[Result, Result, str]]:
+    """sacreBLEU's test of all metrics on the same samples, as its command line does it.
+
+    Returns the results of baseline and system, and the signature: kind of test, trials and seed.
+    """
     with fixed_seed():
         signatures, results = PairedTest(systems, metrics, references, test_type)()
     outcomes = {}
@@ -137,7 +126,7 @@ def _paired_test(
         baseline, system = results[theirs]
         assert isinstance(baseline, Result)
         assert isinstance(system, Result)
-        outcomes[ours] = _Outcome(baseline, system, signatures[theirs].format())
+        outcomes[ours] = baseline, system, signatures[theirs].format()
     return outcomes
 
 
@@ -148,5 +137,5 @@ def _sentence(metric: str, score: PairedScore, baseline: str) -> str:
         return f"{label} equals that of {baseline}"
     if not score.is_significant:
         return f"the difference of {size:.1f} {label} to {baseline} is within noise, {p}"
-    is_better = (score.difference > 0) != (metric in _LOWER_IS_BETTER)
+    is_better = (score.difference > 0) != (metric in LOWER_IS_BETTER)
     return f"{size:.1f} {label} {'better' if is_better else 'worse'} than {baseline}, {p}"

@@ -182,6 +182,9 @@ def _ask(
         if (fault := judge(sentence))
     ]
     low, high = wilson_interval(len(suspects), len(outputs))
+    reference_rate = None
+    if references is not None:
+        reference_rate = sum(judge(s) is not None for s in references) / len(references)
     return Diagnostic(
         name,
         TITLES[name],
@@ -189,14 +192,7 @@ def _ask(
         len(suspects) / len(outputs),
         low,
         high,
-        _reference_rate(judge, references),
+        reference_rate,
         [suspect.line for suspect in suspects],
         sorted(suspects, key=lambda suspect: -suspect.severity)[:N_WORST],
     )
-
-
-def _reference_rate(judge: Judge, references: list[Sentence] | None) -> float | None:
-    if references is None:
-        return None
-    n_found = sum(judge(sentence) is not None for sentence in references)
-    return n_found / len(references)

@@ -186,6 +186,10 @@ def urls(sentence: Sentence) -> Fault | None:
     witness = source if sentence.witness is None else _urls(sentence.witness)
     lost = sorted(source & witness - output)
     invented = sorted(output - source - witness)
+    return _lost_or_invented(lost, invented)
+
+
+def _lost_or_invented(lost: Sequence[str], invented: Sequence[str]) -> Fault | None:
     if not (lost or invented):
         return None
     parts = [f"{', '.join(lost)} missing"] if lost else []
@@ -231,11 +235,7 @@ class Names:
             if self._is_name(name) and name in witness and _stem(name) not in output
         ]
         invented = [] if self.is_latin else self._invented(sentence)
-        if not (lost or invented):
-            return None
-        parts = [f"{', '.join(lost)} missing"] if lost else []
-        parts += [f"{', '.join(invented)} invented"] if invented else []
-        return Fault(len(lost) + len(invented), "; ".join(parts))
+        return _lost_or_invented(lost, invented)
 
     def _invented(self, sentence: Sentence) -> list[str]:
         known = f"{sentence.source} {sentence.witness}".casefold()

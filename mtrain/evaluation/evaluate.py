@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtrain import console
 from mtrain.config.load import read_run_config
-from mtrain.config.root import Config, in_languages
+from mtrain.config.root import Config
 from mtrain.data.cleaning import MIN_WORDS_ALONE, count_words
-from mtrain.errors import DataError, StorageError, UsageError
+from mtrain.errors import DataError, UsageError
 from mtrain.evaluation.analysis import TrainingText, analyse
-from mtrain.evaluation.comet import check_installed, comet_score
 from mtrain.evaluation.comparison import compare
 from mtrain.evaluation.given import (
     GivenFiles,
@@ -33,37 +32,30 @@ from mtrain.evaluation.given import (
     read_lines,
     read_sacrebleu,
 )
-from mtrain.evaluation.metrics import METRICS, notices, score_all
-from mtrain.evaluation.results import Evaluation, keep, keep_comparison, own_checkpoint
-from mtrain.evaluation.samples import keep_attention
+from mtrain.evaluation.metrics import (
+    METRICS,
+    check_comet_installed,
+    comet_score,
+    notices,
+    score_all,
+    scoring_of,
+)
+from mtrain.evaluation.results import (
+    Evaluation,
+    keep,
+    keep_attention,
+    keep_comparison,
+    own_checkpoint,
+)
 from mtrain.run import RunDir, Split
 
 if TYPE_CHECKING:
-    from mtrain.decoding.engine import Search
     from mtrain.decoding.translate import Progress, Translator
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """What the command line changes of a run's own way of translating; None changes nothing."""
-
-    checkpoint: str | None = None
-    beam_size: int | None = None
-    length_penalty: float | None = None
-    device: str = "auto"
-    tag: str | None = None
-
-    def search(self, config: Config) -> Search:
-        """The search of a run with these changes."""
-        from mtrain.decoding.engine import Search
-
-        changes = {"beam_size": self.beam_size, "length_penalty": self.length_penalty}
-        return Search.of(config.decode, **changes)
 
 
 def evaluate_split(translator: Translator, split: Split, config: Config) -> Evaluation:
     """Validation: BLEU and chrF under the run's own decoding, without intervals."""
-    result = _translate(translator, split, Decoding().search(config))
+    result = _translate(translator, split, config)
     return _with_scores(result, config, intervals=False, metrics=("bleu", "chrf"))
 
 
@@ -71,16 +63,19 @@ def evaluate_run(
     path: str | Path,
     names: Sequence[str] = (),
     files: Sequence[GivenFiles] = (),
-    decoding: Decoding | None = None,
     comet: str | None = None,
     sacrebleu: Sequence[str] = (),
+    checkpoint: str | None = None,
+    device: str = "auto",
+    tag: str | None = None,
+    **changes: Any,
 ) -> dict[str, Evaluation]:
     """Translate and score splits of a run, by default all its test sets, and any other text.
 
-    `sacrebleu` names test sets that sacreBLEU knows, such as wmt14/full. The run keeps texts and
-    scores of its own splits, and nothing of others.
+    `sacrebleu` names test sets that sacreBLEU knows, such as wmt14/full; `changes` are of the run's
+    own search, as `beam_size=1`. The run keeps texts and scores of its own splits, and nothing of
+    others.
     """
-    decoding = decoding or Decoding()
     run = RunDir.open(path)
     config = _read_config(run, comet)
     if not (names or files or sacrebleu):
@@ -92,20 +87,22 @@ def evaluate_run(
         *read_files(files),
         *(read_sacrebleu(name, config) for name in sacrebleu),
     ]
-    if decoding.tag is not None:
-        splits = [replace(split, tag=decoding.tag) for split in splits]
-    translator = _open_translator(run, decoding)
+    if tag is not None:
+        splits = [replace(split, tag=tag) for split in splits]
+    translator = _open_translator(run, checkpoint, device)
     training = TrainingText.of(run)
     if names:
         run.read_scores()  # damaged? better now than when all is translated
     results = {}
     for split in splits:
-        result = _evaluate_checkpoint(run, translator, split, config, decoding)
+        result = _evaluate_checkpoint(run, translator, split, config, checkpoint, changes)
         result = _analysed(result, config, training)
         result = _with_contamination(result, run, training)
         _give_notice(result, config)
         results[split.name] = keep(result, run, config) if split.name in names else result
-    _keep_attention(run, translator, results.values())
+    own = [result for result in results.values() if result.kept_as == result.split.name]
+    for result in own[:1]:
+        keep_attention(run, translator, result)
     return results
 
 
@@ -163,9 +160,7 @@ def compare_with(
             result.hypotheses,
             outputs[name],
             split.all_references,
-            in_languages(config, split.languages).target,
-            config.evaluate.tokenize,
-            config.evaluate.lowercase,
+            *scoring_of(config, split.languages),
             baseline_name=str(against),
         )
         compared[name] = replace(result, comparison=comparison)
@@ -193,15 +188,20 @@ def _baseline_outputs(
 
 
 def _evaluate_checkpoint(
-    run: RunDir, translator: Translator, split: Split, config: Config, decoding: Decoding
+    run: RunDir,
+    translator: Translator,
+    split: Split,
+    config: Config,
+    checkpoint: str | None,
+    changes: Mapping[str, Any],
 ) -> Evaluation:
     console.message(f"{split.name}: translating {len(split.sources):,} sentences")
     with console.bar(len(split.sources), split.name, "sentences") as bar:
-        result = _translate(translator, split, decoding.search(config), bar.update)
+        result = _translate(translator, split, config, bar.update, **changes)
     # A run that has not been validated yet translates with its last checkpoint.
     has_best = run.weights.exists() or bool(run.best_checkpoints())
     facts = {
-        "checkpoint": decoding.checkpoint or (own_checkpoint(run) if has_best else "last"),
+        "checkpoint": checkpoint or (own_checkpoint(run) if has_best else "last"),
         "checkpoint_sha256": weights_sha256(translator),
         "test_set_sha256": split.sha256,
     }
@@ -210,8 +210,16 @@ def _evaluate_checkpoint(
 
 
 def _translate(
-    translator: Translator, split: Split, search: Search, progress: Progress | None = None
+    translator: Translator,
+    split: Split,
+    config: Config,
+    progress: Progress | None = None,
+    **changes: Any,
 ) -> Evaluation:
+    """Translate by a run's own search with some changes; None changes nothing."""
+    from mtrain.decoding.engine import Search
+
+    search = Search.of(config.decode, **changes)
     started_at = time.monotonic()
     if split.tag is not None:
         translator = translator.tagged(split.tag)
@@ -223,7 +231,7 @@ def _translate(
             "beam_size": search.beam_size,
             "length_penalty": search.length_penalty,
             "length_penalty_form": search.length_penalty_form,
-            "precision": translator.precision,
+            "precision": translator.engine.precision,
         },
         "seconds": round(elapsed_s, 2),
     }
@@ -235,16 +243,8 @@ def _translate(
 def _with_scores(
     result: Evaluation, config: Config, intervals: bool = True, metrics: Sequence[str] = METRICS
 ) -> Evaluation:
-    references, config = result.split.all_references, in_languages(config, result.split.languages)
-    scores = score_all(
-        result.hypotheses,
-        references,
-        config.target,
-        config.evaluate.tokenize,
-        config.evaluate.lowercase,
-        intervals,
-        metrics,
-    )
+    references, settings = result.split.all_references, scoring_of(config, result.split.languages)
+    scores = score_all(result.hypotheses, references, *settings, intervals, metrics)
     # All text is compared in one form of Unicode; where the files are in another, that is said.
     lines = [*result.hypotheses, *chain.from_iterable(references)]
     n_changed = sum(not unicodedata.is_normalized("NFC", line) for line in lines)
@@ -254,19 +254,12 @@ def _with_scores(
 
 def _analysed(result: Evaluation, config: Config, training: TrainingText) -> Evaluation:
     """With what needs the sources: diagnostics, breakdown, and COMET where it is asked for."""
-    split, config = result.split, in_languages(config, result.split.languages)
+    split = result.split
     if config.evaluate.comet is not None:
         model = config.evaluate.comet
         score = comet_score(split.sources, result.hypotheses, split.references, model)
         result = replace(result, scores=result.scores | {"comet": score})
-    analysis = analyse(
-        split.sources,
-        result.hypotheses,
-        split.all_references,
-        config,
-        training,
-        result.model_scores,
-    )
+    analysis = analyse(split, result.hypotheses, config, training, result.model_scores)
     return replace(result, analysis=analysis)
 
 
@@ -278,10 +271,10 @@ def weights_sha256(translator: Translator) -> str:
     return digest({name: tensor.cpu() for name, tensor in weights.items()})
 
 
-def _open_translator(run: RunDir, decoding: Decoding) -> Translator:
+def _open_translator(run: RunDir, checkpoint: str | None, device: str) -> Translator:
     from mtrain.decoding.translate import Translator
 
-    return Translator.from_run(run.path, checkpoint=decoding.checkpoint, device=decoding.device)
+    return Translator.from_run(run.path, checkpoint, device)
 
 
 def _check_same_text(baseline: RunDir, split: Split) -> None:
@@ -299,7 +292,7 @@ class _Baseline:
     def __init__(self, path: Path, device: str) -> None:
         self.run = RunDir.open(path)
         self.config = read_run_config(self.run)
-        self.translator = _open_translator(self.run, Decoding(device=device))
+        self.translator = _open_translator(self.run, None, device)
         self.checkpoint_sha256 = weights_sha256(self.translator)
 
     def outputs(self, split: Split) -> list[str]:
@@ -316,7 +309,7 @@ class _Baseline:
         if known == (self.checkpoint_sha256, split.sha256):
             return [line.translation for line in self.run.read_translations(name)]
         console.message(f"{name}: translating with {self.run.path}")
-        return _translate(self.translator, split, Decoding().search(self.config)).hypotheses
+        return _translate(self.translator, split, self.config).hypotheses
 
 
 # -- what is said of it ----------------------------------------------------------------------
@@ -357,22 +350,9 @@ def leaks_in(manifest: dict[str, Any], split: str) -> dict[str, Any]:
 
 def _give_notice(result: Evaluation, config: Config) -> None:
     """Warn of what an expert would see in the texts of one test set."""
-    references, tokenize = result.split.references, config.evaluate.tokenize
-    target = in_languages(config, result.split.languages).target
-    for notice in notices(result.hypotheses, references, target, tokenize):
+    target, tokenize, _ = scoring_of(config, result.split.languages)
+    for notice in notices(result.hypotheses, result.split.references, target, tokenize):
         console.warn(f"{result.split.name}: {notice}")
-
-
-def _keep_attention(run: RunDir, translator: Translator, results: Iterable[Evaluation]) -> None:
-    """Keep the attention of a few sentences of the first test set scored with the own settings."""
-    own = [result for result in results if result.kept_as == result.split.name]
-    for result in own[:1]:
-        assert result.analysis is not None
-        chrf = result.analysis.breakdown.sentence_chrf
-        try:
-            keep_attention(run, translator, result.split.sources, result.hypotheses, chrf)
-        except StorageError as error:
-            console.warn(f"the attention of {result.split.name} is not kept: {error.message}")
 
 
 def _read_config(run: RunDir, comet: str | None) -> Config:
@@ -383,7 +363,7 @@ def _read_config(run: RunDir, comet: str | None) -> Config:
     config = read_run_config(run)
     named = config.evaluate.comet
     if comet is not None:
-        check_installed()
+        check_comet_installed()
     elif named is not None:
         console.message(
             f"the config of this run names the COMET model {named}, which is only loaded where the "

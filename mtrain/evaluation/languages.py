@@ -74,8 +74,7 @@ def _scripts(text: str) -> Counter[str]:
 class _Trigrams:
     """Log-odds of each trigram: target language against source language."""
 
-    odds: dict[str, float]
-    unseen: float
+    odds: dict[str, float]  # 0 for any other
 
     @classmethod
     def learn(cls, sources: Sequence[str], targets: Sequence[str]) -> _Trigrams:
@@ -92,10 +91,10 @@ class _Trigrams:
             )
             return float(np.log(target / source))
 
-        return cls({trigram: odds(trigram) for trigram in kinds}, 0.0)
+        return cls({trigram: odds(trigram) for trigram in kinds})
 
     def mean_odds(self, trigrams: Sequence[str]) -> float:
-        return sum(self.odds.get(trigram, self.unseen) for trigram in trigrams) / len(trigrams)
+        return sum(self.odds.get(trigram, 0.0) for trigram in trigrams) / len(trigrams)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Hypotheses and references to scores that say how they were made. sacreBLEU underneath, no torch.
 
 BLEU, chrF2 and TER equal the output of `sacrebleu REF -i HYP -m bleu chrf ter --confidence` to the
-last digit. The 95 % interval is the mean of the scores of 1,000
-resampled test sets, plus and minus half the distance of their 2.5th and 97.5th percentiles ("μ ±"
-in its output); `low` and `high` are its ends. A score always comes with its signature.
+last digit. The 95 % interval is the mean of the scores of 1,000 resampled test sets, plus and minus
+half the distance of their 2.5th and 97.5th percentiles ("μ ±" in its output); `low` and `high` are
+its ends. A score always comes with its signature. COMET, a learnt metric that also reads the
+source, is an extra, imported on demand.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,9 +25,11 @@ from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF, CHRFScore
 from sacrebleu.metrics.ter import TER, TERScore
+from sacrebleu.significance import estimate_ci
 from sacrebleu.tokenizers import tokenizer_spm
 from sacrebleu.utils import SACREBLEU_DIR
 
+from mtrain.config.root import Config, in_languages
 from mtrain.errors import DataError, UsageError
 from mtrain.languages import language
 
@@ -34,6 +38,7 @@ Scored = TypeVar("Scored", CHRFScore, TERScore)
 METRICS = ("bleu", "chrf", "ter")
 BOOTSTRAP_SAMPLES = 1000
 BOOTSTRAP_SEED = 12345
+COMET_BATCH_SIZE = 16
 
 # The languages of which words are not separated by spaces, by every code they go by.
 _CHINESE = {"Hans", "Hant", "Hani"}  # scripts
@@ -57,6 +62,15 @@ class Score:
 
 
 References = Sequence[str] | Sequence[Sequence[str]]  # one a hypothesis, or several lists of them
+
+
+def scoring_of(config: Config, languages: tuple[str, str] | None) -> tuple[str, str, bool]:
+    """The target language, tokenizer and lower-casing of a run's scores of one test set.
+
+    languages  of the test set, if they are not the config's
+    """
+    settings = config.evaluate
+    return in_languages(config, languages).target, settings.tokenize, settings.lowercase
 
 
 def composed(lines: Sequence[str]) -> list[str]:
@@ -275,3 +289,52 @@ def _tokenized_lines(lines: Sequence[str]) -> int:
     """How many lines end in " .", where these are too many for chance; else 0."""
     n_lines = sum(line.rstrip().endswith(" .") for line in lines)
     return n_lines if n_lines >= 10 and 10 * n_lines >= len(lines) else 0
+
+
+# -- COMET -----------------------------------------------------------------------------------
+
+
+def comet_score(
+    sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str], model_name: str
+) -> Score:
+    """The mean of COMET's scores of all sentences, times 100, with a bootstrap interval.
+
+    `model_name` is one of the models of Unbabel, such as Unbabel/wmt22-comet-da; it is downloaded
+    once. The interval is made as sacreBLEU makes those of the other metrics.
+    """
+    check_counts(len(hypotheses), len(references))
+    check_comet_installed()
+    from comet import (  # type: ignore[import-not-found,unused-ignore]
+        download_model,
+        load_from_checkpoint,
+    )
+
+    from mtrain.machine.runtime import choose_device  # torch is only needed here
+
+    model = load_from_checkpoint(download_model(model_name))
+    lines = [
+        {"src": source, "mt": hypothesis, "ref": reference}
+        for source, hypothesis, reference in zip(sources, hypotheses, references, strict=True)
+    ]
+    n_gpus = int(choose_device("auto").type == "cuda")
+    found = model.predict(lines, batch_size=COMET_BATCH_SIZE, gpus=n_gpus, progress_bar=False)
+    each = 100 * np.array(found.scores, dtype=float)
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    means = [rng.choice(each, len(each)).mean() for _ in range(BOOTSTRAP_SAMPLES)]
+    mean, half_width = map(float, estimate_ci(np.array(means)))
+    signature = (
+        f"nrefs:1|bs:{BOOTSTRAP_SAMPLES}|seed:{BOOTSTRAP_SEED}|model:{model_name}|"
+        f"version:{version('unbabel-comet')}"
+    )
+    return Score(float(each.mean()), mean - half_width, mean + half_width, signature)
+
+
+def check_comet_installed() -> None:
+    """Refuse, before anything is translated, to score by what is not there."""
+    try:
+        import comet  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "the metric COMET is not installed",
+            'pip install "mtrain[comet]", or evaluate without --comet and `evaluate.comet`',
+        ) from error

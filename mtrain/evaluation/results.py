@@ -1,19 +1,29 @@
-"""The result of one test set, and how a run keeps it: scores.json and translations/."""
+"""The result of one test set, and what a run keeps of it: scores, translations, some attention."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtrain import console
 from mtrain.config.root import Config
+from mtrain.data.cleaning import count_words, normalize
 from mtrain.errors import StorageError
 from mtrain.evaluation.analysis import Analysis
 from mtrain.evaluation.comparison import Comparison
 from mtrain.evaluation.metrics import Score
 from mtrain.run import RunDir, ScoreKey, Split
 from mtrain.storage import atomic_write, write_json
+
+if TYPE_CHECKING:
+    from mtrain.decoding.translate import Translator
+
+# What a translation is called of which so large a share of the others have a lower chrF.
+GRADES = {"good": 0.75, "usual": 0.5, "poor": 0.25}
+_WORDS = range(4, 21)  # of a source that shows something, and that is seen at a glance
+_MOST_PIECES = 60  # of a sentence whose attention is kept
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ def _keep_translations(run: RunDir, stem: str, result: Evaluation) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     for suffix, texts in (("txt", result.hypotheses), ("jsonl", lines)):
         atomic_write(run.translations / f"{stem}.{suffix}", "".join(f"{t}\n" for t in texts))
-    write_json(run.translations / f"{stem}.analysis.json", result.analysis.to_json())
+    write_json(run.translations / f"{stem}.analysis.json", asdict(result.analysis))
 
 
 def _warn_of_another_text(entry: dict[str, Any], key: str, run: RunDir, split: Split) -> None:
@@ -112,3 +122,33 @@ def _warn_of_another_text(entry: dict[str, Any], key: str, run: RunDir, split: S
             f"{split.sha256[:12]}): its old scores in {run.scores} are replaced, and cannot be "
             "compared with the new ones"
         )
+
+
+# -- a few sentences -------------------------------------------------------------------------
+
+
+def samples(sources: Sequence[str], chrf: Sequence[float]) -> dict[str, int]:
+    """Grade -> line (from 0); `chrf` is that of each sentence."""
+    usual = [line for line, source in enumerate(sources) if count_words(source) in _WORDS]
+    ranked = sorted(usual or range(len(sources)), key=lambda line: (chrf[line], line))
+    return {grade: ranked[int(share * (len(ranked) - 1))] for grade, share in GRADES.items()}
+
+
+def keep_attention(run: RunDir, translator: Translator, result: Evaluation) -> None:
+    """Write what the model looked at in the samples of a test set into the run."""
+    from mtrain.decoding.attention import maps_of_ids
+
+    assert result.analysis is not None
+    sources, chrf = result.split.sources, result.analysis.breakdown.sentence_chrf
+    tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
+    limit = min(_MOST_PIECES - 1, translator.config.data.max_length)  # but for EOS
+    kept = []
+    for line in samples(sources, chrf).values():
+        texts = sources[line], result.hypotheses[line]
+        ids = [t.encode([normalize(text)])[0] for t, text in zip(tokenizers, texts, strict=True)]
+        if all(1 <= len(row) <= limit for row in ids):
+            kept.append(maps_of_ids(translator, *ids).to_json())
+    try:
+        write_json(run.attention, kept)
+    except StorageError as error:
+        console.warn(f"the attention of {result.split.name} is not kept: {error.message}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -35,6 +35,11 @@ class Spread:
     mean: float
     std: float  # of a sample: n - 1 in the denominator
     n_runs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of one value per run."""
+        return cls(mean(values), stdev(values), len(values))
 
 
 Spreads = Mapping[str, Mapping[str, Spread]]  # test set -> metric
@@ -74,7 +79,8 @@ def spreads_of_seeds(runs: Mapping[str, Results]) -> Spreads:
     """
     if len(runs) < 2:
         return {}
-    if keys := _differing_keys([read_run_config(RunDir.open(path)) for path in runs]):
+    differences = differing_keys([read_run_config(RunDir.open(path)) for path in runs])
+    if keys := [key for key in differences if key not in _NOT_OF_THE_MODEL]:
         console.warn(
             f"these runs are no seeds of one config, so no mean is shown: they differ in "
             f"{', '.join(f'`{key}`' for key in keys)}"
@@ -84,7 +90,7 @@ def spreads_of_seeds(runs: Mapping[str, Results]) -> Spreads:
     shared = [name for name in first if all(name in results for results in others)]
     return {
         name: {
-            metric: _spread([results[name].scores[metric].score for results in runs.values()])
+            metric: Spread.of([results[name].scores[metric].score for results in runs.values()])
             for metric in first[name].scores
         }
         for name in shared
@@ -97,7 +103,10 @@ def to_json(runs: Mapping[str, Results], means: Spreads) -> dict[str, Any]:
     Of several: `runs`: run directory -> that; `mean`: test set -> metric -> mean, std, n_runs.
     """
     objects = {
-        path: {name: _as_object(result) for name, result in results.items()}
+        path: {
+            name: result.to_json() | ({} if result.analysis is None else asdict(result.analysis))
+            for name, result in results.items()
+        }
         for path, results in runs.items()
     }
     if len(runs) == 1:
@@ -107,11 +116,6 @@ def to_json(runs: Mapping[str, Results], means: Spreads) -> dict[str, Any]:
         for name, metrics in means.items()
     }
     return {"runs": objects, "mean": spreads}
-
-
-def _as_object(result: Evaluation) -> dict[str, Any]:
-    analysis = {} if result.analysis is None else result.analysis.to_json()
-    return result.to_json() | analysis
 
 
 def mean_sentences(means: Spreads) -> list[str]:
@@ -136,31 +140,24 @@ def _remark(entry: Diagnostic) -> str:
     return f"{entry.rate:.1%} of outputs: {entry.title}{usual}, such as line {line}: {detail}"
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(mean(values), stdev(values), len(values))
-
-
 def _interval(score: Score) -> str:
     if score.low is None or score.high is None:
         return ""
     return f"[{score.low:.2f}, {score.high:.2f}]"
 
 
-def _differing_keys(configs: Sequence[Config]) -> list[str]:
-    """Keys by which configs differ, but for those that make them seeds of one."""
-    flat = [dict(_flatten(config.model_dump(mode="json"))) for config in configs]
-    keys = dict.fromkeys(key for values in flat for key in values)
-    return [
-        key
-        for key in keys
-        if key not in _NOT_OF_THE_MODEL and len({repr(values.get(key)) for values in flat}) > 1
-    ]
+def differing_keys(configs: Sequence[Config]) -> dict[str, list[Any]]:
+    """Dotted key -> the value in each config (None: it has none), where these differ."""
+    flat = [dict(_leaves(config.model_dump(mode="json"))) for config in configs]
+    keys = dict.fromkeys(key for leaves in flat for key in leaves)
+    values = {key: [leaves.get(key) for leaves in flat] for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(its key with dots, value) of all that a nested mapping holds."""
-    items: list[tuple[str, Any]] = []
-    for key, item in value.items():
-        is_section = isinstance(item, dict)
-        items += _flatten(item, f"{prefix}{key}.") if is_section else [(prefix + key, item)]
-    return items
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that nested mappings and lists hold."""
+    if isinstance(value, dict | list) and value:
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value

@@ -21,11 +21,10 @@ from pathlib import Path
 from mtrain import console
 from mtrain.config.literals import Engine
 from mtrain.config.load import dump_config, read_run_config
-from mtrain.config.root import in_languages
 from mtrain.decoding.engine import Search
 from mtrain.decoding.translate import Translator
 from mtrain.errors import UsageError
-from mtrain.evaluation.metrics import score_all
+from mtrain.evaluation.metrics import score_all, scoring_of
 from mtrain.machine import runtime
 from mtrain.run import RunDir, Split
 from mtrain.storage import atomic_write, check_writable, write_json
@@ -64,7 +63,7 @@ def sweep(path: str | Path, checkpoint: str | None = None, device: str = "auto")
     first = Translator.from_run(path, checkpoint, device)
     systems = list(_systems(first, path, checkpoint, device))
     ways = {
-        precision: _ways(precision == first.precision, config.decode.length_penalty)
+        precision: _ways(precision == first.engine.precision, config.decode.length_penalty)
         for precision, _ in systems
     }
     n_points = sum(map(len, ways.values()))
@@ -97,8 +96,8 @@ def _systems(
     first: Translator, path: str | Path, checkpoint: str | None, device: str
 ) -> Iterator[tuple[str, Callable[[], Translator]]]:
     """Every precision of ours that is fast here, then CTranslate2's; and how to open each."""
-    yield first.precision, lambda: first
-    if first.precision == "bf16":
+    yield first.engine.precision, lambda: first
+    if first.engine.precision == "bf16":
         yield "fp32", lambda: Translator.from_run(path, checkpoint, device, "fp32")
     if find_spec("ctranslate2") is None:
         console.message(
@@ -113,7 +112,7 @@ def _systems(
 def _measure(way: Point, translator: Translator, valid: Split) -> Point:
     """Translate, time and score."""
     translator = translator.tagged(valid.tag)
-    config = in_languages(translator.config, valid.languages)
+    config = translator.config
     search = Search.of(config.decode, beam_size=way.beam, length_penalty=way.length_penalty)
     sources, references = valid.sources[:N_SENTENCES], valid.references[:N_SENTENCES]
     translator.translate_detailed(sources[:N_WARM_UP], search)
@@ -123,9 +122,7 @@ def _measure(way: Point, translator: Translator, valid: Split) -> Point:
     scores = score_all(
         [translation.text for translation in translations],
         references,
-        config.target,
-        config.evaluate.tokenize,
-        config.evaluate.lowercase,
+        *scoring_of(config, valid.languages),
         intervals=False,
         metrics=("bleu", "chrf"),
     )

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mtrain import __version__, console
-from mtrain.config.root import in_languages
 from mtrain.data.cleaning import normalize
 from mtrain.data.tokenizer import model_files
 from mtrain.decoding.ctranslate2 import CTranslate2Engine, import_ctranslate2, save_ctranslate2
 from mtrain.decoding.translate import Translator
 from mtrain.errors import ModelError, UsageError
-from mtrain.evaluation.metrics import score_all
+from mtrain.evaluation.metrics import score_all, scoring_of
 from mtrain.model.weights import digest, weights_of
 from mtrain.run import RunDir, Split
 from mtrain.storage import new_directory, write_json
@@ -109,7 +108,7 @@ def compare(
 ) -> Check:
     """Translate the beginning of valid with both engines; both score mtrain's translations."""
     translator = translator.tagged(valid.tag)
-    config = in_languages(translator.config, valid.languages)
+    settings = scoring_of(translator.config, valid.languages)
     tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
     engine = CTranslate2Engine(directory, tokenizers, translator.model)
     other = translator.with_engine(engine)
@@ -123,16 +122,8 @@ def compare(
     ours = translator.translate(sources)
     theirs = other.translate(sources)
     bleu, bleu_ctranslate2 = (
-        score_all(
-            hypotheses,
-            references,
-            config.target,
-            config.evaluate.tokenize,
-            config.evaluate.lowercase,
-            intervals=False,
-            metrics=("bleu",),
-        )["bleu"].score
-        for hypotheses in (ours, theirs)
+        score_all(texts, references, *settings, intervals=False, metrics=("bleu",))["bleu"].score
+        for texts in (ours, theirs)
     )
     n_same = sum(text == other for text, other in zip(ours, theirs, strict=True))
     difference = _difference(translator, other, sources, ours)

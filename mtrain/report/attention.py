@@ -91,24 +91,21 @@ def read_heads(text: str) -> tuple[int, ...] | Literal["all", "mean"]:
     )
 
 
-class AttentionPicture:
-    """A file to draw one or a few sentences into: .png, .svg, or .html with all layers and heads"""
+def check_picture(path: Path) -> None:
+    """A UsageError for a kind of picture that cannot be drawn."""
+    if path.suffix.lower() not in (".html", ".png", ".svg"):
+        raise UsageError(
+            f"{path} is neither .html, .png nor .svg", "choose the kind of picture by its ending"
+        )
 
-    def __init__(self, path: Path, selection: Selection) -> None:
-        self.path, self.selection, self.suffix = path, selection, path.suffix.lower()
-        if self.suffix not in (".html", ".png", ".svg"):
-            raise UsageError(
-                f"{path} is neither .html, .png nor .svg",
-                "choose the kind of picture by its ending",
-            )
 
-    def draw(self, sentences: Sequence[AttentionMaps]) -> None:
-        """Write the file."""
-        if self.suffix == ".html":
-            atomic_write(self.path, attention_page(sentences, self.selection))
-        else:
-            picture = attention_picture(sentences, self.selection, self.suffix.removeprefix("."))
-            atomic_write(self.path, picture)
+def draw_attention(path: Path, sentences: Sequence[AttentionMaps], selection: Selection) -> None:
+    """Write one or a few sentences: .png, .svg, or .html with all layers and heads."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind == "html":
+        atomic_write(path, attention_page(sentences, selection))
+    else:
+        atomic_write(path, attention_picture(sentences, selection, kind))
 
 
 def attention_page(sentences: Sequence[AttentionMaps], selection: Selection = Selection()) -> str:

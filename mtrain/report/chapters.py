@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from jinja2.filters import do_filesizeformat
-from markupsafe import Markup
 
 from mtrain import console
 from mtrain.config.literals import METRIC_NAMES
 from mtrain.data.store import SIDES
-from mtrain.evaluation.samples import samples
+from mtrain.evaluation.results import samples
+from mtrain.evaluation.summary import differing_keys
 from mtrain.languages import language
 from mtrain.report.charts import System, length_chart, speed_charts, systems
-from mtrain.report.facts import RunFacts
+from mtrain.report.facts import RunFacts, SideBySide
 from mtrain.report.scores import Fact, ScoreTable, interval
-from mtrain.report.side_by_side import SideBySide
 
 
 def rounded_count(n: int) -> str:
@@ -140,24 +138,19 @@ def usage(run: RunFacts, test_sets: Sequence[SideBySide]) -> dict[str, str]:
 # -- speed -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Speeds:
-    """What `eval --sweep` measured."""
-
-    points: list[tuple[int, dict[str, Any]]]  # run, point of its sweep.json
-    systems: list[System]  # of the charts, in the order of their colours
-    charts: list[Markup]  # empty where nothing was measured
-
-
-def speeds(runs: Sequence[RunFacts]) -> Speeds:
-    """The sweeps of all runs."""
+def speeds(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
+    """What `eval --sweep` measured: `points` (run, way to decode), `systems` and their `charts`."""
     points: list[tuple[int, dict[str, Any]]] = []
     shown: list[System] = []
     for number, run in enumerate(runs):
         of_run = run.run.read_sweep()
         points += [(number, point) for point in of_run]
         shown += systems(of_run, f"{run.label}: " if len(runs) > 1 else "")
-    return Speeds(points, shown, speed_charts(shown) if shown else [])
+    return {
+        "points": points,
+        "systems": shown,
+        "charts": speed_charts(shown) if shown else [],
+    }
 
 
 # -- training --------------------------------------------------------------------------------
@@ -187,20 +180,7 @@ def training_facts(run: RunFacts) -> list[Fact]:
 # -- data ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DataChapter:
-    """The data of the runs that were trained on the same text."""
-
-    runs: list[int]
-    table: list[tuple[str, int, float]]  # training pairs read, dropped, kept: name, number, share
-    splits: list[tuple[str, int]]
-    sides: list[Fact]
-    sources: list[Fact]
-    report: dict[str, Any]  # what data.data_report wrote; empty lists where it did not
-    lengths: Markup  # empty where lengths were not counted
-
-
-def data_chapters(runs: Sequence[RunFacts]) -> list[DataChapter]:
+def data_chapters(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
     """One per set of prepared data."""
     by_data: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
@@ -208,22 +188,24 @@ def data_chapters(runs: Sequence[RunFacts]) -> list[DataChapter]:
     return [_data_chapter(runs[numbers[0]], numbers) for numbers in by_data.values()]
 
 
-def _data_chapter(run: RunFacts, numbers: list[int]) -> DataChapter:
+def _data_chapter(run: RunFacts, numbers: list[int]) -> dict[str, Any]:
+    """The data of the runs that were trained on the same text; empty where it is not known."""
     manifest, report = run.manifest, run.run.read_data_report()
     rows = [(row["split"], row["reason"], row["pairs"]) for row in manifest.get("table", [])]
     train = [(reason, pairs) for split, reason, pairs in rows if split == "train"]
     n_read = max((pairs for _, pairs in train), default=0)
     lengths = [report["sides"][side]["lengths"] for side in SIDES] if report else []
     lists = ("suspicions", "entries", "near_matches", "repeated_targets")
-    return DataChapter(
-        numbers,
-        [(reason, pairs, pairs / n_read if n_read else 0.0) for reason, pairs in train],
-        [(split, pairs) for split, _, pairs in rows if split != "train"],
-        list(_side_facts(manifest)),
-        [_source(entry) for entry in manifest.get("sources", [])],
-        {name: (report or {}).get(name, []) for name in lists},
-        length_chart("Sentence lengths", lengths) if lengths else Markup(),
-    )
+    return {
+        "runs": numbers,
+        # training pairs read, dropped, kept: name, number, share
+        "table": [(reason, pairs, pairs / n_read if n_read else 0.0) for reason, pairs in train],
+        "splits": [(split, pairs) for split, _, pairs in rows if split != "train"],
+        "sides": list(_side_facts(manifest)),
+        "sources": [_source(entry) for entry in manifest.get("sources", [])],
+        "report": {name: (report or {}).get(name, []) for name in lists},
+        "lengths": length_chart("Sentence lengths", lengths) if lengths else "",
+    }
 
 
 def _side_facts(manifest: Mapping[str, Any]) -> Iterator[Fact]:
@@ -271,24 +253,10 @@ def in_columns(groups: Sequence[Sequence[Fact]]) -> list[tuple[str, list[Fact | 
 
 def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     """The keys in which the configs of several runs differ, and each run's value."""
-    flat = [dict(_leaves(run.config.model_dump(mode="json"))) for run in runs]
-    rows = []
-    for key in dict.fromkeys(key for leaves in flat for key in leaves):
-        values = ["—" if leaves.get(key) is None else str(leaves[key]) for leaves in flat]
-        rows += [(key, values)] if len(set(values)) > 1 else []
-    return rows
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a nested config."""
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and value:
-        for i, item in enumerate(value):
-            yield from _leaves(item, f"{key}.{i}")
-    else:
-        yield key, value
+    return [
+        (key, ["—" if value is None else str(value) for value in values])
+        for key, values in differing_keys([run.config for run in runs]).items()
+    ]
 
 
 def repetition(run: RunFacts) -> dict[str, Any]:

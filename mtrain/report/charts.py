@@ -1,8 +1,7 @@
 """Charts as SVG, drawn by matplotlib: curves of training, lengths, quality against speed.
 
-An SVG inside a page uses the page's style sheet: the colours here are placeholders that become CSS
-variables (`--run-1`, `--soft`, `--rule`), so that one chart serves light, dark and paper. In a
-file of its own they become plain colours.
+An SVG uses the style sheet of the page: the colours here are placeholders that become CSS variables
+(`--run-1`, `--soft`, `--rule`), so that one chart serves light, dark and paper.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -23,8 +21,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mtrain.report.facts import RunFacts
-from mtrain.run import RunDir
-from mtrain.storage import atomic_write
 
 N_RUN_COLOURS = 6
 N_BARS = 25  # of a histogram; the last one holds all that is longer
@@ -37,8 +33,6 @@ _RUNS = [f"#fd000{number}" for number in range(1, N_RUN_COLOURS + 1)]
 _VARIABLES = {_INK: "var(--soft)", _RULE: "var(--rule)"} | {
     colour: f"var(--run-{number})" for number, colour in enumerate(_RUNS, 1)
 }
-_THEME = ("#59626e", "#e1e4e9", "#1f5ea8", "#c05a10", "#23855a", "#7d4fb0", "#8f7400", "#b03a62")
-_COLOURS = dict(zip(_VARIABLES, _THEME, strict=True))  # in a file: the page's light theme
 _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
@@ -62,15 +56,6 @@ _STYLE: dict[Any, Any] = {
 
 
 # -- training --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A chart of training, and what it shows."""
-
-    title: str
-    caption: str
-    svg: Markup
 
 
 @dataclass(frozen=True)
@@ -103,8 +88,8 @@ _CURVES = (
 )
 
 
-def training_curves(runs: Sequence[RunFacts]) -> list[Curve]:
-    """What metrics.jsonl holds, all runs in one chart per quantity."""
+def training_curves(runs: Sequence[RunFacts]) -> list[dict[str, str]]:
+    """`title`, `svg` and `caption` of a chart per quantity in metrics.jsonl, for all runs."""
     curves = []
     for title, caption, series in _CURVES:
         lines = []
@@ -116,7 +101,7 @@ def training_curves(runs: Sequence[RunFacts]) -> list[Curve]:
                 lines += [Line(number, x, y, has_markers)] if known else []
         if lines:
             svg = line_chart(title, lines, may_be_log=title == "Gradient norm")
-            curves.append(Curve(title, caption, svg))
+            curves.append({"title": title, "svg": svg, "caption": caption})
     return curves
 
 
@@ -205,28 +190,6 @@ def speed_charts(shown: Sequence[System]) -> list[Markup]:
     return charts
 
 
-def save_speeds(run: RunDir) -> Path:
-    """Draw the sweep of a run into its sweep.svg: both charts, with a legend; -> its path."""
-    points = run.read_sweep()
-    shown = systems(points)
-    (chosen,) = (point for point in points if point["recommended"])
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.6, 4.2), facecolor="white")
-        panels = figure.subplots(1, 2)
-        for axes, metric in zip(panels, _METRICS, strict=True):
-            _draw_speeds(axes, shown, metric)
-        recommended = f"recommended: beam {chosen['beam']}, penalty {chosen['length_penalty']:g}"
-        panels[0].plot([], [], "o", ms=10, mfc="none", mec=_INK, label=recommended)
-        if any(system.others for system in shown):
-            panels[0].plot([], [], "x", color=_INK, label="other length penalties")
-        figure.suptitle("Quality and speed on valid, by beam (the numbers); right is faster")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-        path = run.sweep.with_suffix(".svg")
-        atomic_write(path, _svg(figure, "speeds", _COLOURS))
-    return path
-
-
 def _draw_speeds(axes: Axes, shown: Sequence[System], metric: str) -> None:
     """A line per system through its beams; other length penalties as crosses."""
     for number, system in enumerate(shown):
@@ -238,7 +201,6 @@ def _draw_speeds(axes: Axes, shown: Sequence[System], metric: str) -> None:
                 style,
                 color=colour,
                 alpha=1 if points is system.own else 0.45,
-                label=system.name if points is system.own else None,
             )
         for point in system.own + system.others:
             place = (point["sentences_per_s"], point[metric])
@@ -282,17 +244,12 @@ def picture_bytes(figure: Figure, format: str, salt: str, **options: Any) -> byt
     return buffer.getvalue()
 
 
-def _svg(figure: Figure, salt: str, colours: Mapping[str, str], **options: Any) -> str:
-    svg = picture_bytes(figure, "svg", salt, **options).decode()
-    for placeholder, colour in colours.items():
-        svg = svg.replace(placeholder, colour)
-    return svg
-
-
 def _for_page(figure: Figure, title: str) -> Markup:
     """A figure as an element of a page: scalable, named, in the page's colours and font."""
     with mpl.rc_context({"svg.fonttype": "none"}):  # text stays text
-        svg = _svg(figure, title, _VARIABLES, transparent=True)
+        svg = picture_bytes(figure, "svg", title, transparent=True).decode()
+    for placeholder, colour in _VARIABLES.items():
+        svg = svg.replace(placeholder, colour)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would style the whole page
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # matplotlib's ids are not unique

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mtrain.evaluation.analysis import Analysis
-from mtrain.evaluation.breakdown import Breakdown, Calibration, Group, Grouping
+from mtrain.evaluation.breakdown import Breakdown, Calibration, Grouping
 from mtrain.evaluation.diagnostics import TITLES, Diagnosis, Diagnostic
-from mtrain.report.facts import RunFacts
-from mtrain.report.side_by_side import Output, SideBySide
+from mtrain.report.facts import Output, RunFacts, SideBySide
 
 _MOST_NAMED = 4  # faults in one sentence
 _SOFT_GAP = 5.0  # points of chrF between groups that are worth a sentence
@@ -37,15 +37,6 @@ class FaultRow:
     def is_noteworthy(self) -> bool:
         """Whether it is more frequent in any run than in the references."""
         return any(one is not None and one.is_noteworthy for one in self.found)
-
-
-@dataclass(frozen=True)
-class GroupRow:
-    """A group of sentences, and the scores of each run on them; None where a run has no such."""
-
-    label: str
-    n_sentences: int
-    groups: list[Group | None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ class Findings:
         return {TITLES[name]: reason for name, reason in reasons.items()}
 
     @property
-    def groups(self) -> dict[str, list[GroupRow]]:
+    def groups(self) -> dict[str, list[dict[str, Any]]]:
         """The test set cut by each property of its sentences, under a title."""
         titles = {
             grouping.name: grouping.title
@@ -92,7 +83,8 @@ class Findings:
         }
         return {title: self._group_rows(name) for name, title in titles.items()}
 
-    def _group_rows(self, name: str) -> list[GroupRow]:
+    def _group_rows(self, name: str) -> list[dict[str, Any]]:
+        """Label, size, and the scores of each run; None where a run has no such group."""
         groupings = [_grouping(analysis.breakdown, name) for analysis in self.analyses]
         by_label = [
             {group.label: group for group in one.groups} if one else {} for one in groupings
@@ -100,7 +92,8 @@ class Findings:
         rows = []
         for label in dict.fromkeys(label for groups in by_label for label in groups):
             groups = [one.get(label) for one in by_label]
-            rows.append(GroupRow(label, max(one.n_sentences for one in groups if one), groups))
+            n_sentences = max(one.n_sentences for one in groups if one)
+            rows.append({"label": label, "n_sentences": n_sentences, "groups": groups})
         return rows
 
     @property

@@ -18,11 +18,10 @@ from mtrain.evaluation.diagnostics import TITLES
 from mtrain.languages import primary
 from mtrain.report import chapters
 from mtrain.report.charts import training_curves
-from mtrain.report.facts import RunFacts, read_runs
+from mtrain.report.facts import RunFacts, put_side_by_side, read_runs
 from mtrain.report.findings import calibration_sentence, findings, in_short
 from mtrain.report.html import render, render_page
 from mtrain.report.scores import how_scored, interval, score_table, significance
-from mtrain.report.side_by_side import put_side_by_side
 from mtrain.run import RunDir
 from mtrain.storage import atomic_write
 

@@ -8,12 +8,10 @@ from typing import Any
 
 from mtrain import console
 from mtrain.config.literals import METRIC_NAMES
-from mtrain.evaluation.comparison import compare
-from mtrain.report.facts import RunFacts
-from mtrain.report.side_by_side import SideBySide
+from mtrain.evaluation.comparison import LOWER_IS_BETTER, compare
+from mtrain.report.facts import RunFacts, SideBySide
 from mtrain.run import ScoreKey
 
-LOWER_IS_BETTER = {"ter"}
 _MOST_TESTED = 2500  # sentences for paired tests, which take long
 
 

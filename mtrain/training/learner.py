@@ -18,8 +18,7 @@ from mtrain.config.root import Config
 from mtrain.config.sections import OptimConfig
 from mtrain.data.batching import Batch, BatchPlan, collate
 from mtrain.data.epochs import Epoch
-from mtrain.data.micro_batches import cut, n_positions, token_limit
-from mtrain.data.order import Indices
+from mtrain.data.micro_batches import Indices, cut, n_positions, token_limit
 from mtrain.errors import OutOfMemoryError
 from mtrain.machine import runtime
 from mtrain.machine.distributed import Distributed
