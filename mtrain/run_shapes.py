@@ -59,6 +59,15 @@ class Source(TypedDict):
 
 
 @_open
+class Choice(TypedDict):
+    """A value that was chosen for a key of the config that is `auto`."""
+
+    key: str
+    value: str | float | int | bool
+    reason: str
+
+
+@_open
 class Manifest(TypedDict):
     """data/manifest.json: what `prepare` recorded of the data."""
 
@@ -80,6 +89,7 @@ class Manifest(TypedDict):
     table: NotRequired[list[Row]]
     sources: NotRequired[list[Source]]
     sizes: NotRequired[dict[str, Count]]  # prepared file -> bytes
+    choices: NotRequired[list[Choice]]
 
 
 @_open
@@ -309,6 +319,7 @@ def _shape(kind: Any) -> TypeAdapter[Any]:
 
 DATA_REPORT = _shape(DataReport)
 MANIFEST = _shape(Manifest)
+CHOICES = _shape(list[Choice])
 SCORES = _shape(dict[str, ScoreEntry])
 RECORD = _shape(Record)
 SWEEP = _shape(list[Point])

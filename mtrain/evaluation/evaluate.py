@@ -61,9 +61,13 @@ class Decoding:
         return Search.of(config.decode, **changes)
 
 
-def evaluate_split(translator: Translator, split: Split, config: Config) -> Evaluation:
+def evaluate_split(
+    translator: Translator, split: Split, config: Config, beam_size: int
+) -> Evaluation:
     """Validation: BLEU and chrF under the run's own decoding, without intervals."""
-    result = _translate(translator, split, Decoding().search(config))
+    search = Decoding(beam_size=beam_size).search(config)
+    with console.bar(len(split.sources), "validating", " sentences") as bar:
+        result = _translate(translator, split, search, bar.update)
     return _with_scores(result, config, intervals=False, metrics=("bleu", "chrf"))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +15,7 @@ from mtrain.errors import NonFiniteError, UsageError
 from mtrain.machine.distributed import Distributed
 from mtrain.run import RunDir
 from mtrain.training.learner import Update
-from mtrain.training.schedule import Progress, Schedule
-
-Clock = Callable[[], float]  # -> seconds
+from mtrain.training.schedule import Clock, Progress, Schedule
 
 MOST_SKIPPED_IN_A_ROW = 20
 
