@@ -71,7 +71,14 @@ train:
   threads: 1
   device: cpu
   precision: fp32
-  optim: {learning_rate: 0.01, warmup_steps: 4, ema_decay: 0.9}
+  both_directions: 0
+  optim:
+    optimizer: adamw
+    learning_rate: 0.01
+    schedule: inverse_sqrt
+    warmup_steps: 4
+    weight_decay: 0.01
+    ema_decay: 0.9
 decode: {beam_size: 2}
 """
 TIMES = {"elapsed_s", "tokens_per_s", "memory_bytes", "validation_s"}

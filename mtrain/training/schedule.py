@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mtrain.config.recipe import MOST_STEPS
 from mtrain.config.sections import TrainConfig
 from mtrain.training.optim import learning_rate
 
@@ -89,8 +90,7 @@ class Schedule:
     def max_steps(self) -> int:
         """The last step, as presently planned."""
         if self.train.budget_s is None:
-            assert self.train.max_steps is not None
-            return self.train.max_steps
+            return self.train.max_steps or MOST_STEPS
         return self.corrections[-1][1]
 
     @property
