@@ -191,7 +191,7 @@ def _train(
         drop_records_beyond(run, progress)
         run.weights.unlink(missing_ok=True)  # of an earlier end; `best` holds the same
 
-    warnings = Warnings(prepared.manifest["vocab_sizes"][1], config.train.optim.warmup_steps)
+    warnings = Warnings(prepared.manifest["vocab_sizes"][1], schedule.warmup_steps)
     with (
         StopRequest(lambda: _unsaved(run, progress)) as stop,
         Log(run, config.train.tensorboard, warnings, Meter(progress, distributed, clock)) as log,

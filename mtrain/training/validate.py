@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,20 @@ def validate(validation: Validation, weights: dict[str, Tensor], step: int) -> d
         "test_set_sha256": validation.split.sha256,
         "decode": result.facts["decode"],
         "sentences": len(validation.split.sources),
+        "samples": samples(validation.split, result.hypotheses),
         "n_distinct_outputs": len(set(result.hypotheses)),
         "n_distinct_references": len(set(validation.split.references)),
         "bleu_of_copying": validation.bleu_of_copying,
         **validation.leaks,
         "validation_s": round(time.perf_counter() - started_at, 3),
     }
+
+
+def samples(split: Split, outputs: Sequence[str]) -> list[list[str]]:
+    """[source, reference, output] of two sentences of usual length, the same in each validation."""
+    by_length = sorted(range(len(outputs)), key=lambda i: len(split.sources[i]))
+    chosen = dict.fromkeys(by_length[len(by_length) * share // 10] for share in (3, 6))
+    return [[split.sources[i], split.references[i], outputs[i]] for i in chosen]
 
 
 @torch.inference_mode()
