@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from mtrain import __version__, console
-from mtrain.commands import evaluate, export, new, prepare, report, train, translate
+from mtrain.commands import evaluate, export, new, prepare, report, runs, train, translate
 from mtrain.commands.exit_codes import outcomes
 
 
@@ -84,6 +84,7 @@ _add("prepare", prepare.prepare, prepare.EXAMPLES)
 _add("train", train.train, train.EXAMPLES)
 _add("translate", translate.translate, translate.EXAMPLES, translate.GroupedOptions)
 _add("eval", evaluate.evaluate, evaluate.EXAMPLES)
+_add("runs", runs.runs, runs.EXAMPLES)
 _add("report", report.report, report.EXAMPLES)
 _add("export", export.export, export.EXAMPLES)
 _add("new", new.new, new.EXAMPLES)

@@ -335,6 +335,11 @@ class RunDir:
         older = f"{ScoreKey.parse(key).split}.{entry.get('checkpoint', 'best')}"
         return str(entry.get("translations", older))
 
+    @property
+    def choices(self) -> Path:
+        """What was chosen for the keys of the config that are `auto`."""
+        return self.data / "choices.json"
+
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with storage_errors(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:

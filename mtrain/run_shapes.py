@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from mtrain.config.entries import SHA256, SLUG
 
 Name = Annotated[str, Field(pattern=SLUG, max_length=200)]  # of a split: part of a file name
+ScoreName = Annotated[str, Field(pattern=SLUG[:-1] + r"(\[[^\]]*\])?$", max_length=1000)]
 Stem = Annotated[str, Field(pattern=r"^[^/\\\x00]+$", max_length=250)]  # a file name
 Hash = Annotated[str, Field(pattern=SHA256)]
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
@@ -52,6 +53,14 @@ class Source(TypedDict):
     sha256: NotRequired[dict[str, str]]
 
 
+class Choice(TypedDict):
+    """A value that was chosen for a key of the config that is `auto`."""
+
+    key: str
+    value: str | float | int | bool
+    reason: str
+
+
 class Manifest(TypedDict):
     """data/manifest.json: what `prepare` recorded of the data."""
 
@@ -73,6 +82,7 @@ class Manifest(TypedDict):
     table: NotRequired[list[Row]]
     sources: NotRequired[list[Source]]
     sizes: NotRequired[dict[str, Count]]  # prepared file -> bytes
+    choices: NotRequired[list[Choice]]
 
 
 class Score(TypedDict):
@@ -91,7 +101,7 @@ class ScoreEntry(TypedDict, total=False):
     chrf: Score
     ter: Score
     comet: Score
-    checkpoint: str
+    checkpoint: Name
     translations: Stem
     test_set_sha256: str
     sentences: Count
@@ -283,7 +293,8 @@ def _shape(kind: Any) -> TypeAdapter[Any]:
 
 DATA_REPORT = _shape(DataReport)
 MANIFEST = _shape(Manifest)
-SCORES = _shape(dict[str, ScoreEntry])
+CHOICES = _shape(list[Choice])
+SCORES = _shape(dict[ScoreName, ScoreEntry])
 RECORD = _shape(Record)
 SWEEP = _shape(list[Point])
 ATTENTION = _shape(list[Maps])

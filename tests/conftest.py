@@ -137,7 +137,15 @@ train:
   validate_every: 200
   save_every: 200
   precision: fp32  # the same on every CPU
-  optim: {learning_rate: 0.003, warmup_steps: 60, label_smoothing: 0, ema_decay: 0.9}
+  both_directions: 0
+  optim:
+    optimizer: adamw
+    learning_rate: 0.003
+    schedule: inverse_sqrt
+    warmup_steps: 60
+    weight_decay: 0.01
+    label_smoothing: 0
+    ema_decay: 0.9
 decode: {precision: fp32}
 """,
         encoding="utf-8",

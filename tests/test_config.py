@@ -763,7 +763,7 @@ def test_the_schema_knows_the_short_forms() -> None:
     assert set(schema["required"]) == {"name", "source", "target", "data"}
     assert "required" not in schema["$defs"]["ModelConfig"]
     assert schema["$defs"]["ModelConfig"]["additionalProperties"] is False
-    assert schema["$defs"]["OptimConfig"]["properties"]["learning_rate"]["default"] == 7e-4
+    assert schema["$defs"]["OptimConfig"]["properties"]["learning_rate"]["default"] == "auto"
 
 
 @pytest.mark.parametrize(

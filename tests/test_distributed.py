@@ -45,7 +45,15 @@ train:
   threads: 1
   device: cpu
   precision: fp32
-  optim: {learning_rate: 0.01, warmup_steps: 2, ema_decay: 0.9, epsilon: 1e-4}  # see assert_near
+  both_directions: 0
+  optim:
+    optimizer: adamw
+    learning_rate: 0.01
+    schedule: inverse_sqrt
+    warmup_steps: 2
+    weight_decay: 0.01
+    ema_decay: 0.9
+    epsilon: 1e-4  # see assert_near
 decode: {beam_size: 1}
 """
 

@@ -172,6 +172,21 @@ def test_scores_are_empty_before_the_first(run):
 # -- metrics ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "scores", [{"a/../b": {}}, {"test/x[beam_size=1]": {}}, {"test": {"checkpoint": "../x"}}]
+)
+def test_scores_under_a_name_that_is_a_path_are_damaged(run, scores):
+    run.scores.write_text(json.dumps(scores))
+    with pytest.raises(DataError, match=r"cannot read .*scores\.json"):
+        run.read_scores()
+
+
+def test_scores_of_other_settings_are_read(run):
+    scores = {"test[beam_size=1,length_penalty=0.5]": {"checkpoint": "avg-best"}}
+    run.scores.write_text(json.dumps(scores))
+    assert run.read_scores() == scores
+
+
 def test_metrics_come_back_in_order_without_a_line_cut_short(run):
     assert run.read_metrics() == []
     records = [

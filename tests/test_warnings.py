@@ -10,7 +10,7 @@ from mtrain.training.log import Warnings
 
 
 def train_record(step: int, nll: float) -> dict[str, Any]:
-    return {"kind": "train", "step": step, "nll": nll}
+    return {"kind": "train", "step": step, "nll": nll, "epoch": step // 100}
 
 
 def valid_record(step: int, **facts: Any) -> dict[str, Any]:
@@ -58,3 +58,16 @@ def test_worse_than_copying_but_not_at_the_first_validation(capsys):
     assert "copying the source scores higher" in said
     assert "at step 2000 (3.0 BLEU against 2.0)" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "warmup", "cause"),
+    [
+        (200, 4000, "the learning rate is still rising, until step 4000"),
+        (200, 0, "the model has seen the training text 3 times"),
+        (900, 0, "check that source and target are in the right languages"),
+    ],
+)
+def test_a_poor_score_has_its_likely_cause(capsys, step, warmup, cause):
+    bad = [valid_record(n, bleu=2.0) for n in (step - 100, step)]
+    assert cause in said_of(capsys, train_record(step, 3.0), *bad, warmup=warmup)

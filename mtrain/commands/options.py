@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mtrain.config.literals import DeviceOrAuto, Quantization
 from mtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from mtrain.config.root import Config
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 RunPath = Annotated[
@@ -24,6 +27,10 @@ Overrides = Annotated[
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Change a value of the config; may be repeated."
     ),
+]
+Reverse = Annotated[
+    bool,
+    typer.Option("--reverse", help="From target to source, as the run NAME-reverse."),
 ]
 Checkpoint = Annotated[
     str | None,
@@ -66,6 +73,16 @@ Force = Annotated[
         "--force", help="Overwrite the output even if it is an input, or a file of another kind."
     ),
 ]
+
+
+def load(path: Path, overrides: list[str] | None, reverse: bool) -> Config:
+    """The config of a command line."""
+    from mtrain.config.load import load_config
+    from mtrain.config.reverse import reverse as reversed_config
+
+    config = load_config(path, overrides or ())
+    return reversed_config(config) if reverse else config
+
 
 # Parameter -> whether it has an effect with the other options given, and what it is for.
 Needs = Mapping[str, tuple[bool, str]]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mtrain.commands.options import ConfigPath, Overrides
+from mtrain.commands.options import ConfigPath, Overrides, Reverse, load
 
 EXAMPLES = (
     "mtrain prepare configs/quickstart.yaml",
@@ -29,12 +29,13 @@ def prepare(
     overrides: Overrides = None,
     force: Force = False,
     processes: Processes = None,
+    reverse: Reverse = False,
 ) -> None:
     """Fetch, clean and tokenize the data, if not yet done.
 
     An interrupted preparation resumes after the last completed step.
     """
-    from mtrain.config.load import load_config
+    loaded = load(config, overrides, reverse)
     from mtrain.data.prepare import prepare as prepare_data
 
-    prepare_data(load_config(config, overrides or ()), config, force=force, n_processes=processes)
+    prepare_data(loaded, config, force=force, n_processes=processes)

@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from mtrain.commands.options import ConfigPath, Overrides, refuse_without_effect
+from mtrain.commands.options import ConfigPath, Overrides, Reverse, load, refuse_without_effect
 
 EXAMPLES = (
     "mtrain train configs/quickstart.yaml",
-    "mtrain train my.yaml --set train.max_steps=500 --set run=runs/trial",
+    "mtrain train my.yaml --set train.budget=30min",
+    "mtrain train my.yaml --set train.budget=30min --plan",
+    "mtrain train my.yaml --reverse",
 )
 
 Fresh = Annotated[
@@ -28,15 +30,14 @@ def train(
     overrides: Overrides = None,
     fresh: Fresh = False,
     plan: Plan = False,
+    reverse: Reverse = False,
 ) -> None:
     """Train or resume training, after preparing the data.
 
     With several processes: torchrun --nproc-per-node 2 -m mtrain train CONFIG.
     """
-    from mtrain.config.load import load_config
-
     refuse_without_effect(context, {"fresh": (not plan, "training, not for --plan")})
-    loaded = load_config(config, overrides or ())
+    loaded = load(config, overrides, reverse)
     from mtrain.training import train as training  # torch is not needed to reject a config
 
     if plan:

@@ -19,10 +19,12 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     Tag,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 SHA256 = r"^[0-9a-f]{64}$"
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -33,18 +35,44 @@ WITHOUT_SPACES = r"^\S+$"
 Sha256 = Annotated[str, Field(pattern=SHA256)]
 
 
+class Automatic:
+    """Marks a key that may be `auto`, its default: `config.recipe` chooses the value.
+
+    Until then, a config holds the default of the field.
+    """
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        value = handler(schema)
+        choices = value["anyOf"] if value.keys() == {"anyOf"} else [value]
+        return {"anyOf": [*choices, {"const": "auto"}]}
+
+
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, nothing is coerced or changed later."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @classmethod
+    def given(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """The keys with a value, without those that are `auto`."""
+        auto = {
+            key
+            for key, field in cls.model_fields.items()
+            if any(isinstance(mark, Automatic) for mark in field.metadata)
+        }
+        return {
+            k: v
+            for k, v in value.items()
+            if not (v is None and k in cls.model_fields) and not (v == "auto" and k in auto)
+        }
+
     @model_validator(mode="before")
     @classmethod
     def _null_is_default(cls, value: Any) -> Any:
-        """Treat a key without a value as absent."""
-        if not isinstance(value, dict):
-            return value
-        return {k: v for k, v in value.items() if v is not None or k not in cls.model_fields}
+        """Treat a key without a value, or with `auto` where it may be, as absent."""
+        return cls.given(value) if isinstance(value, dict) else value
 
 
 PATHS = (

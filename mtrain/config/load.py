@@ -66,6 +66,9 @@ def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     del schema["$defs"]["ModelConfig"]["required"]  # the preset fills the sizes
     for section in (schema, *schema["$defs"].values()):
+        for field in section["properties"].values():
+            if {"const": "auto"} in field.get("anyOf", ()):
+                field["default"] = "auto"
         required = section.get("required", ())
         for key, field in section["properties"].items():
             if key not in required:

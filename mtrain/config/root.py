@@ -14,13 +14,13 @@ from pydantic_core import PydanticCustomError
 from mtrain.config.entries import SLUG, Location, Section
 from mtrain.config.problems import Conflict
 from mtrain.config.sections import (
+    MOST,
     DataConfig,
     DecodeConfig,
     EvaluateConfig,
     ModelConfig,
     TokenizerConfig,
     TrainConfig,
-    given,
 )
 
 
@@ -56,7 +56,7 @@ class Config(Section):
         if isinstance(tokenizer, dict):
             shared = tokenizer.get("shared", True)
         if shared is False and (model is None or isinstance(model, dict)):
-            return value | {"model": {"tied": "output"} | given(model or {})}
+            return value | {"model": {"tied": "output"} | ModelConfig.given(model or {})}
         return value
 
     @model_validator(mode="before")
@@ -154,7 +154,7 @@ def _train_conflicts(config: Config) -> list[Conflict]:
             )
         )
     is_to_zero = optim.schedule in ("linear", "cosine") and train.budget is None
-    if is_to_zero and optim.warmup_steps >= (train.max_steps or 0):
+    if is_to_zero and optim.warmup_steps >= (train.max_steps or MOST):
         found.append(
             Conflict(
                 "train.optim.warmup_steps",

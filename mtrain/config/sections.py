@@ -10,12 +10,19 @@ import re
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
 
 from mtrain.config.clean import CleanConfig, as_filters
 from mtrain.config.entries import (
     DURATION,
     WITHOUT_SPACES,
+    Automatic,
     Entry,
     Location,
     MonoEntry,
@@ -124,8 +131,11 @@ Symbol = Annotated[str, Field(min_length=1, max_length=16, pattern=WITHOUT_SPACE
 class TokenizerConfig(Section):
     """SentencePiece, trained on the training text or loaded from a file."""
 
-    vocab_size: int = Field(
-        default=8000, ge=300, le=1_000_000, description="pieces, special symbols included"
+    vocab_size: Annotated[int, Automatic()] = Field(
+        default=8000,
+        ge=300,
+        le=1_000_000,
+        description="pieces, special symbols included; auto: by the number of pairs",
     )
     type: Literal["unigram", "bpe", "char"] = Field(
         default="unigram",
@@ -153,11 +163,12 @@ class TokenizerConfig(Section):
         default=True, description="one vocabulary for both sides instead of one per side"
     )
     split_digits: bool = Field(default=False, description="make each digit a separate piece")
-    character_coverage: float = Field(
+    character_coverage: Annotated[float, Automatic()] = Field(
         default=1.0,
         ge=0.98,
         le=1.0,
-        description="fraction of characters in the vocabulary; the others are encoded as bytes",
+        description="fraction of characters in the vocabulary; the others are encoded as bytes; "
+        "auto: 1, or 0.9995 where the text has more than 1,000 different ones",
     )
     max_sentences: int = Field(
         default=2_000_000,
@@ -203,7 +214,11 @@ PRESETS: dict[str, dict[str, int]] = {
 class ModelConfig(Section):
     """The Transformer: a preset, any of whose sizes may be overridden."""
 
-    preset: Preset = Field(default="small", description="default of the sizes below")
+    preset: Annotated[Preset, Automatic()] = Field(
+        default="small",
+        description="default of the sizes below; auto: by the number of pairs and the time, or "
+        "small if a size is given",
+    )
     d_model: int = Field(ge=8, le=65_536, description="width D of embeddings and residual stream")
     d_ff: int = Field(ge=8, le=1_048_576, description="inner width F of the feed-forward layers")
     n_heads: int = Field(ge=1, le=1024, description="attention heads H; divides d_model")
@@ -221,8 +236,11 @@ class ModelConfig(Section):
         description="in the feed-forward layers; swiglu has a third matrix: use two thirds of d_ff"
         " for the same number of parameters",
     )
-    dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="dropout of embeddings and sub-layer outputs"
+    dropout: Annotated[float, Automatic()] = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="dropout of embeddings and sub-layer outputs; auto: more with more epochs",
     )
     attention_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="dropout of attention weights"
@@ -236,14 +254,19 @@ class ModelConfig(Section):
         "vocabulary; the default with one); output: target embedding and output projection",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_sizes(cls, value: Any) -> Any:
-        """Take missing sizes from the preset."""
+    def _fill_sizes(
+        cls, value: Any, handler: ModelWrapValidatorHandler[ModelConfig]
+    ) -> ModelConfig:
+        """Take missing sizes from the preset; they do not count as given."""
         if not isinstance(value, dict):
-            return value
+            return handler(value)
         sizes = PRESETS.get(str(value.get("preset")), PRESETS["small"])
-        return value | {key: size for key, size in sizes.items() if value.get(key) is None}
+        missing = {key: size for key, size in sizes.items() if value.get(key) is None}
+        model = handler(value | missing)
+        model.model_fields_set.difference_update(missing)
+        return model
 
 
 # -- train, decode, evaluate -----------------------------------------------------------------
@@ -252,34 +275,48 @@ class ModelConfig(Section):
 class OptimConfig(Section):
     """The optimizer and its schedule. A resumed run refuses changes of these."""
 
-    optimizer: Literal["adamw", "muon"] = Field(
+    optimizer: Annotated[Literal["adamw", "muon"], Automatic()] = Field(
         default="adamw",
         description="muon: orthogonalised momentum for the matrices of the layers, AdamW for the "
-        "rest; needs fewer steps, each a little slower",
+        "rest; needs fewer steps, each a little slower; auto: muon",
     )
-    learning_rate: float = Field(default=7e-4, gt=0, description="peak, at the end of warm-up")
-    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = Field(
-        default="inverse_sqrt",
-        description="decay after warm-up: inverse square root of the step (as in the paper), "
-        "linear or cosine to zero at max_steps, or constant",
+    learning_rate: Annotated[float, Automatic()] = Field(
+        default=7e-4,
+        gt=0,
+        description="peak, at the end of warm-up; auto: by the optimizer and the width",
     )
-    warmup_steps: int = Field(default=4000, ge=0, le=MOST, description="steps of linear warm-up")
+    schedule: Annotated[Literal["inverse_sqrt", "linear", "cosine", "constant"], Automatic()] = (
+        Field(
+            default="inverse_sqrt",
+            description="decay after warm-up: inverse square root of the step (as in the paper), "
+            "linear or cosine to zero at max_steps, or constant; auto: linear with `max_steps` or "
+            "a `budget`, else inverse_sqrt",
+        )
+    )
+    warmup_steps: Annotated[int, Automatic()] = Field(
+        default=0,
+        ge=0,
+        le=MOST,
+        description="steps of linear warm-up; auto: a twentieth of the steps, at most 4,000",
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay rate of Adam's first moment")
     beta2: float = Field(default=0.98, ge=0, lt=1, description="decay rate of Adam's second moment")
     epsilon: float = Field(default=1e-9, gt=0, description="Adam's epsilon")
     momentum: float = Field(default=0.95, ge=0, lt=1, description="momentum of Muon")
-    weight_decay: float = Field(
-        default=0.01, ge=0, description="decoupled weight decay, of matrices only"
+    weight_decay: Annotated[float, Automatic()] = Field(
+        default=0.01,
+        ge=0,
+        description="decoupled weight decay, of matrices only; auto: by the optimizer",
     )
     clip_norm: float = Field(default=1.0, ge=0, description="maximum gradient norm; 0: no clipping")
     label_smoothing: float = Field(
         default=0.1, ge=0, lt=1, description="probability distributed uniformly over the vocabulary"
     )
-    consistency: Literal["none", "rdrop", "simcut"] = Field(
+    consistency: Annotated[Literal["none", "rdrop", "simcut"], Automatic()] = Field(
         default="none",
         description="consistency loss between two passes over each batch: rdrop uses two dropout "
         "masks, simcut also removes words from the input of one; helps with small data, at twice "
-        "the time per update",
+        "the time per update; auto: simcut where there is time for many epochs",
     )
     consistency_weight: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
@@ -288,12 +325,12 @@ class OptimConfig(Section):
     cut: float = Field(
         default=0.05, gt=0, lt=1, description="fraction of words that simcut removes"
     )
-    ema_decay: float = Field(
+    ema_decay: Annotated[float, Automatic()] = Field(
         default=0.999,
         ge=0,
         lt=1,
         description="decay of the moving average of the weights, which validation and `best` use; "
-        "0: no average",
+        "0: no average; auto: averages over a fifteenth of the steps, at most 0.9995",
     )
 
 
@@ -302,33 +339,35 @@ class TrainConfig(Section):
 
     max_steps: Count | None = Field(
         default=None,
-        description="number of updates; default: 100,000, or no limit with a `budget`",
+        description="number of updates; default: with a `budget` no limit, else until `patience` "
+        "ends, at most 100,000",
     )
     budget: str | None = Field(
         default=None,
         pattern=DURATION,
-        description="training time, such as 30min or 1h30min: steps, warm-up, decay and "
-        "validations are planned to write the last checkpoint by then; the schedule is linear "
-        "unless given",
+        description="time from the end of `prepare` to the end of `train`, such as 30min or "
+        "1h30min: steps, warm-up, decay, validations and the choice of the best weights are "
+        "planned to fit",
     )
     init_from: Location | None = Field(
         default=None,
         description="a run to take the initial weights from, and the tokenizer unless "
         "`tokenizer.model` is given",
     )
-    both_directions: float = Field(
+    both_directions: Annotated[float, Automatic()] = Field(
         default=0.0,
         ge=0,
         le=1,
         description="fraction of training (from the start, rounded up to whole epochs) in which "
         "half of the pairs are reversed, target to source; the halves alternate between epochs "
-        "(Ding et al., 2021); helps with small data",
+        "(Ding et al., 2021); auto: 0.4 for up to 200,000 pairs in one vocabulary, else 0",
     )
-    batch_tokens: int = Field(
+    batch_tokens: Annotated[int, Automatic()] = Field(
         default=4096,
         ge=16,
         le=MOST,
-        description="target tokens per update, EOS included, padding not",
+        description="target tokens per update, EOS included, padding not; auto: by the number of "
+        "pairs and the device",
     )
     micro_batch_tokens: Count | Literal["auto"] = Field(
         default="auto",
@@ -337,7 +376,8 @@ class TrainConfig(Section):
     )
     validate_every: Count | Literal["auto"] = Field(
         default="auto",
-        description="steps between validations; auto: 1,000, or ten times in a `budget`",
+        description="steps between validations; auto: up to ten in a `budget`, in a tenth of its "
+        "time; ten in `max_steps`; else after an epoch, or 500 steps",
     )
     save_every: int = Field(default=1000, ge=1, le=MOST, description="steps between checkpoints")
     log_every: int = Field(
@@ -359,11 +399,12 @@ class TrainConfig(Section):
     best_metric: Literal["chrf", "bleu", "loss"] = Field(
         default="chrf", description="the score on valid that selects the best checkpoint"
     )
-    patience: int = Field(
+    patience: Annotated[int, Automatic()] = Field(
         default=0,
         ge=0,
         le=MOST,
-        description="stop after this many validations without improvement; 0: never",
+        description="stop after this many validations without improvement; 0: never; auto: 10 "
+        "without `max_steps` and `budget`, else 0",
     )
     seed: int = Field(
         default=1, ge=0, le=4_294_967_295, description="random seed of weights, order and dropout"
@@ -397,20 +438,6 @@ class TrainConfig(Section):
             return None
         parts = re.findall(r"([0-9.]+)(h|min|s)", self.budget)
         return sum(float(number) * {"h": 3600, "min": 60, "s": 1}[unit] for number, unit in parts)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _end_somewhere(cls, value: Any) -> Any:
-        """Without a budget, default to a number of steps; with one, to a linear schedule."""
-        if not isinstance(value, dict):
-            return value
-        if value.get("budget") is None:
-            steps = value.get("max_steps")
-            return value | {"max_steps": 100_000 if steps is None else steps}
-        optim = value.get("optim")
-        if optim is None or isinstance(optim, dict):
-            return value | {"optim": {"schedule": "linear"} | given(optim or {})}
-        return value
 
 
 class DecodeConfig(Section):
@@ -463,8 +490,3 @@ class EvaluateConfig(Section):
         description="a COMET model that `eval` suggests, such as Unbabel/wmt22-comet-da; it is "
         "downloaded and used only with `eval --comet MODEL`",
     )
-
-
-def given(section: dict[str, Any]) -> dict[str, Any]:
-    """The keys that have a value."""
-    return {key: value for key, value in section.items() if value is not None}

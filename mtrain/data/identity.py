@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 
 from mtrain import console
 from mtrain.config.entries import CldrEntry, Entry
+from mtrain.config.recipe import is_given
 from mtrain.config.root import Config
 from mtrain.config.sections import TokenizerModels
 from mtrain.data.cldr import VERSION as CLDR_VERSION
@@ -49,6 +50,8 @@ _EXCLUDED: Any = {
     "valid": {"weight", "clean"},
     "test": {"__all__": {"weight", "clean"}},
 }
+
+CHOSEN = ("vocab_size", "character_coverage")  # by `config.recipe`, from the text
 
 # The statistics of a corpus are computed from the first chunk of each entry, and from one in 25
 # pairs of the next chunks.
@@ -86,7 +89,8 @@ def identify(config: Config, lock: Lock, download: bool) -> str:
         "target": config.target,
         "data": config.data.model_dump(mode="json", exclude=_EXCLUDED),
         # Without `sampling`, which cuts a pair differently in every epoch.
-        "tokenizer": config.tokenizer.model_dump(mode="json", exclude={"sampling"}),
+        "tokenizer": config.tokenizer.model_dump(mode="json", exclude={"sampling"})
+        | {key: "auto" for key in CHOSEN if not is_given(config, f"tokenizer.{key}")},
         "keeps_text": config.tokenizer.sampling > 0,
     }
     if spared := spared_entries(config):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -26,6 +26,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from mtrain import console
+from mtrain.config.recipe import choose_vocabulary, to_json, with_choices
 from mtrain.config.root import Config
 from mtrain.data.cleaning import TextPair
 from mtrain.data.corpus import Cleaner, Corpus
@@ -48,10 +49,16 @@ from mtrain.data.sources import languages_of
 from mtrain.data.statistics import Norms
 from mtrain.data.store import SIDES, TokenStore, read_target_hashes
 from mtrain.data.suspicions import check_sides, suspicions_of_report, suspicions_of_sample
-from mtrain.data.tokenizer import Tokenizer, load_tokenizers, model_files, train_tokenizers
+from mtrain.data.tokenizer import (
+    Tokenizer,
+    load_tokenizers,
+    model_files,
+    n_characters,
+    train_tokenizers,
+)
 from mtrain.errors import DataError, StorageError
 from mtrain.run import RunDir
-from mtrain.run_shapes import MANIFEST
+from mtrain.run_shapes import CHOICES, MANIFEST
 from mtrain.storage import (
     atomic_write,
     lock_file,
@@ -65,6 +72,7 @@ from mtrain.storage import (
 
 _MANIFEST, _REPORT, _WORD_COUNTS = "manifest.json", "report.json", "word_counts.json"
 _SIZES, _SIZES_SHAPE = "sizes.json", TypeAdapter(dict[str, int])
+_CHOICES = "choices.json"  # of the step of the tokenizer
 _STEPS = _TEXT, _TOKENIZER = "cleaned-text", "tokenizer"  # directories of finished steps
 
 
@@ -244,6 +252,7 @@ def _prepare(
             "n_train_pairs": corpus.report.n_kept,
             "n_source_tokens": report["sides"]["source"]["n_tokens"],
             "n_target_tokens": report["sides"]["target"]["n_tokens"],
+            "choices": parse_json(read_bytes(models / _CHOICES), CHOICES),
             "vocab_sizes": [tokenizer.vocab_size for tokenizer in tokenizers],
             "length_ratio": corpus.report.length_ratio(),
             "copied_share": corpus.report.copied_share,
@@ -306,12 +315,19 @@ def _norms(
 
 
 def _learn_pieces(config: Config, inputs: Inputs, corpus: Corpus, directory: Path) -> None:
+    """Train SentencePiece; the directory also gets what was chosen for it."""
+
+    def text_pairs() -> Iterator[TextPair]:
+        return (pair for pairs in corpus.kept() for pair in zip(pairs.src, pairs.tgt, strict=True))
+
+    n_pairs = corpus.report.n_kept
+    chosen = choose_vocabulary(config, n_pairs, n_characters(text_pairs()))
+    write_json(directory / _CHOICES, to_json(chosen))
+    config = with_choices(config, chosen)
     train_tokenizers(
         config.tokenizer,
-        lambda: (
-            pair for pairs in corpus.kept() for pair in zip(pairs.src, pairs.tgt, strict=True)
-        ),
-        corpus.report.n_kept,
+        text_pairs,
+        n_pairs,
         directory,
         config.data.seed,
         sorted({entry.tag for entry in config.data.train if entry.tag is not None}),

@@ -53,9 +53,12 @@ if TYPE_CHECKING:
     from mtrain.decoding.translate import Progress, Translator
 
 
-def evaluate_split(translator: Translator, split: Split, config: Config) -> Evaluation:
+def evaluate_split(
+    translator: Translator, split: Split, config: Config, beam_size: int
+) -> Evaluation:
     """Validation: BLEU and chrF under the run's own decoding, without intervals."""
-    result = _translate(translator, split, config)
+    with console.bar(len(split.sources), "validating", " sentences") as bar:
+        result = _translate(translator, split, config, bar.update, beam_size=beam_size)
     return _with_scores(result, config, intervals=False, metrics=("bleu", "chrf"))
 
 

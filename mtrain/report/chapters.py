@@ -61,11 +61,11 @@ def status(run: RunFacts) -> str:
         return "Training has not logged a step yet."
     last, train = trained[-1], run.config.train
     step, elapsed_s = last["step"], last.get("elapsed_s", 0.0)
-    if train.max_steps is None:
-        assert train.budget_s is not None  # the config has either
+    if train.budget_s is not None:
         left_s, of = train.budget_s - elapsed_s, f", with a budget of {train.budget}"
     else:
-        left_s, of = elapsed_s / step * (train.max_steps - step), f" of {train.max_steps:,}"
+        last_step = train.max_steps or step
+        left_s, of = elapsed_s / step * (last_step - step), f" of {last_step:,}"
     left = f", about {console.duration(left_s)} left" if left_s > 0 else ""
     return f"Not finished: step {step:,}{of}{left}."
 

@@ -53,7 +53,7 @@ from mtrain.storage import (
 )
 from mtrain.training.learner import Learner
 from mtrain.training.optim import optimizer_state, set_optimizer_state
-from mtrain.training.schedule import Progress
+from mtrain.training.schedule import Progress, Schedule
 
 FORMAT = 1
 Key = TypeVar("Key")
@@ -267,16 +267,20 @@ def save_validated(
             item[1].unlink()
 
 
-def install_winner(run: RunDir, train: TrainConfig, progress: Progress, scorer: Scorer) -> None:
+def install_winner(run: RunDir, schedule: Schedule, scorer: Scorer) -> None:
     """Write the model of a finished run: the winner on valid of `best`, `last`, `ema`, averages.
 
-    A draw goes to the one named first.
+    A draw goes to the one named first. At the end of a budget, those are left out that there is no
+    time to validate.
     """
-    metric = train.best_metric
+    progress, metric = schedule.progress, schedule.train.best_metric
     weights, facts = load_tensors(run.best_checkpoints()[-1][1])
     winner, winning = "best", facts
     records = {"best": facts["valid"]}
     for name in rivals(run, progress):
+        if not schedule.has_time_to_validate():
+            console.message(f"no time is left to validate `{name}`")
+            continue
         averaged = average(load_tensors(path)[0] for path in run.checkpoint_files(name))
         record = records[name] = scorer(averaged, progress.step)
         run.log({"kind": "rival", "step": progress.step, "checkpoint": name} | record)
@@ -289,7 +293,8 @@ def install_winner(run: RunDir, train: TrainConfig, progress: Progress, scorer: 
     console.message(
         f"done: {run.path} holds `{winner}`, of step {winning['step']}, with {scores[winner]} "
         f"on valid{' against ' if others else ''}{', '.join(others)} "
-        f"({console.duration(progress.elapsed_s)} of training)"
+        f"({console.duration(progress.elapsed_s)} of training, "
+        f"{console.duration(schedule.used_s())} in all)"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,15 +15,16 @@ from mtrain.errors import NonFiniteError, UsageError
 from mtrain.machine.distributed import Distributed
 from mtrain.run import RunDir
 from mtrain.training.learner import Update
-from mtrain.training.schedule import Progress, Schedule
-
-Clock = Callable[[], float]  # -> seconds
+from mtrain.training.schedule import Clock, Progress, Schedule
 
 MOST_SKIPPED_IN_A_ROW = 20
+
+SAMPLE_WIDTH = 66  # of 80 columns
 
 # For warnings
 FIRST_JUDGED_STEP = 500
 LITTLE_LEARNT = 0.9  # of the loss of a uniform distribution
+EPOCHS_TO_LEARN = 5  # before a poor score says something about the data
 RISE = 1.0  # nats above the lowest loss
 
 
@@ -155,6 +155,9 @@ class Log:
             f"step {step}: valid loss {record['loss']:.3f}, BLEU {record['bleu']:.2f}, "
             f"chrF {record['chrf']:.2f}{', the best so far' if is_best else ''}"
         )
+        for texts in record.get("samples", ()):
+            for name, text in zip(("source", "reference", "output"), texts, strict=True):
+                console.message(f"  {name:9}  {console.shortened(text, SAMPLE_WIDTH)}")
         return record
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -180,6 +183,7 @@ class Warnings:
     def __init__(self, target_vocab_size: int, warmup_steps: int) -> None:
         self.uniform_nll = math.log(target_vocab_size)
         self.first_step = max(FIRST_JUDGED_STEP, warmup_steps)
+        self.warmup_steps, self.epoch = warmup_steps, 0
         self.lowest_nll = math.inf
         self.n_validations = 0
         self.given: set[str] = set()
@@ -190,6 +194,7 @@ class Warnings:
             self._see_validation(record)
             return
         step, nll = record["step"], record["nll"]
+        self.epoch = record["epoch"]
         if math.isfinite(nll):
             self.lowest_nll = min(self.lowest_nll, nll)
         if step >= self.first_step and nll > LITTLE_LEARNT * self.uniform_nll:
@@ -219,9 +224,17 @@ class Warnings:
         if self.n_validations > 1 and record["bleu"] < copying:
             self._warn(
                 "copying the source scores higher on valid than the model",
-                f"at step {step} ({copying:.1f} BLEU against {record['bleu']:.1f}); if that "
-                "stays so, check that source and target are in the right languages",
+                f"at step {step} ({copying:.1f} BLEU against {record['bleu']:.1f}); "
+                f"{self._likely_cause(step)}",
             )
+
+    def _likely_cause(self, step: int) -> str:
+        """Of a poor score: a short training, or else the data."""
+        if step <= self.warmup_steps:
+            return f"the learning rate is still rising, until step {self.warmup_steps}"
+        if self.epoch < EPOCHS_TO_LEARN:
+            return f"the model has seen the training text {self.epoch + 1} times, which is little"
+        return "if that stays so, check that source and target are in the right languages"
 
     def _warn(self, problem: str, details: str) -> None:
         if problem not in self.given:

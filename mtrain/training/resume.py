@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from mtrain import console
 from mtrain.config.load import dump_config, read_run_config
+from mtrain.config.recipe import Choice, apply, chosen_in, to_json
 from mtrain.config.root import Config
 from mtrain.data.prepare import Prepared, copy_into_run, verify
 from mtrain.errors import CheckpointError, UsageError
@@ -36,8 +37,10 @@ FIXED_IN_TRAIN = (
 )
 
 
-def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
-    """The directory for training, with its config and data in place."""
+def open_run(
+    config: Config, prepared: Prepared, fresh: bool, choices: Mapping[str, Choice]
+) -> RunDir:
+    """The directory for training, with its config, the choices in it, and its data in place."""
     run = RunDir(config.run_dir)
     if fresh and run.path.exists():
         _set_aside(run)
@@ -60,7 +63,7 @@ def open_run(config: Config, prepared: Prepared, fresh: bool) -> RunDir:
             "choose another directory with --set run=DIR, or remove it",
         )
     else:
-        _create(run, config, prepared)
+        _create(run, config, prepared, choices)
     for directory in (run.path, run.data):
         remove_partials(directory)
     atomic_write(run.config, dump_config(config))
@@ -96,12 +99,13 @@ def alone_in(run: RunDir, is_first: bool = True) -> Iterator[None]:
         yield
 
 
-def _create(run: RunDir, config: Config, prepared: Prepared) -> None:
+def _create(run: RunDir, config: Config, prepared: Prepared, choices: Mapping[str, Choice]) -> None:
     """Make a run directory atomically: without its config it would not be recognised as one."""
     verify(prepared)
     remove_partials(run.path.parent, f"{glob.escape(run.path.name[:200])}.{'[0-9a-f]' * 8}")
     with new_directory(run.path) as partial:
         copy_into_run(prepared, RunDir(partial))
+        write_json(RunDir(partial).choices, to_json(choices))
         atomic_write(RunDir(partial).config, dump_config(config))
 
 
@@ -113,6 +117,11 @@ def _set_aside(run: RunDir) -> None:
     with storage_errors(run.path):
         run.path.rename(aside)
     console.message(f"renamed {run.path} to {aside}")
+
+
+def as_in_run(config: Config, run: RunDir) -> Config:
+    """The config with the values of a run for all keys that are `auto`."""
+    return apply(config, chosen_in(read_run_config(run), config))
 
 
 def check_config(run: RunDir, config: Config) -> dict[str, tuple[Any, Any]]:

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtrain import console
+from mtrain.config.recipe import with_choices
 from mtrain.config.root import Config, in_languages
 from mtrain.data.epochs import Epoch, Epochs
 from mtrain.data.identity import train_names
-from mtrain.data.prepare import Prepared, find_prepared, prepare
+from mtrain.data.prepare import Prepared, copy_into_run, find_prepared, prepare
 from mtrain.errors import DataError
 from mtrain.evaluation.metrics import bleu_tokenizer
 from mtrain.machine import runtime
@@ -34,18 +36,20 @@ from mtrain.training.checkpoints import (
     load_newest,
     score_of,
 )
+from mtrain.training.choices import choose_settings
 from mtrain.training.init_from import init_weights
 from mtrain.training.learner import Learner
-from mtrain.training.log import Clock, Log, Meter, Warnings
+from mtrain.training.log import Log, Meter, Warnings
 from mtrain.training.resume import (
     alone_in,
+    as_in_run,
     check_complete,
     check_config,
     drop_records_beyond,
     note_environment,
     open_run,
 )
-from mtrain.training.schedule import Progress, Schedule
+from mtrain.training.schedule import Clock, Progress, Schedule
 from mtrain.training.signals import StopRequest
 from mtrain.training.trial import (
     compile_again,
@@ -54,7 +58,7 @@ from mtrain.training.trial import (
     show_trial,
     try_out,
 )
-from mtrain.training.validate import Validation, validate
+from mtrain.training.validate import Validation, size_of_validation, validate
 
 Validate = Callable[[Validation, dict[str, Tensor], int], dict[str, Any]]
 
@@ -88,28 +92,40 @@ def train(
     target = in_languages(config, None if valid is None else valid.languages).target
     bleu_tokenizer(target, config.evaluate.tokenize)  # if it is missing, fail now, not in an hour
     run = RunDir(config.run_dir)
-    if run.config.exists() and not fresh:
-        check_config(run, config)  # before the data is prepared
+    is_old = run.config.exists() and not fresh
+    if is_old:
+        check_config(run, as_in_run(config, run))  # before the data is prepared
     prepared = _prepared(config, config_path)
+    began_at = clock()
     with process_group(config.train.device) as distributed:
         runtime.set_up(distributed.device, config.train.threads, "training")
         with alone_in(run, distributed.is_first):
+            choices = {} if is_old else choose_settings(config, prepared, distributed, clock)
+            config = as_in_run(config, run) if is_old else with_choices(config, choices)
             if distributed.is_first:
-                open_run(config, prepared, fresh)
+                open_run(config, prepared, fresh, choices)
             distributed.barrier()
             with Epochs(config, prepared.path, run.epoch, distributed) as epochs:
-                _train(config, prepared, epochs, distributed, observer, clock, validate)
+                learner = _make_learner(config, prepared, epochs, distributed)
+                _train(learner, prepared, epochs, observer, clock, began_at, validate)
 
 
 def show_plan(config: Config, config_path: Path) -> None:
-    """Try the largest batch, time some updates and print what a whole run would take."""
-    prepared, run = _prepared(config, config_path), RunDir(config.run_dir)
-    with process_group(config.train.device) as distributed:
+    """Print what `auto` stands for, try the largest batch, time some updates, and plan a run."""
+    prepared, clock = _prepared(config, config_path), time.perf_counter
+    with (
+        process_group(config.train.device) as distributed,
+        TemporaryDirectory(ignore_cleanup_errors=True) as directory,
+    ):
         runtime.set_up(distributed.device, config.train.threads, "training")
+        choices = choose_settings(config, prepared, distributed, clock)
+        config, run = with_choices(config, choices), RunDir(Path(directory))
+        copy_into_run(prepared, run)
         with Epochs(config, prepared.path, run.epoch, distributed) as epochs:
             learner = _make_learner(config, prepared, epochs, distributed)
-            schedule = Schedule(config.train, Progress())
-            _plan_run(learner, schedule, epochs, prepared, time.perf_counter)
+            schedule = Schedule(config.train, Progress(), clock)
+            validation = Validation(config, run, learner.device, learner.precision)
+            _plan_run(learner, schedule, epochs, prepared, lambda: validation)
 
 
 def _prepared(config: Config, config_path: Path) -> Prepared:
@@ -132,24 +148,35 @@ def _make_learner(
 
 
 def _train(
-    config: Config,
+    learner: Learner,
     prepared: Prepared,
     epochs: Epochs,
-    distributed: Distributed,
     observer: Observer,
     clock: Clock,
+    began_at: float,
     validate: Validate,
 ) -> None:
     """Start or resume, train to the end, and install the winner."""
+    config, distributed = learner.config, learner.distributed
     run = RunDir(config.run_dir)
-    learner = _make_learner(config, prepared, epochs, distributed)
     restored = _restore(run, learner)
     check_complete(run, restored)
     progress = restored or Progress()
-    schedule = Schedule(config.train, progress)
+    schedule = Schedule(config.train, progress, clock, began_at)
+
+    @cache
+    def validation() -> Validation:
+        found = Validation(config, run, learner.device, learner.precision)
+        if progress.valid_lines:
+            found.take(progress.valid_lines, progress.valid_beam_size)
+        return found
+
+    def score(weights: dict[str, Tensor], step: int) -> dict[str, Any]:
+        return validate(validation(), weights, step)
+
     if restored is None:
         console.message(f"training {run.path}: {_describe(learner, len(epochs.store))}")
-        _plan_run(learner, schedule, epochs, prepared, clock)
+        _plan_run(learner, schedule, epochs, prepared, validation)
     elif progress.step >= schedule.max_steps and run.weights.exists():
         console.message(f"{run.path} is trained to step {progress.step}: nothing to do")
         return
@@ -164,22 +191,19 @@ def _train(
         drop_records_beyond(run, progress)
         run.weights.unlink(missing_ok=True)  # of an earlier end; `best` holds the same
 
-    @cache
-    def validation() -> Validation:
-        return Validation(config, run, learner.device, learner.precision)
-
-    def score(weights: dict[str, Tensor], step: int) -> dict[str, Any]:
-        return validate(validation(), weights, step)
-
-    warnings = Warnings(prepared.manifest["vocab_sizes"][1], config.train.optim.warmup_steps)
+    warnings = Warnings(prepared.manifest["vocab_sizes"][1], schedule.warmup_steps)
     with (
         StopRequest(lambda: _unsaved(run, progress)) as stop,
         Log(run, config.train.tensorboard, warnings, Meter(progress, distributed, clock)) as log,
         Checkpoints(run, config.train, learner, observer.on_save) as checkpoints,
     ):
-        run_updates(learner, epochs, schedule, log, checkpoints, stop, score, observer)
+
+        def validate_and_keep() -> None:
+            _validate(learner, schedule, log, checkpoints, stop, score, observer)
+
+        run_updates(learner, epochs, schedule, log, checkpoints, stop, validate_and_keep, observer)
     if distributed.is_first:
-        install_winner(run, config.train, progress, score)
+        install_winner(run, schedule, score)
     distributed.barrier()
 
 
@@ -190,15 +214,11 @@ def run_updates(
     log: Log,
     checkpoints: Checkpoints,
     stop: StopRequest,
-    score: Scorer,
+    validate_and_keep: Callable[[], None],
     observer: Observer,
 ) -> None:
     """Update after update until the last, or until patience runs out."""
     train, progress, meter = schedule.train, schedule.progress, log.meter
-
-    def validate_and_keep() -> None:
-        _validate(learner, schedule, log, checkpoints, stop, score, observer)
-
     with console.bar(schedule.max_steps, "train", "step", progress.step) as bar:
         # A state is saved just before its validation. If max_steps or validate_every was another
         # then, a best checkpoint shows that there was one.
@@ -216,11 +236,14 @@ def run_updates(
             bar.update()
             if progress.step == schedule.max_steps or progress.step % train.log_every == 0:
                 bar.set_postfix_str(log.train(schedule), refresh=False)
+                schedule.measure(is_lap_over=False)
+                _agree(progress, learner.distributed)
             if learner.distributed.any(stop.signal is not None):
-                _save_and_stop(schedule.progress, log, checkpoints, stop)
+                _save_and_stop(schedule, log, checkpoints, stop)
             is_validation_due = schedule.is_validation_due(progress.step)
             if is_validation_due or progress.step % train.save_every == 0:
                 meter.end_lap()
+                progress.used_s = schedule.used_s()
                 checkpoints.save(progress)  # before validating, so nothing is lost
             if schedule.is_warmed_up(progress.step):
                 meter.end_lap()
@@ -239,11 +262,13 @@ def run_updates(
 
 
 def _save_and_stop(
-    progress: Progress, log: Log, checkpoints: Checkpoints, stop: StopRequest
+    schedule: Schedule, log: Log, checkpoints: Checkpoints, stop: StopRequest
 ) -> None:
+    progress = schedule.progress
     stop.signal = stop.signal or signal.SIGTERM  # if another process got the signal
     console.message(f"{stop.signal.name}: saving after step {progress.step}")
     log.meter.end_lap()
+    progress.used_s = schedule.used_s()
     checkpoints.save(progress)
     checkpoints.writer.wait()
     stop.leave(f"saved {checkpoints.run.path} at step {progress.step}")
@@ -290,19 +315,23 @@ def _validate(
     runtime.give_memory_back()  # a gigabyte after ten validations
     validation_s = log.meter.clock() - began_at
     progress.validating_s += validation_s
-    schedule.measure(validation_s)
+    progress.validation_s = validation_s
+    schedule.measure()
     _agree(progress, learner.distributed)
 
 
 def _plan_run(
-    learner: Learner, schedule: Schedule, epochs: Epochs, prepared: Prepared, clock: Clock
+    learner: Learner,
+    schedule: Schedule,
+    epochs: Epochs,
+    prepared: Prepared,
+    validation: Callable[[], Validation],
 ) -> None:
     """Before the first step: take the weights of another run, try the largest batch, and plan.
 
     A budget includes the time of this, as compiling takes a minute or two.
     """
-    train, progress = schedule.train, schedule.progress
-    began_at = clock()
+    train, progress, clock = schedule.train, schedule.progress, schedule.clock
     if train.init_from is not None:
         init_weights(learner.model, Path(train.init_from), prepared)
         learner.ema = learner.new_ema()
@@ -311,9 +340,14 @@ def _plan_run(
     training_s = schedule.expected_s(trial.update_s)
     if should_compile(train.compile, learner.device, training_s):
         trial = compile_if_faster(learner, epoch, progress, trial, clock)
-    if train.budget is not None:
-        progress.elapsed_s = learner.distributed.broadcast(clock() - began_at)
-    schedule.begin(trial.update_s)
+    if train.budget is not None and learner.distributed.is_first:
+        size = size_of_validation(
+            validation(), learner.averaged_weights, schedule.allowance_s(), clock
+        )
+        progress.valid_lines, progress.valid_beam_size, progress.validation_s = size
+        validation().take(progress.valid_lines, progress.valid_beam_size)
+    schedule.begin(trial.update_s, len(epoch.plan))
+    _agree(progress, learner.distributed)
     show_trial(learner, schedule, epoch, trial)
 
 

@@ -16,9 +16,9 @@ from mtrain.errors import DeviceError
 from mtrain.machine import runtime
 from mtrain.model.loss import Loss
 from mtrain.training.learner import Learner
-from mtrain.training.log import Clock, peak_bytes
+from mtrain.training.log import peak_bytes
 from mtrain.training.optim import Muon
-from mtrain.training.schedule import Progress, Schedule
+from mtrain.training.schedule import Clock, Progress, Schedule
 
 # Warm-up updates and timed updates. A GPU loads its kernels and grows its memory first.
 N_UPDATES = {"cpu": (0, 2), "cuda": (3, 10)}
@@ -71,6 +71,7 @@ def show_trial(learner: Learner, schedule: Schedule, epoch: Epoch, trial: Trial)
     train, progress, steps = schedule.train, schedule.progress, schedule.max_steps
     n_left = max(0, steps - progress.step)
     left = schedule.left_s() if train.budget else n_left * trial.update_s
+    beam = progress.valid_beam_size
     limit = learner.micro_batch_tokens(progress)
     rows = [
         ("parameters", f"{learner.n_parameters:,}"),
@@ -82,6 +83,7 @@ def show_trial(learner: Learner, schedule: Schedule, epoch: Epoch, trial: Trial)
         ("updates per epoch", f"{len(epoch.plan):,}"),
         ("updates planned", f"{steps:,}"),
         ("epochs planned", f"{steps / len(epoch.plan):,.1f}"),
+        *([("validation", f"{progress.valid_lines:,} sentences, beam {beam}")] if beam else []),
         (f"time left, with{'' if train.budget else 'out'} validations", console.duration(left)),
     ]
     console.table(("plan", ""), rows)
