@@ -402,6 +402,13 @@ def test_copies_are_counted_word_for_word() -> None:
     assert not only("copies", languages="zh-ja")("东京", "东京")
 
 
+def test_a_copy_in_other_case_and_punctuation_is_a_copy() -> None:
+    assert only("copies")("The QUICK brown FOX jumps", "the quick brown fox jumps!")
+    assert only("copies")('"The quick, brown fox!"', "The quick brown fox.")
+    assert not only("copies")("New York", "NEW YORK!")
+    assert not only("copies")("The quick brown fox", "the quick brown Hund")
+
+
 def test_a_sentence_without_spaces_does_not_repeat_itself() -> None:
     tibetan = "མི་རྣམས་ལ་ཡི་གེ་སློབ་པའི་དགེ་རྒན་ཞིག་ཡིན་པ་དང་མི་རྣམས་ཀྱིས་ཁོང་ལ་དགེ་རྒན་ཆེན་པོ་ཟེར་གྱི་ཡོད།"
     assert not only("repetition", languages="en-bo")("The teacher.", tibetan)

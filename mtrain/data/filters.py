@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from mtrain.config.clean import CleanConfig
-from mtrain.data.cleaning import count_words, normalize
+from mtrain.data.cleaning import count_words, loosen, normalize
 from mtrain.data.mojibake import is_mojibake
 from mtrain.data.statistics import Norms
 from mtrain.languages import (
@@ -241,6 +241,8 @@ class PairFilter:
         n_shortest = min(len(source.words), len(target.words))
         if n_shortest < _MIN_COPIED_WORDS:
             return source.text == target.text and count_words(source.text) >= _MIN_COPIED_WORDS
+        if source.n_ascii_letters == target.n_ascii_letters and _is_copy(source.text, target.text):
+            return True
         shared = set(source.words).intersection(target.words)
         if len(shared) < _MIN_COPIED_WORDS:
             return False
@@ -369,6 +371,12 @@ def _is_in_other_script(side: Side, other: Side, scripts: tuple[str, ...], share
         return False
     n_foreign = sum(n_letters(word) for word in foreign if word not in other.text)
     return n_own < share * (n_own + n_foreign) or n_own < _NEITHER_COPIED * n_all
+
+
+def _is_copy(source: str, target: str) -> bool:
+    """True for the same words but for case, digits and punctuation."""
+    words = loosen(source)
+    return words == loosen(target) and len(set(words.split())) >= _MIN_COPIED_WORDS
 
 
 def _markup_of(text: str) -> list[str]:
