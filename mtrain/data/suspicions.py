@@ -213,7 +213,8 @@ def _other_languages(
         wrong = [norms.leaning(pair[side].split(" ")) for pair in sample]
         sign = 1 if side == 0 else -1
         n_wrong = sum(sign * leaning > 0 for leaning in wrong)
-        shares = {languages[1 - side]: n_wrong / max(1, sum(map(bool, wrong)))}
+        share = n_wrong / max(1, sum(map(bool, wrong)))  # of the lines that tell
+        shares = {languages[1 - side]: share} if n_wrong >= _MIN_FOREIGN_LINES else {}
     return [
         f"{share:.0%} of {what} is {language(code).name}: "
         + (_fix_of_side if share > _MOSTLY else _fix_of_lines)(side, code, languages)
