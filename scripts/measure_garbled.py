@@ -20,9 +20,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, cycle
 from pathlib import Path
 
-from mtrain.config.clean import CleanConfig
 from mtrain.data.cleaning import normalize
-from mtrain.data.filters import PairFilter, Side
+from mtrain.data.mojibake import is_mojibake
 from mtrain.languages import main_script
 
 COLUMNS = ("Latin", "Greek, Cyrillic", "other")
@@ -42,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--show", metavar="CODE")
     options = parser.parse_args(arguments)
-    garbled = PairFilter(CleanConfig(), "en", "en").garbled
     n_found: Counter[tuple[str, str]] = Counter()  # by row and column
     n_sentences: Counter[tuple[str, str]] = Counter()
     for path in sorted(options.data.glob("devtest.*.gz")):
@@ -52,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         column = COLUMN_OF.get(main_script(lines) or "", "other")
         for row, text in chain.from_iterable(map(versions, lines, cycle(JOINTS))):
             n_sentences[row, column] += 1
-            is_found = garbled(Side(text), Side(""))
+            is_found = is_mojibake(text)
             n_found[row, column] += is_found
             if options.show == code and is_found != row.startswith("decoded"):
                 print(f"{row}: {text}")

@@ -220,8 +220,12 @@ class TestSeveralStreams:
     [
         (b"PK\x03\x04" + b"\0" * 60, "a zip archive or an Office document"),
         ("Hello\n".encode("utf-16"), "UTF-16"),
-        ("Hello, you there\n".encode("utf-16-le"), "UTF-16"),
-        ("Hello, you there\n".encode("utf-16-be"), "UTF-16"),
+        ("Hello, you there\n".encode("utf-16-le"), "UTF-16LE"),
+        ("Hello, you there\n".encode("utf-16-be"), "UTF-16BE"),
+        ("你好世界\n今天天气很好\n".encode("utf-16-be"), "UTF-16BE"),
+        ("Hello, you there\n".encode("utf-32-le"), "UTF-32LE"),
+        (b'<?xml version="1.0"?>\n<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n<tmx version="1.4">', "TMX"),
+        (b'\xef\xbb\xbf<xliff version="1.2">\n', "XLIFF"),
         (b"one\rtwo\rthree\r", "a carriage return alone"),
         (b"%PDF-1.7\n", "a PDF document"),
         (b"PAR1\x15\x04", "a parquet file"),
@@ -238,6 +242,17 @@ def test_what_is_no_text_is_named(
     with pytest.raises(DataError, match=re.escape(what)) as found:
         read("x", lock)
     assert "\n  fix: " in str(found.value)
+
+
+def test_the_member_that_is_to_be_named_is_of_this_archive(lock: Lock) -> None:
+    make_zip("words.xlsx", {"xl/strings.xml": b"a\n"})
+    with pytest.raises(DataError, match=r"\(`words\.xlsx!member`\)"):
+        read("words.xlsx", lock)
+
+
+def test_text_about_xml_is_text(lock: Lock) -> None:
+    Path("x").write_bytes(b"<html>Hello</html>\nThe <tmx> element\n")
+    assert read("x", lock) == "<html>Hello</html>\nThe <tmx> element\n"
 
 
 def test_an_archive_without_a_member_is_named(lock: Lock) -> None:

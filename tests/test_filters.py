@@ -328,6 +328,7 @@ def test_the_same_typography_wrongly_decoded_is_garbage(text: str) -> None:
         "Â£5",
         "ÄÆ°á»£c",
         "ðŸ˜€",
+        "on le voilÃ et dÃjÃ parti",
     ],
 )
 def test_short_garbage_is_found(text: str) -> None:
@@ -373,6 +374,14 @@ def test_garbage_is_found_in_every_script(text: str, encoding: str) -> None:
         ("12000", "1万2000", False),
         ("2.5 billion won", "25억 원", False),
         ("1.5 million", "15 लाख", False),
+        ("5 million people", "५० लाख लोग", False),
+        ("6 million people", "५० लाख लोग", True),
+        ("500 million people", "50 करोड़", False),
+        ("500 million people", "50 Crores", False),
+        ("75 million and 3", "7 crore 50 lakh 3", False),
+        ("500 trillion", "50 lakh crore", False),
+        ("600 trillion", "50 lakh crore", True),
+        ("$1.5bn", "1.500 Millionen", False),
         ("In 1998", "१९९८ में", False),
         ("in 2016", "عام 1437ه", False),
         ("in 2006", "ปี พ.ศ. 2549", False),
@@ -391,6 +400,13 @@ def test_copies_are_counted_word_for_word() -> None:
     assert not only("copies")("no no no no", "no nein nicht nie")
     assert only("copies", languages="zh-ja")("这是一个没有翻译的句子", "这是一个没有翻译的句子")
     assert not only("copies", languages="zh-ja")("东京", "东京")
+
+
+def test_a_copy_in_other_case_and_punctuation_is_a_copy() -> None:
+    assert only("copies")("The QUICK brown FOX jumps", "the quick brown fox jumps!")
+    assert only("copies")('"The quick, brown fox!"', "The quick brown fox.")
+    assert not only("copies")("New York", "NEW YORK!")
+    assert not only("copies")("The quick brown fox", "the quick brown Hund")
 
 
 def test_a_sentence_without_spaces_does_not_repeat_itself() -> None:

@@ -71,6 +71,47 @@ def test_a_share_of_the_target_in_the_source_language_is_named() -> None:
     ]
 
 
+def test_alternating_languages_are_counted_right() -> None:
+    identifier = pytest.importorskip("py3langid")
+    del identifier
+    english = [
+        f"We will meet them in the old town on day {i}, if it does not rain." for i in range(801)
+    ]
+    german = [
+        f"Wir treffen sie am Tag {i} in der Altstadt, wenn es nicht regnet." for i in range(801)
+    ]
+    mixed = [english[i] if i % 2 else german[i] for i in range(801)]
+    shares = suspicions._identified(mixed, "de")
+    assert 0.4 < shares["en"] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("share", "code", "fix"),
+    [
+        (1.0, "fr", "give the text in German, or correct the code by `languages: [en, fr]` of the"),
+        (1.0, "en", "both sides are in one language; give the text in German"),
+        (0.1, "fr", "`data.clean.language` drops such pairs"),
+        (0.1, "en", "`data.clean.language` and `data.clean.wrong_side` drop such pairs"),
+    ],
+)
+def test_the_fix_fits_the_share_and_the_language(
+    share: float, code: str, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suspicions, "can_identify", lambda: True)
+    found = {"de": {code: share}, "en": {}}
+    monkeypatch.setattr(suspicions, "_identified", lambda lines, code: found[code])
+    said = [sentence for sentence in say(PAIRS) if "target side" in sentence]
+    assert len(said) == 1
+    assert f"is {'English' if code == 'en' else 'French'}: {fix}" in said[0]
+
+
+def test_the_code_of_another_script_is_named() -> None:
+    pairs = [("What is this?", "Šta je ovo?")] * 30
+    (said,) = suspicions_of_sample(pairs, ("en", "sr"), Norms.learn(pairs), "x")[:1]
+    assert "Cyrillic script of Serbian" in said
+    assert said.endswith("as in `sr_Latn`")
+
+
 def test_text_in_another_script_is_named() -> None:
     pairs = [*PAIRS, *[("What is this?", "Что это?")] * 5]
     assert any("6% of the target side of data.train.0 is not in the Latin" in s for s in say(pairs))

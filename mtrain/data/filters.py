@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 from mtrain.config.clean import CleanConfig
-from mtrain.data.cleaning import count_words
+from mtrain.data.cleaning import count_words, loosen, normalize
+from mtrain.data.mojibake import is_mojibake
 from mtrain.data.statistics import Norms
 from mtrain.languages import (
     WORD,
@@ -67,50 +68,33 @@ _NO_LETTERS = bytes(set(_ALL_BYTES) - set(_LETTERS))
 
 # A digit within a word is a sound, as in Arabic with Latin letters: mar7aba, 3omor.
 _NUMBER = re.compile(
-    r"\d{2,4000}|(?<![a-z\d])\d(?!(?!nd|rd|th)[a-z]{2}|[a-z]\d[a-z]|\d)"
+    r"\d{2,4000}|(?<=\d[.,])\d|(?<![a-z\d])\d(?!(?!nd|rd|th)[a-z]{2}|[a-z]\d[a-z]|\d)"
 )  # the longest that Python converts
 _SEPARATOR = re.compile(  # of thousands, and of lakhs and crores: 1,50,000
     r"(?<=\d)(?:[.,'’٬ \u00a0\u202f](?=\d{3}(?!\d))|[,٬](?=(?:\d\d[,٬])+\d{3}(?!\d)))"
 )
 _DIGIT = re.compile(r"\d")
 _DECIMAL = re.compile(r"(?<=\d)[.,٫](?=\d)")
-# Multipliers after a number in Chinese, Japanese and Korean, which count in ten thousands.
+# Multipliers after a number, as powers of ten: Chinese, Japanese and Korean count in ten thousands,
+# the languages of India in lakhs and crores.
 _TENS = {"十": 1, "십": 1, "百": 2, "백": 2, "千": 3, "천": 3}
 _MYRIADS = {"万": 4, "萬": 4, "만": 4, "億": 8, "亿": 8, "억": 8, "兆": 12, "조": 12}
-_UNIT = f"[{''.join(_TENS)}]?[{''.join(_MYRIADS)}]|[{''.join(_TENS)}]"
-_PART = re.compile(rf"(\d{{1,400}})(?:[.,](\d{{1,400}}))? ?({_UNIT})")
-_AMOUNT = re.compile(rf"{_PART.pattern}(?: ?{_PART.pattern})*(\d{{0,400}})")
-# UTF-8 read as Windows-1252 or Latin-1: a letter with an accent for the first byte of a character,
-# and a sign for each of the others. Correct text has such pairs too, where typography follows a
-# letter. Its signs join words (É—E, À’s) or close one (É”, NESTLÉ®, É³), so that no letter follows;
-# some are letters (Úžas), and the rest follow no letter in any language.
-_JOIN = "–—’´…•·\u00ad"
-_CLOSE = "“”„‘‚†‡‹›€™«»¡¿£©®ªº°§¹²³"
-_LETTER = "ŠšŽžŒœŸƒ"
-_RARE = "\u0080-\u009f\u00a0¢¤¥¦¨¬¯±µ¶¸¼½¾ˆ˜‰"  # no typography behind a letter
-_SIGN = _JOIN + _CLOSE + _LETTER + _RARE
-_FIRST = "Â-ô"
-_ONE = f"(?:[Â-ß][{_SIGN}]|[à-ï][{_SIGN}]{{2}}|ð[{_SIGN}]{{3}})"
-_SUSPECT = re.compile(f"[{_FIRST}][{_SIGN}]|[Ã-Å][a-z]|\ufffd")  # fast, and rare in most text
-_NO_WORD = r"(?<![^\W\d_])"
-_NO_CAPITALS = r"(?<![^\W\d_a-zß-ÿ]{2})"  # behind them a small letter does not fit: NESTLÉ®
-_GARBLED = re.compile(
-    "(?P<sure>\ufffd|â€|ï»¿|ðŸ"  # what could not be decoded; quotes and dashes; emoji
-    # Two characters in one word, or three whose bytes were partly lost as control characters.
-    f"|(?=[{_SIGN}{_FIRST}]{{0,4}}[{_RARE}]){_ONE}{{2}}|(?:[{_FIRST}]{{1,4}}[{_SIGN}]{{1,3}}){{3}}"
-    f"|[à-ï](?:[{_RARE}][{_SIGN}]|[{_CLOSE}{_JOIN}][{_RARE}])|[Â-ÅÈ-ËÐÑâã][{_RARE}]|Ã[{_LETTER}]"
-    # A capital behind a small letter; a sign that closes before a letter.
-    f"|(?<=[a-z])[Â-Í][{_SIGN}]|{_NO_WORD}Ã[–—…•\u00ad](?=[a-zÂ-Å])"
-    f"|{_NO_CAPITALS}(?:[ÃÄÅ][{_CLOSE}{_LETTER}]|É[“”™›£©²]|á[º»¸¹][{_CLOSE}])(?=[a-zÂ-Å])"
-    rf"|{_NO_WORD}Â[{_CLOSE}](?=\w)|(?<=\d)Â[{_CLOSE}])"
-    f"|(?P<likely>[Â-Þ][{_RARE}]|[ÄÅ][{_LETTER}]|{_NO_CAPITALS}Ã[¡-¿]"
-    "|(?<=[a-z])[Ã-Å](?=[a-z])"  # the sign was a control character
-    f"|[ÃÄÅ][{_CLOSE}](?=[A-Z])|á[º»][{_JOIN}](?=[a-z])"
-    f"|{_NO_WORD}(?:[ÄÅ][–—…](?=[a-z])|Ã[’´](?=[a-z])|Â[°£§«»´]))"
-    f"|(?P<perhaps>Ã[{_JOIN}](?=[A-Z])|{_NO_WORD}É[–—](?=[a-z]))"
+_LAKH = "lakh|लाख|লাখ|লক্ষ|લાખ|ਲੱਖ|లక్ష|ಲಕ್ಷ|ലക്ഷം|லட்சம்|ଲକ୍ଷ|لاکھ"
+_CRORE = "crore|करोड़|कोटी|কোটি|કરોડ|ਕਰੋੜ|కోటి|ಕೋಟಿ|കോടി|கோடி|କୋଟି|کروڑ"
+_INDIAN_UNIT = normalize(f"{_LAKH}|{_CRORE}")
+_POWERS = {
+    **_TENS,
+    **_MYRIADS,
+    **dict.fromkeys(normalize(_LAKH).split("|"), 5),
+    **dict.fromkeys(normalize(_CRORE).split("|"), 7),
+}
+_UNIT = (
+    f"[{''.join(_TENS)}]?[{''.join(_MYRIADS)}]|[{''.join(_TENS)}]"
+    f"|(?i:(?:{_INDIAN_UNIT})s?(?: (?:{_INDIAN_UNIT})s?)?)"
 )
-_EVIDENCE = {"sure": 6, "likely": 3, "perhaps": 2}  # points; _ENOUGH of them are proof
-_ENOUGH = 6
+_SIGN = re.compile("|".join(_POWERS), re.IGNORECASE)
+_PART = re.compile(rf"(\d{{1,400}})(?:[.,٫](\d{{1,400}}))? ?({_UNIT})")
+_AMOUNT = re.compile(rf"{_PART.pattern}(?: ?{_PART.pattern})*(\d{{0,400}})")
 _TAGS = (  # of HTML; other words in angle brackets are often part of the text
     "a|abbr|b|big|body|br|button|center|code|col|dd|div|dl|dt|em|font|form|frame|h[1-6]|head|hr|"
     "html|i|iframe|img|input|label|li|link|meta|object|ol|option|p|param|pre|s|script|select|"
@@ -235,14 +219,8 @@ class PairFilter:
         return sum(map(len, _ADDRESS.findall(text))) > self._limits["urls"] * side.n_characters
 
     def garbled(self, side: Side) -> bool:
-        """A side was decoded with the wrong character encoding.
-
-        Several places look like it, or one that occurs in no language.
-        """
-        if side.text.isascii() or not _SUSPECT.search(side.text):
-            return False
-        found = (_EVIDENCE[match.lastgroup or ""] for match in _GARBLED.finditer(side.text))
-        return any(total >= _ENOUGH for total in accumulate(found))
+        """A side was decoded with the wrong character encoding."""
+        return is_mojibake(side.text)
 
     # -- both sides --------------------------------------------------------------------------
 
@@ -263,6 +241,8 @@ class PairFilter:
         n_shortest = min(len(source.words), len(target.words))
         if n_shortest < _MIN_COPIED_WORDS:
             return source.text == target.text and count_words(source.text) >= _MIN_COPIED_WORDS
+        if source.n_ascii_letters == target.n_ascii_letters and _is_copy(source.text, target.text):
+            return True
         shared = set(source.words).intersection(target.words)
         if len(shared) < _MIN_COPIED_WORDS:
             return False
@@ -325,7 +305,7 @@ def _sum(amount: re.Match[str]) -> str:
 
 
 def _value(whole: str, fraction: str, unit: str) -> int:
-    exponent = sum(_TENS.get(sign, 0) + _MYRIADS.get(sign, 0) for sign in unit)
+    exponent = sum(_POWERS[sign.lower()] for sign in _SIGN.findall(unit))
     return int(whole + fraction) * int("1" + "0" * max(0, exponent - len(fraction)))
 
 
@@ -391,6 +371,12 @@ def _is_in_other_script(side: Side, other: Side, scripts: tuple[str, ...], share
         return False
     n_foreign = sum(n_letters(word) for word in foreign if word not in other.text)
     return n_own < share * (n_own + n_foreign) or n_own < _NEITHER_COPIED * n_all
+
+
+def _is_copy(source: str, target: str) -> bool:
+    """True for the same words but for case, digits and punctuation."""
+    words = loosen(source)
+    return words == loosen(target) and len(set(words.split())) >= _MIN_COPIED_WORDS
 
 
 def _markup_of(text: str) -> list[str]:

@@ -7,6 +7,7 @@ that is not text (not UTF-8, or with a NUL) is an error, or noted where the call
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import BinaryIO, cast
@@ -28,7 +29,10 @@ OVERLONG = b"\0" * (MAX_LINE_BYTES + 1)  # stands for such a line
 # First bytes of files that are not text, and what to do with them.
 _EXTRACT = "extract the text from it, and name that file"
 _FORMATS = {
-    b"PK\x03\x04": ("a zip archive or an Office document", "name the member: `FILE.zip!member`"),
+    b"PK\x03\x04": (
+        "a zip archive or an Office document",
+        "name the member (`FILE!member`), or extract the text of a document",
+    ),
     b"\x1f\x8b": ("compressed by gzip", "decompress it: `zcat FILE`"),
     b"BZh": ("compressed by bzip2", "decompress it: `bzcat FILE`"),
     b"\xfd7zXZ\0": ("compressed by xz", "decompress it: `xzcat FILE`"),
@@ -48,6 +52,10 @@ _FORMATS = {
         "get the file with `git lfs pull`",
     ),
 }
+_XML = re.compile(
+    rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!doctype[^>]*>\s*)?<(tmx|xliff)\b",
+    re.DOTALL | re.IGNORECASE,
+)
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 _SHIFT = 7  # lines; few, as neighbours may be alike in sorted corpora
@@ -247,6 +255,28 @@ def limited_lines(stream: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
+def _wide_encoding(start: bytes) -> str | None:
+    """The encoding of text in units of two or four bytes, with a mark or not; None for others."""
+    if start.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    if start.startswith(_UTF_16_MARKS):
+        return "UTF-16"
+    # In text that is mostly ASCII, every second byte is zero.
+    n_pairs = len(start) // 2
+    zeros = [start[i : 2 * n_pairs : 2].count(0) / max(1, n_pairs) for i in (0, 1)]
+    is_wide = n_pairs > 2 and max(zeros) > 0.4
+    # In other scripts, only spaces and line ends have a zero.
+    pairs = [start[i : i + 2] for i in range(0, min(len(start), 1 << 12), 2)]
+    n_spaces = sum(pair in (b" \0", b"\n\0", b"\0 ", b"\0\n") for pair in pairs)
+    is_spaced = n_spaces > 1 and max(zeros) > 0.05 and min(zeros) < 0.01
+    is_big = zeros[0] > zeros[1]  # the zero comes first
+    if (is_wide and min(zeros) < 0.1) or is_spaced:
+        return "UTF-16BE" if is_big else "UTF-16LE"
+    if is_wide and min(zeros) > 0.4:
+        return "UTF-32BE" if is_big else "UTF-32LE"
+    return None
+
+
 def check_is_text(start: bytes, location: str) -> None:
     """Raise a DataError that names the format if a file does not begin as UTF-8 text."""
     for magic, (kind, fix) in _FORMATS.items():
@@ -256,17 +286,13 @@ def check_is_text(start: bytes, location: str) -> None:
         raise DataError(
             f"{location} is a tar archive, not text", f"name the member: `{location}!member`"
         )
-    # UTF-16 without a mark: in text that is mostly ASCII, every second byte is zero.
-    n_pairs = len(start) // 2
-    zeros = [start[i : 2 * n_pairs : 2].count(0) / max(1, n_pairs) for i in (0, 1)]
-    is_utf_16 = n_pairs > 2 and max(zeros) > 0.4 and min(zeros) < 0.1
-    # In other scripts, only spaces and line ends have a zero.
-    pairs = [start[i : i + 2] for i in range(0, min(len(start), 1 << 12), 2)]
-    n_spaces = sum(pair in (b" \0", b"\n\0", b"\0 ", b"\0\n") for pair in pairs)
-    is_utf_16 |= n_spaces > 1 and max(zeros) > 0.05 and min(zeros) < 0.01
-    if is_utf_16 or start.startswith(_UTF_16_MARKS):
+    if markup := _XML.match(start.removeprefix(BYTE_ORDER_MARK)):
+        kind = markup[1].decode().upper()
+        raise DataError(f"{location} is {kind}, not plain text", _EXTRACT)
+    if encoding := _wide_encoding(start):
         raise DataError(
-            f"{location} is UTF-16, not UTF-8", "convert the file: `iconv -f utf-16 -t utf-8`"
+            f"{location} is {encoding}, not UTF-8",
+            f"convert the file: `iconv -f {encoding.lower()} -t utf-8`",
         )
     if b"\r" in start.rstrip(b"\r\n") and b"\n" not in start:
         raise DataError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 
 from mtrain.data.cleaning import TextPair
 from mtrain.data.data_report import DataReport, shortened
@@ -194,10 +195,11 @@ def _other_scripts(
     )
     if share < _NOTEWORTHY:
         return []
+    found = main_script(lines)
     return [
         f"{share:.0%} of {what} is not in the {name_of_script(script)} script of "
-        f"{language(code).name}: where that is right, name the script in the language code, such "
-        "as `sr_Latn`"
+        f"{language(code).name}: where that is right, name the script in the language code"
+        + (f", as in `{primary(code)}_{found}`" if share > _MOSTLY else "")
     ]
 
 
@@ -211,19 +213,38 @@ def _other_languages(
         wrong = [norms.leaning(pair[side].split(" ")) for pair in sample]
         sign = 1 if side == 0 else -1
         n_wrong = sum(sign * leaning > 0 for leaning in wrong)
-        shares = {languages[1 - side]: n_wrong / max(1, sum(map(bool, wrong)))}
+        share = n_wrong / max(1, sum(map(bool, wrong)))  # of the lines that tell
+        shares = {languages[1 - side]: share} if n_wrong >= _MIN_FOREIGN_LINES else {}
     return [
-        f"{share:.0%} of {what} is {language(code).name}: `data.clean.language` and "
-        "`data.clean.wrong_side` drop such pairs"
+        f"{share:.0%} of {what} is {language(code).name}: "
+        + (_fix_of_side if share > _MOSTLY else _fix_of_lines)(side, code, languages)
         for code, share in shares.items()
         if share >= _NOTEWORTHY and not is_kind_of(languages[side], code)
     ]
 
 
+def _fix_of_side(side: int, code: str, languages: tuple[str, str]) -> str:
+    """What to do about a side that is mostly in another language."""
+    if is_kind_of(languages[1 - side], code):
+        return f"both sides are in one language; give the text in {language(languages[side]).name}"
+    codes = [code if i == side else known for i, known in enumerate(languages)]
+    return (
+        f"give the text in {language(languages[side]).name}, or correct the code by "
+        f"`languages: [{', '.join(codes)}]` of the entry or `{SIDES[side]}: {code}` of the config"
+    )
+
+
+def _fix_of_lines(side: int, code: str, languages: tuple[str, str]) -> str:
+    """What to do about some lines in another language."""
+    if is_kind_of(languages[1 - side], code):
+        return "`data.clean.language` and `data.clean.wrong_side` drop such pairs"
+    return "`data.clean.language` drops such pairs"
+
+
 def _identified(lines: Sequence[str], code: str) -> dict[str, float]:
     """The share of each other language in lines that are long enough, by py3langid."""
     long = [line for line in lines if len(line) >= _MIN_CHARACTERS]
-    long = long[:: max(1, len(long) // _N_IDENTIFIED)]
+    long = Random(0).sample(long, min(len(long), _N_IDENTIFIED))  # languages may alternate
     if not long or not identifies(code):
         return {}  # lines in an unknown language would be taken for anything
     counts = Counter(identify(line) for line in long if probability(line, code) < _IMPROBABLE)
