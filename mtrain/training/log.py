@@ -149,7 +149,7 @@ class Log:
     def validation(self, record: dict[str, Any], is_best: bool) -> dict[str, Any]:
         """Write the record of a validation; -> with its step"""
         step = self.progress.step
-        record = {"kind": "valid", "step": step, "is_best": is_best} | record
+        record = {"kind": "valid", "step": step, "is_best": is_best, **record}
         self._write(record)
         console.message(
             f"step {step}: valid loss {record['loss']:.3f}, BLEU {record['bleu']:.2f}, "
