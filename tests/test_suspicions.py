@@ -108,13 +108,28 @@ def test_the_fix_fits_the_share_and_the_language(
 def test_the_code_of_another_script_is_named() -> None:
     pairs = [("What is this?", "Šta je ovo?")] * 30
     (said,) = suspicions_of_sample(pairs, ("en", "sr"), Norms.learn(pairs), "x")[:1]
-    assert "Cyrillic script of Serbian" in said
+    assert "Serbian usually in Cyrillic" in said
     assert said.endswith("as in `sr_Latn`")
 
 
 def test_text_in_another_script_is_named() -> None:
     pairs = [*PAIRS, *[("What is this?", "Что это?")] * 5]
     assert any("6% of the target side of data.train.0 is not in the Latin" in s for s in say(pairs))
+
+
+@pytest.mark.parametrize("languages", [("en", "de"), ("en", "de_Latn")])
+def test_a_side_that_is_all_in_another_script_is_named(languages: tuple[str, str]) -> None:
+    pairs = [(english, "Мы встретились в марте и поехали к морю") for english, _ in PAIRS]
+    said = " ".join(suspicions_of_sample(pairs, languages, Norms.learn(pairs), "x"))
+    assert "is in the Cyrillic script, and German usually in Latin" in said
+    assert "`de_Cyrl`" in said
+
+
+@pytest.mark.parametrize("code", ["ru", "de_Cyrl", "mn", "xx"])
+def test_a_script_that_is_usual_or_in_the_code_is_not(code: str) -> None:
+    pairs = [(english, "Мы встретились в марте и поехали к морю") for english, _ in PAIRS]
+    said = " ".join(suspicions_of_sample(pairs, ("en", code), Norms.learn(pairs), "x"))
+    assert "script" not in said
 
 
 @pytest.mark.parametrize(

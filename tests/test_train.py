@@ -905,7 +905,8 @@ def test_the_first_epochs_go_both_ways_and_a_resumed_run_knows_which(
 def test_the_plan_says_what_a_run_would_take_and_makes_none(directory, tmp_path, capsys):
     done = invoke("train", "copy.yaml", "--plan", "--set", f"run={tmp_path / 'run'}", cwd=directory)
     assert done.returncode == 0
-    rows = dict(re.split(r"  +", line, maxsplit=1) for line in done.stderr.split("\n")[1:-1])
+    shown = done.stderr.split("plan\n")[1].splitlines()
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in shown)
     assert rows["updates planned"].strip() == "12"
     assert rows["target tokens per update"].strip() == "160"
     assert float(rows["tokens/s, source and target"].replace(",", "")) > 100

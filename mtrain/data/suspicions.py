@@ -33,6 +33,9 @@ from mtrain.languages import (
     scripts_of,
 )
 
+# Scripts of published text besides the usual one of CLDR.
+_ALSO_WRITTEN_IN = {"crh": "Latn", "tzm": "Tfng"}
+
 # Of a sample of lines.
 _NOTEWORTHY = 0.02  # share of a side's lines
 _MOSTLY = 0.5
@@ -83,9 +86,10 @@ def suspicions_of_sample(
     found = []
     for side, name in enumerate(SIDES):
         lines = [pair[side] for pair in sample]
-        what = f"the {name} side of {where}"
+        what, code = f"the {name} side of {where}", languages[side]
+        scripts = norms.scripts_of(side, code)
         found += [
-            *_other_scripts(lines, norms.scripts_of(side, languages[side]), languages[side], what),
+            *(_another_script(lines, code, what) or _other_scripts(lines, scripts, code, what)),
             *_other_languages(sample, side, languages, norms, what),
             *_looks(lines, what),
         ]
@@ -184,6 +188,20 @@ def _languages_are_swapped(sample: Sequence[TextPair], languages: tuple[str, str
 # -- the text --------------------------------------------------------------------------------
 
 
+def _another_script(lines: Sequence[str], code: str, what: str) -> list[str]:
+    """A side that is as a whole in another script than its language, such as Russian for `de`."""
+    found, usual = main_script(lines), language(code).scripts
+    if found is None or not usual or _ALSO_WRITTEN_IN.get(primary(code)) == found:
+        return []
+    if {*scripts_of(found)} & {part for script in usual for part in scripts_of(script)}:
+        return []
+    return [
+        f"{what} is in the {name_of_script(found)} script, and {language(code).name} usually in "
+        f"{name_of_script(usual[0])}: give the right text, or, if this is right, name the script "
+        f"in the language code, as in `{primary(code)}_{found}`"
+    ]
+
+
 def _other_scripts(
     lines: Sequence[str], scripts: tuple[str, ...], code: str, what: str
 ) -> list[str]:
@@ -195,11 +213,9 @@ def _other_scripts(
     )
     if share < _NOTEWORTHY:
         return []
-    found = main_script(lines)
     return [
         f"{share:.0%} of {what} is not in the {name_of_script(script)} script of "
         f"{language(code).name}: where that is right, name the script in the language code"
-        + (f", as in `{primary(code)}_{found}`" if share > _MOSTLY else "")
     ]
 
 

@@ -52,7 +52,8 @@ def choose_settings(
     )
     choices |= choose(config, facts)
     rows = [(key, _shown(choice.value), choice.reason) for key, choice in choices.items()]
-    console.table(("auto", "", "because of"), rows)
+    if rows:
+        console.table(("auto", "", "because of"), rows)
     return choices
 
 
