@@ -1,4 +1,4 @@
-"""A few sentences that stand for a test set, chosen by number and not by eye; their attention."""
+"""A few representative sentences of a test set, chosen automatically, and their attention."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mtrain.storage import write_json
 if TYPE_CHECKING:
     from mtrain.decoding.translate import Translator
 
-# What a translation is called of which so large a share of the others have a lower chrF.
-GRADES = {"good": 0.75, "usual": 0.5, "poor": 0.25}
-_WORDS = range(4, 21)  # of a source that shows something, and that is seen at a glance
-_MOST_PIECES = 60  # of a sentence whose attention is kept
+# The name of a translation by its quantile of chrF.
+GRADES = {"good": 0.75, "typical": 0.5, "poor": 0.25}
+_WORDS = range(4, 21)  # of a source: not trivial, and easy to take in
+_MOST_PIECES = 60  # of a sentence with attention
 
 
 def samples(sources: Sequence[str], chrf: Sequence[float]) -> dict[str, int]:
-    """Grade -> line (from 0); `chrf` is that of each sentence."""
+    """Grade -> line (from 0); `chrf` has the score of each sentence."""
     usual = [line for line, source in enumerate(sources) if count_words(source) in _WORDS]
     ranked = sorted(usual or range(len(sources)), key=lambda line: (chrf[line], line))
     return {grade: ranked[int(share * (len(ranked) - 1))] for grade, share in GRADES.items()}
@@ -32,11 +32,11 @@ def keep_attention(
     hypotheses: Sequence[str],
     chrf: Sequence[float],
 ) -> None:
-    """Write what the model looked at in the samples of a test set into the run."""
+    """Write the attention of the model on the samples of a test set into the run."""
     from mtrain.decoding.attention import maps_of_ids
 
     tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
-    limit = min(_MOST_PIECES - 1, translator.config.data.max_length)  # but for EOS
+    limit = min(_MOST_PIECES - 1, translator.config.data.max_length)  # except EOS
     kept = []
     for line in samples(sources, chrf).values():
         texts = sources[line], hypotheses[line]

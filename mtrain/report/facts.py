@@ -1,7 +1,7 @@
 """The files of the runs of a report, read once and checked. No torch, no formatting.
 
-What a run does not hold (it was trained by an older version, or is still training) is None or
-empty; the chapters say so.
+Facts that a run lacks (it was trained by an older version, or is still training) are None or empty;
+the chapters say so.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ class Weights:
     n_parameters: int
     size_bytes: int
     sha256: str  # of the file
+    checkpoint: str  # best, last, avg ...
+    step: int | None  # None in files of older versions
+    valid: dict[str, Any]  # the record of their validation; empty if there was none
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class RunFacts:
         return self.run.weights.exists()
 
     def logged(self, kind: str) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl of one kind: `train`, `valid` or `config`."""
+        """The lines of metrics.jsonl of one kind: `train`, `valid`, `rival` or `config`."""
         return [record for record in self.metrics if record.get("kind") == kind]
 
 
@@ -95,16 +98,20 @@ def _read_weights(run: RunDir) -> Weights | None:
         return None
     try:
         with open_tensors(path, "np") as file:
-            read_note(path, file.metadata())  # raises where the file is not ours
+            facts = read_note(path, file.metadata())["facts"]
             names = [name for name in file.keys() if not name.startswith(FILE)]  # noqa: SIM118
             shapes = [file.get_slice(name).get_shape() for name in names]
     except CheckpointError:
         if path.exists():
             raise
         return None  # deleted by training in the meantime
+    name = path.name if path == run.path else path.relative_to(run.path).as_posix()
     return Weights(
-        name=path.name if path == run.path else path.relative_to(run.path).as_posix(),
+        name=name,
         n_parameters=sum(map(prod, shapes)),
         size_bytes=path.stat().st_size,
         sha256=sha256_of(path),
+        checkpoint=facts.get("checkpoint", "last" if "/step-" in name else "best"),
+        step=facts.get("step"),
+        valid=facts.get("valid", {}),
     )

@@ -1,6 +1,6 @@
-"""Sentence by sentence: the test sets that runs have in common, with each run's translations.
+"""Sentence by sentence: the common test sets of the runs, with each run's translations.
 
-The texts of a test set travel as one block of gzip in base64, a third of their size, which the
+The texts of a test set are stored as one block of gzip in base64, a third of their size, which the
 page unpacks when the test set is chosen. Base64 holds no `<`: no sentence can end the block.
 """
 
@@ -30,7 +30,7 @@ class Output:
     translations: list[str]
     chrf: list[float]  # per sentence, in percent
     model_scores: list[float] | None  # log-probability / length^p of each translation
-    analysis: Analysis | None  # None in runs scored before there was one
+    analysis: Analysis | None  # None in runs of older versions
 
     def to_json(self) -> dict[str, Any]:
         """Translations, scores and faults for the page."""
@@ -64,7 +64,7 @@ class SideBySide:
     outputs: list[Output]
 
     def block(self) -> str:
-        """All of it for the page: gzip in base64."""
+        """The texts and scores for the page: gzip in base64."""
         sentences = {
             "sources": self.sources,
             "references": self.references,
@@ -95,7 +95,7 @@ def put_side_by_side(runs: Sequence[RunFacts]) -> list[SideBySide]:
 
 
 def _read_output(number: int, run: RunFacts, split: Split, target_lang: str) -> Output:
-    """What `eval` kept of a test set; a DataError where it does not belong to its text."""
+    """The output of `eval` for a test set; a DataError if it belongs to another text."""
     name = split.name
     fix = f"run {console.command('mtrain', 'eval', run.path, '--split', name)} again"
     lines = run.run.read_translations(name)
