@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from mtrain.config.literals import DeviceOrAuto, Quantization
 from mtrain.errors import UsageError
@@ -66,6 +67,16 @@ Force = Annotated[
         "--force", help="Overwrite the output even if it is an input, or a file of another kind."
     ),
 ]
+
+
+class Command(TyperCommand):
+    """A command whose usage line names required arguments without braces."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [
+            piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)
+        ]
+
 
 # Parameter -> whether it has an effect with the other options given, and what it is for.
 Needs = Mapping[str, tuple[bool, str]]

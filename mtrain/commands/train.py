@@ -10,7 +10,8 @@ from mtrain.commands.options import ConfigPath, Overrides, refuse_without_effect
 
 EXAMPLES = (
     "mtrain train configs/quickstart.yaml",
-    "mtrain train my.yaml --set train.max_steps=500 --set run=runs/trial",
+    "mtrain train my.yaml --plan",
+    "mtrain train my.yaml --set train.budget=30min --set run=runs/trial",
 )
 
 Fresh = Annotated[
