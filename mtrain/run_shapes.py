@@ -1,6 +1,6 @@
-"""What the JSON files of a run hold. A file of another shape is a damaged one: see `storage`.
+"""The shapes of the JSON files of a run. A file of another shape is damaged: see `storage`.
 
-Keys that are not named here may be there too; those of newer versions are left out by older runs.
+Other keys are allowed, and runs of older versions lack the newer ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LengthRatio(TypedDict):
 
 @_open
 class Row(TypedDict):
-    """What became of the pairs of a split."""
+    """The number of pairs of a split that were read, dropped for a reason, or kept."""
 
     split: str
     reason: str
@@ -94,7 +94,7 @@ class Score(TypedDict):
 
 @_open
 class ScoreEntry(TypedDict, total=False):
-    """An entry of scores.json: metrics, and facts beside them."""
+    """An entry of scores.json: metrics and other facts."""
 
     bleu: Score
     chrf: Score
@@ -127,7 +127,7 @@ class TrainRecord(TypedDict):
 
 @_open
 class ValidRecord(TypedDict):
-    """A validation; a rival is another checkpoint than the best, scored at the end."""
+    """A validation; a rival is a checkpoint other than the best, scored at the end."""
 
     kind: Literal["valid", "rival"]
     step: Count
@@ -147,7 +147,7 @@ class ConfigRecord(TypedDict):
 
 @_open
 class Point(TypedDict):
-    """One way to decode of sweep.json."""
+    """One way to decode, in sweep.json."""
 
     beam: Count
     length_penalty: Real
@@ -200,7 +200,7 @@ class Line(TypedDict):
 
 @_open
 class Dropped(TypedDict):
-    """Training pairs that left for one reason."""
+    """Training pairs dropped for one reason."""
 
     words: str
     n_pairs: Count
@@ -209,7 +209,7 @@ class Dropped(TypedDict):
 
 @_open
 class Entry(TypedDict):
-    """What became of an entry of data.train."""
+    """The pairs of an entry of data.train."""
 
     name: str
     n_read: Count
@@ -219,7 +219,7 @@ class Entry(TypedDict):
 
 @_open
 class NearMatches(TypedDict):
-    """Training text that is nearly a sentence of a split."""
+    """Training text that nearly equals a sentence of a split."""
 
     split: str
     n_pairs: Count
@@ -228,7 +228,7 @@ class NearMatches(TypedDict):
 
 @_open
 class Repeated(TypedDict):
-    """A target that many pairs have."""
+    """A target shared by many pairs."""
 
     text: str
     n_pairs: Count
@@ -236,7 +236,7 @@ class Repeated(TypedDict):
 
 @_open
 class Lengths(TypedDict):
-    """A side of the kept pairs."""
+    """One side of the kept pairs."""
 
     lengths: list[Count]  # by number of pieces
 
@@ -254,7 +254,7 @@ class DataReport(TypedDict):
 
 @_open
 class Facts(TypedDict, total=False):
-    """What a safetensors file says of its weights."""
+    """The facts about the weights in a safetensors file."""
 
     step: Count
     checkpoint: Annotated[str, Field(pattern=r"^(best|last|avg|avg-best|ema|step-[0-9]+)$")]
@@ -273,7 +273,7 @@ class Note(TypedDict):
 
 @_open
 class LockedFile(TypedDict):
-    """What a file was when it was first read."""
+    """The state of a file when it was first read."""
 
     sha256: Hash
     size_bytes: NotRequired[Count]
@@ -282,7 +282,7 @@ class LockedFile(TypedDict):
 
 @_open
 class LockedSource(TypedDict, total=False):
-    """What an entry was: see data.lock and data.hub."""
+    """The contents of an entry: see data.lock and data.hub."""
 
     name: str | None
     pairs: Count

@@ -436,7 +436,7 @@ def test_against_a_run_with_another_text(run: RunDir, table: Table, tmp_path: Pa
 
 def test_a_run_cannot_translate_a_missing_source(run: RunDir, table: Table, tmp_path: Path) -> None:
     given = write_lines(tmp_path / "ref", REFERENCES)
-    with pytest.raises(UsageError, match="only where it has a source"):
+    with pytest.raises(UsageError, match="only if it has a source"):
         compare_with(run.path, evaluate_hypothesis(run.path, given, given), run.path)
 
 
@@ -496,7 +496,7 @@ def test_translations_and_analysis_are_kept(run: RunDir, table: Table) -> None:
     kept = run.read_analysis("flickr")
     assert kept is not None
     assert Analysis.from_json(kept) == result.analysis
-    with pytest.raises(DataError, match="keeps no translation of `news`"):
+    with pytest.raises(DataError, match="has no translations of `news`"):
         run.read_translations("news")
 
 

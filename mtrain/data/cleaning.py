@@ -1,7 +1,8 @@
 """Normalises text, and finds training pairs that repeat others or leak evaluation sentences.
 
 `normalize` is applied to all training text and to all text that is translated. Sentences are
-compared by 64-bit hashes, so that a corpus need not fit into memory.
+compared by 64-bit hashes, so that a corpus need not fit into memory. See `filters` for the filters
+of single pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mtrain.languages import unspaced
 Hashes = NDArray[np.uint64]
 TextPair = tuple[str, str]  # source, target
 
-# A side of at least so many words identifies a sentence; a shorter one may occur anywhere.
+# A side with at least this many words identifies a sentence; shorter ones may occur anywhere.
 MIN_WORDS_ALONE = 5
 
 # All control characters except white space, and the byte order mark. The joiners U+200C and U+200D

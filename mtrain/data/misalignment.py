@@ -1,8 +1,8 @@
 """Finds the line from which two files of unequal length are no longer parallel.
 
-The logarithm of a pair's length ratio deviates little from its median where line n translates
-line n, and much where it does not; a shift by a few lines shows how much. The change point is found
-with a cumulative sum (Page 1954).
+The logarithm of a pair's length ratio deviates little from its median if line n translates line n,
+and much if it does not; shifting by a few lines shows how much. The change point is found with a
+cumulative sum (Page 1954).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Training pairs that nearly equal a sentence of valid or test: they share most long n-grams.
 
-Exact matches are removed (`cleaning.EvaluationText`); near matches are found here and reported for
-the user to judge. Only the evaluation text is indexed, so that memory does not grow with the
-training text, and a pair takes a few microseconds unless all its words are indexed.
+Exact matches are removed (`cleaning.EvaluationText`); near matches are found here and reported, but
+not dropped. Only the evaluation text is indexed, so that memory does not grow with the training
+text, and a pair takes a few microseconds unless all its words are indexed.
 """
 
 from __future__ import annotations

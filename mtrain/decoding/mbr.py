@@ -1,7 +1,7 @@
-"""Minimum Bayes risk decoding (Kumar and Byrne, 2004): the sample that the others agree with most.
+"""Minimum Bayes risk decoding (Kumar and Byrne, 2004): the sample that agrees most with the others.
 
-Samples of a model stand for the translations that it thinks possible, and each is a reference for
-all others. The best has the highest expected utility, here sacreBLEU's chrF2 of a sentence.
+The samples represent the model's distribution, and each is a reference for all others. The best one
+has the highest expected utility, here sacreBLEU's sentence-level chrF2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BETA = 2  # the weight of recall against precision
 
 
 def by_agreement(samples: Sequence[str]) -> list[int]:
-    """The numbers of the samples, each different text once, by their mean chrF2 with all others."""
+    """Indices of the distinct samples, ordered by their mean chrF2 with all others."""
     times = Counter(samples)
     first = {text: number for number, text in reversed([*enumerate(samples)])}
     texts = list(times)
@@ -37,7 +37,7 @@ def pairwise_chrf(texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _ngram_counts(texts: Sequence[str], order: int) -> NDArray[np.int32]:
-    """(n, distinct n-grams of all texts), white space left out."""
+    """(n, distinct n-grams of all texts), ignoring white space."""
     columns: dict[str, int] = {}
     per_text = []
     for text in texts:
@@ -57,7 +57,7 @@ def _f_score(
 ) -> NDArray[np.float64]:
     """matches and in_reference (n, orders), in_hypothesis (orders,) -> (n,)
 
-    Precision and recall are averaged over the orders that both texts are long enough for.
+    Precision and recall are averaged over the n-gram orders that both texts have.
     """
     counts = (in_hypothesis > 0) & (in_reference > 0)  # (n, orders)
     n_orders = np.maximum(counts.sum(1), 1)

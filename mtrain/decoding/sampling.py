@@ -1,4 +1,4 @@
-"""Choices for `search.generate` other than the likeliest token: random, or unlike the neighbours'.
+"""Choices for `search.generate` besides the likeliest token: random, or diverse.
 
 N sentences, B of them open, K hypotheses of each, R = B * K rows, V vocabulary; row r belongs to
 sentence r // K.
@@ -17,11 +17,11 @@ from mtrain.machine.runtime import seed_of
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws each token from the model's distribution, which may be narrowed.
+    """Draws each token from the model's distribution, optionally restricted.
 
     The logits are divided by `temperature`; then only the `top_k` likeliest tokens are kept (0:
-    all), and of these the fewest whose probabilities sum up to `top_p`. A draw depends on the key
-    of its sentence, the number of the hypothesis and of the token; not on the rest of the batch.
+    all), and among these the smallest set with probabilities that sum up to `top_p`. A draw depends
+    on the key of its sentence, the hypothesis and the position, not on the rest of the batch.
     """
 
     keys: Sequence[int]  # of the N sentences
@@ -41,7 +41,7 @@ class Sampler:
             for number in range(n_hypotheses)
         ]
         threshold = cumulative.new_tensor(draws).unsqueeze(1) * cumulative[:, -1:]  # (R, 1)
-        # `right` skips tokens of probability 0, which are no step of the sum.
+        # `right` skips tokens of probability 0, which do not increase the sum.
         tokens = torch.searchsorted(cumulative, threshold, right=True)
         return tokens.clamp_(max=logits.shape[1] - 1).view_as(is_open)
 
@@ -64,7 +64,7 @@ class Diverse:
     """Diverse beam search (Vijayakumar et al., 2018) with groups of one hypothesis each.
 
     The hypotheses of a sentence choose one after the other. Each takes the token with the largest
-    log-probability - strength * (how many before it chose this token at this step).
+    log-probability - strength * (number of earlier hypotheses that chose this token at this step).
     """
 
     strength: float

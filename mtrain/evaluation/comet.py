@@ -1,4 +1,4 @@
-"""COMET, a learnt metric that also reads the source: an extra, imported where it is asked for."""
+"""COMET, a learnt metric that also reads the source: an optional extra, imported on request."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def comet_score(
 ) -> Score:
     """The mean of COMET's scores of all sentences, times 100, with a bootstrap interval.
 
-    `model_name` is one of the models of Unbabel, such as Unbabel/wmt22-comet-da; it is downloaded
-    once. The interval is made as sacreBLEU makes those of the other metrics.
+    `model_name` is a model of Unbabel, such as Unbabel/wmt22-comet-da, which is downloaded once.
+    The interval is computed as sacreBLEU does for the other metrics.
     """
     check_counts(len(hypotheses), len(references))
     check_installed()
@@ -51,7 +51,7 @@ def comet_score(
 
 
 def check_installed() -> None:
-    """Refuse, before anything is translated, to score by what is not there."""
+    """Raise a UsageError if COMET is not installed, before anything is translated."""
     try:
         import comet  # noqa: F401
     except ImportError as error:

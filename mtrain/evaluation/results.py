@@ -20,17 +20,17 @@ from mtrain.storage import atomic_write, write_json
 class Evaluation:
     """One test set, translated and scored."""
 
-    split: Split  # without sources where only a hypothesis was given
-    scores: dict[str, Score]  # bleu, chrf, ter; comet where asked for
+    split: Split  # without sources if only a hypothesis was given
+    scores: dict[str, Score]  # bleu, chrf, ter; comet if requested
     hypotheses: list[str]
     model_scores: list[float] | None = None  # log-probability / length^p of each hypothesis
-    facts: dict[str, Any] = field(default_factory=dict)  # beside the scores in JSON
+    facts: dict[str, Any] = field(default_factory=dict)  # next to the scores in JSON
     analysis: Analysis | None = None  # None in validation, and without sources
-    comparison: Comparison | None = None  # where one was asked for
+    comparison: Comparison | None = None  # if requested
     kept_as: str | None = None  # its key in the run's scores.json
 
     def to_json(self) -> dict[str, Any]:
-        """Metric -> score, low, high, signature; beside them the facts and the comparison."""
+        """Metric -> score, low, high, signature; also the facts and the comparison."""
         scores = {name: asdict(score) for name, score in self.scores.items()}
         against = {} if self.comparison is None else {"against": self.comparison.to_json()}
         return scores | self.facts | against
@@ -52,7 +52,7 @@ def keep(result: Evaluation, run: RunDir, config: Config) -> Evaluation:
 
 
 def keep_comparison(result: Evaluation, run: RunDir) -> None:
-    """Add a comparison to the scores that the run keeps."""
+    """Add a comparison to the recorded scores of the run."""
     if result.kept_as is None or result.comparison is None:
         return
     with run.scores_locked():
@@ -62,10 +62,10 @@ def keep_comparison(result: Evaluation, run: RunDir) -> None:
 
 
 def own_checkpoint(run: RunDir) -> str:
-    """The name of the weights that a run translates with where none is named.
+    """The name of the weights that a run uses by default.
 
-    It is what won at the end of training, such as `avg`; until then, and in an exported file, which
-    does not know, `best`.
+    The checkpoint chosen at the end of training, such as `avg`; until then, and for an exported
+    file, which does not record it, `best`.
     """
     if not run.weights.exists():
         return "best"
@@ -91,7 +91,7 @@ def _keep(result: Evaluation, run: RunDir, config: Config) -> str:
 
 
 def _keep_translations(run: RunDir, stem: str, result: Evaluation) -> None:
-    """As text, as JSON lines beside their sources, and what was found in them."""
+    """The translations as text, as JSON lines with their sources, and their analysis."""
     assert result.model_scores is not None
     assert result.analysis is not None
     split = result.split

@@ -1,10 +1,9 @@
 """The progress of a run, and its schedule: last step, learning rate, validations.
 
-A run lasts `max_steps`, or as many steps as a time budget allows. A budget is turned into steps by
-measurement: before the first step from a trial, after warm-up and at validations from the steps
-since. Each result is kept in the state as (step, max_steps, number of validations from there to the
-end), so learning rate and validations are functions of (step, plan), and a resumed run keeps its
-plan.
+A run lasts `max_steps`, or as many steps as a time budget allows. A budget is converted to steps by
+measuring: in a trial before the first step, then after warm-up and at validations. Each result is
+kept in the state as (step, max_steps, number of validations from there to the end), so learning
+rate and validations are functions of (step, plan), and a resumed run keeps its plan.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from mtrain.training.optim import learning_rate
 
 USUAL_VALIDATE_EVERY = 1000
 MOST_VALIDATIONS = 10  # of a budget
-VALIDATION_SHARE = 0.15  # of the rest of a budget, at most
+VALIDATION_SHARE = 0.15  # maximum fraction of the rest of a budget
 LONGEST_WARMUP = 0.1  # of a budget
 
 
@@ -97,7 +96,7 @@ class Schedule:
         return self._n_validations_left(step) < self._n_validations_left(step - 1)
 
     def is_out_of_patience(self) -> bool:
-        """Whether too many validations in a row were no better than the best."""
+        """Whether too many validations in a row did not improve on the best."""
         return bool(self.train.patience) and self.progress.n_worse >= self.train.patience
 
     def expected_s(self, step_s: float) -> float:
