@@ -555,7 +555,7 @@ def test_given_files_are_looked_up_in_the_training_data(
     )
     [result] = evaluate_files(run.path, source, reference).values()
     assert result.facts["contaminated"]
-    assert "4 of its references stand in the training data" in capsys.readouterr().err
+    assert "4 of its references are in the training data" in capsys.readouterr().err
     assert result.analysis is not None
     [seen] = [d for d in result.analysis.diagnosis.diagnostics if d.name == "seen_in_training"]
     assert seen.reference_rate == pytest.approx(4 / 30)

@@ -382,7 +382,7 @@ def test_weights_that_are_not_finite_are_reported(network, tokenizer):
         model.output.weight.fill_(float("nan"))
     broken = network.with_engine(TorchEngine([model.eval()]))
     for beam_size in (1, 3):
-        with pytest.raises(ModelError, match="no finite probabilities"):
+        with pytest.raises(ModelError, match="probabilities are not finite"):
             broken.translate(["A dog."], beam_size=beam_size)
 
 
