@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from mtrain import __version__, console
 from mtrain.commands import evaluate, export, new, prepare, report, runs, train, translate
 from mtrain.commands.exit_codes import outcomes
+from mtrain.commands.options import Command
 
 
 class Commands(TyperGroup):
@@ -73,7 +74,7 @@ def _add(
     name: str,
     command: Callable[..., None],
     examples: Sequence[str],
-    cls: type[TyperCommand] = TyperCommand,
+    cls: type[Command] = Command,
 ) -> None:
     """Add a command; its docstring and option types are its help."""
     shown = "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples)

@@ -99,13 +99,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def bar(total: int | None, description: str, unit: str, initial: int = 0) -> tqdm[NoReturn]:
-    """A progress bar on standard error, hidden if that is not a terminal."""
+    """A progress bar on standard error, shown only on a terminal."""
+    # Without the rate, which would leave no room for a bar in 80 columns.
+    short = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     return tqdm(
         total=total,
         initial=initial,
         desc=printable(description),
         unit=unit,
         unit_scale=unit == "B",
+        bar_format=short if unit == "step" else None,
         dynamic_ncols=True,
         disable=_is_silent or not is_terminal(),
         leave=False,

@@ -1,7 +1,7 @@
 """All errors that mtrain raises on purpose, with their exit codes.
 
     MtrainError
-    ├── UsageError            2   the command line, or a path that is no run
+    ├── UsageError            2   the command line, or a path that is not a run
     │   ├── ConfigError       2   the config: a list of located, fixable problems
     │   └── DeviceError       2   CUDA requested but not available
     ├── DataError             3   missing or bad data
@@ -10,7 +10,7 @@
     ├── ModelError            4   weights and training
     │   ├── CheckpointError   4   missing, damaged or incompatible checkpoint
     │   ├── OutOfMemoryError  4   a batch that does not fit
-    │   └── NonFiniteError    4   loss or gradients stay infinite or undefined
+    │   └── NonFiniteError    4   loss or gradients stay infinite or NaN
     └── StoppedBySignal  129, 130, 143   SIGHUP, SIGINT or SIGTERM, after saving
 
 A message is one sentence in lower case: what happened, and where; `fix` says how to fix it. Only
@@ -45,7 +45,7 @@ class UsageError(MtrainError):
 
 
 class ConfigError(UsageError):
-    """All problems of a config, each with its place and fix."""
+    """All problems of a config, each with its location and fix."""
 
     def __init__(self, problems: list[MtrainError]) -> None:
         super().__init__(problems[0].message, problems[0].fix)

@@ -101,7 +101,7 @@ class Language:
                 locale = Locale.parse(code)
             except (UnknownLocaleError, ValueError):
                 continue
-            # Babel takes unknown text, `und`, for English, and some scripts for the usual one.
+            # Babel maps unknown text, `und`, to English, and some scripts to the usual one.
             if locale.language == self.primary and locale.script in (None, self.script):
                 return locale
         return None
@@ -224,7 +224,7 @@ def n_letters(text: str) -> int:
 def runs_outside(*scripts: str) -> re.Pattern[str]:
     """Matches runs of characters that are neither in these scripts nor common to several.
 
-    Besides letters, these are marks, digits and signs of other scripts: see `n_letters`.
+    Besides letters, these include marks, digits and signs of other scripts: see `n_letters`.
     """
     inside = {part for script in scripts for part in scripts_of(script)} | _NO_SCRIPT
     return re.compile(f"[^ªº{_ranges(frozenset(inside))}]+")

@@ -126,7 +126,7 @@ class RunDir:
         """Open an existing run.
 
         An exported file is unpacked into a temporary directory that lives as long as the object.
-        Raises a UsageError if this is no run, a CheckpointError if the file is damaged.
+        Raises a UsageError if this is not a run, a CheckpointError if the file is damaged.
         """
         run = cls(path)
         if run.path.suffix == ".safetensors" and run.path.is_file():
@@ -325,11 +325,11 @@ class RunDir:
         return found
 
     def _translations_stem(self, key: str) -> str:
-        """The name without suffix of the files of a key of scores.json."""
+        """The file name, without suffix, of the translations of a key."""
         entry = self.read_scores().get(key)
         if entry is None:
             raise DataError(
-                f"{self.path} keeps no translation of `{key}`",
+                f"{self.path} has no translations of `{key}`",
                 f"make one: mtrain eval {shlex.quote(str(self.path))}",
             )
         older = f"{ScoreKey.parse(key).split}.{entry.get('checkpoint', 'best')}"
@@ -346,7 +346,7 @@ class RunDir:
             file.write(_json_line(record))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of metrics.jsonl; one cut short by a kill is left out."""
+        """All complete lines of metrics.jsonl; one cut short by a kill is skipped."""
         if not self.metrics.exists():
             return []
         lines = _read_text(self.metrics).split("\n")[:-1]

@@ -1,6 +1,6 @@
-"""What the JSON files of a run hold. A file of another shape is a damaged one: see `storage`.
+"""The shapes of the JSON files of a run. A file of another shape is damaged: see `storage`.
 
-Keys that are not named here may be there too; those of newer versions are left out by older runs.
+Other keys are allowed, and runs of older versions lack the newer ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LengthRatio(TypedDict):
 
 
 class Row(TypedDict):
-    """What became of the pairs of a split."""
+    """The number of pairs of a split that were read, dropped for a reason, or kept."""
 
     split: str
     reason: str
@@ -95,7 +95,7 @@ class Score(TypedDict):
 
 
 class ScoreEntry(TypedDict, total=False):
-    """An entry of scores.json: metrics, and facts beside them."""
+    """An entry of scores.json: metrics and other facts."""
 
     bleu: Score
     chrf: Score
@@ -126,7 +126,7 @@ class TrainRecord(TypedDict):
 
 
 class ValidRecord(TypedDict):
-    """A validation; a rival is another checkpoint than the best, scored at the end."""
+    """A validation; a rival is a checkpoint other than the best, scored at the end."""
 
     kind: Literal["valid", "rival"]
     step: Count
@@ -144,7 +144,7 @@ class ConfigRecord(TypedDict):
 
 
 class Point(TypedDict):
-    """One way to decode of sweep.json."""
+    """One way to decode, in sweep.json."""
 
     beam: Count
     length_penalty: Real
@@ -193,7 +193,7 @@ class Line(TypedDict):
 
 
 class Dropped(TypedDict):
-    """Training pairs that left for one reason."""
+    """Training pairs dropped for one reason."""
 
     words: str
     n_pairs: Count
@@ -201,7 +201,7 @@ class Dropped(TypedDict):
 
 
 class Entry(TypedDict):
-    """What became of an entry of data.train."""
+    """The pairs of an entry of data.train."""
 
     name: str
     n_read: Count
@@ -210,7 +210,7 @@ class Entry(TypedDict):
 
 
 class NearMatches(TypedDict):
-    """Training text that is nearly a sentence of a split."""
+    """Training text that nearly equals a sentence of a split."""
 
     split: str
     n_pairs: Count
@@ -218,14 +218,14 @@ class NearMatches(TypedDict):
 
 
 class Repeated(TypedDict):
-    """A target that many pairs have."""
+    """A target shared by many pairs."""
 
     text: str
     n_pairs: Count
 
 
 class Lengths(TypedDict):
-    """A side of the kept pairs."""
+    """One side of the kept pairs."""
 
     lengths: list[Count]  # by number of pieces
 
@@ -241,7 +241,7 @@ class DataReport(TypedDict):
 
 
 class Facts(TypedDict, total=False):
-    """What a safetensors file says of its weights."""
+    """The facts about the weights in a safetensors file."""
 
     step: Count
     checkpoint: Annotated[str, Field(pattern=r"^(best|last|avg|avg-best|ema|step-[0-9]+)$")]
@@ -258,7 +258,7 @@ class Note(TypedDict):
 
 
 class LockedFile(TypedDict):
-    """What a file was when it was first read."""
+    """The state of a file when it was first read."""
 
     sha256: Hash
     size_bytes: NotRequired[Count]
@@ -266,7 +266,7 @@ class LockedFile(TypedDict):
 
 
 class LockedSource(TypedDict, total=False):
-    """What an entry was: see data.lock and data.hub."""
+    """The contents of an entry: see data.lock and data.hub."""
 
     name: str | None
     pairs: Count

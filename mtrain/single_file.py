@@ -1,10 +1,10 @@
 """The header of our safetensors files, and the single file that holds a whole run.
 
-Such a file is a checkpoint with more in it: beside the weights, each small file of the run (config,
-tokenizer, scores, manifest) is a tensor of bytes named `file:NAME`. Opened as a run, these are
-written into a temporary directory, and the weights are read from the file. It may come from a
-stranger: only the names in `RUN_FILES` are accepted, and nothing is written before all files are
-checked. No torch here.
+Such a file is an extended checkpoint: besides the weights, it holds each small file of the run
+(config, tokenizer, scores, manifest) as a tensor of bytes named `file:NAME`. To open it as a run,
+these are written into a temporary directory, and the weights are read from the file. It may come
+from a stranger: only the names in `RUN_FILES` are accepted, and nothing is written before all files
+are checked. No torch here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RUN_FILES = {  # that an exported file may hold
 
 @contextmanager
 def open_tensors(path: Path, framework: str) -> Iterator[Any]:
-    """A safetensors file, open; a CheckpointError where it is missing, damaged or cut short.
+    """A safetensors file, open; a CheckpointError if it is missing, damaged or cut short.
 
     Only regular files are opened: reading a pipe or a device may never end.
     """
@@ -74,20 +74,20 @@ def read_note(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
 def unpack(path: Path, directory: Path) -> None:
     """Write the files of a run that are in a single file into a directory, without the weights.
 
-    A CheckpointError, before anything is written, where the file is damaged, was written by a newer
-    mtrain or another program, or holds only weights.
+    Raises a CheckpointError, before anything is written, if the file is damaged, was written by a
+    newer mtrain or another program, or holds only weights.
     """
     with open_tensors(path, "np") as file:
         hashes: dict[str, str] | None = read_note(path, file.metadata())["facts"].get("files")
         if not hashes:
             raise CheckpointError(
-                f"{path} holds weights alone",
+                f"{path} holds only weights",
                 "name the run directory that it belongs to, or make one file of that run: "
                 "mtrain export RUN --to safetensors -o FILE",
             )
         if unknown := sorted(hashes.keys() - RUN_FILES):
             raise CheckpointError(
-                f"{path} holds {unknown[0]!r}, which is no file of a run",
+                f"{path} holds {unknown[0]!r}, which is not a file of a run",
                 "do not use a file whose origin you do not trust; export the run again",
             )
         if any(file.get_slice(FILE + name).get_dtype() != "U8" for name in hashes):

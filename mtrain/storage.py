@@ -31,7 +31,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 MAX_JSON_BYTES = 1 << 30
 PARTIAL = ".tmp"  # suffix of files being written
 
-# Errors of the place, not of the program.
+# Errors caused by the file system, not by the program.
 REFUSALS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EIO, errno.EFBIG, errno.ELOOP),
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -207,7 +207,7 @@ def lock_file(path: Path, waiting: str | None = None) -> Iterator[bool]:
                 yield True
                 return
             finally:
-                if os.fstat(file.fileno()).st_size == 0:  # a lock of ours is empty
+                if os.fstat(file.fileno()).st_size == 0:  # our locks are empty
                     path.unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
 """How fast `mtrain prepare` is, and how much memory it takes, on millions of pairs.
 
-    python scripts/bench_prepare.py --pairs 3000000 --data ../shared/data
+    python scripts/bench_prepare.py --pairs 3000000 --data DIR
     python scripts/bench_prepare.py --pairs 10000000 --text generated
 
 Text: `generated` (random words with the frequencies of language), or `tatoeba` (the pairs of
@@ -97,7 +97,7 @@ def bench(name: str, directory: Path, arguments: argparse.Namespace) -> None:
     first, second = watch(command, directory), watch(command, directory)
     [prepared] = [path.parent for path in (directory / "data").rglob("manifest.json")]
     manifest = json.loads((prepared / "manifest.json").read_text())
-    learning_s = first.started_s("encoding") - first.started_s("learning the pieces")
+    learning_s = first.started_s("encoding") - first.started_s("training SentencePiece")
     opened = json.loads(
         subprocess.run(
             [sys.executable, "-c", OPENING, str(prepared)],

@@ -131,7 +131,7 @@ def installed(device: str) -> list[str]:
 
 
 def in_a_process(engine: str, setting: Setting) -> Timing:
-    """One round of one engine, loaded anew."""
+    """One round of one engine, newly loaded."""
     arguments = [f"--{key.replace('_', '-')}={value}" for key, value in asdict(setting).items()]
     command = [sys.executable, __file__, setting.data, *arguments[1:], "--engine", engine]
     as_mtrain = {"GOMP_SPINCOUNT": "5000", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
@@ -258,7 +258,7 @@ class Training:
 
 
 def saves(setting: Setting) -> Iterator[str]:
-    """What a checkpoint costs: the call that saves, and what updates beside the writing lose."""
+    """The cost of a checkpoint: the duration of the call, and the slowdown of updates meanwhile."""
     import torch
 
     from mtrain.machine.threads import Writer
@@ -304,7 +304,7 @@ def saves(setting: Setting) -> Iterator[str]:
             update_s()
     for what, seconds in (
         ("a save with training stopped", stopped),
-        ("a save beside training: the call", calls),
+        ("a save during training: the call", calls),
         ("  and what the updates beside it lose", losses),
     ):
         in_ms = [1000 * s for s in seconds]

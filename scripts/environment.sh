@@ -1,9 +1,9 @@
 # Sourced by quickstart.sh and test.sh: makes a virtual environment and installs this checkout.
 #
-# make_environment DIR REQUIREMENT: DIR is made when it is not there; REQUIREMENT is `.` or
+# make_environment DIR REQUIREMENT: DIR is created if missing; REQUIREMENT is `.` or
 # `.[dev]`. Versions are those of constraints.txt, except for a torch >= 2.11 that the machine's own
 # Python has already: that one is used. pip's own settings (index, cache, proxy) are honoured.
-# Nothing is done when nothing has changed since the last time.
+# Does nothing if nothing has changed since the last time.
 
 make_environment() {
     local venv=$1 requirement=$2 python=${PYTHON:-python3} stamp wanted pins

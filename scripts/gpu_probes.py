@@ -1,4 +1,4 @@
-"""What scripts/first_hour_on_gpu.sh asks of a GPU, beside commands and benchmarks.
+"""Checks of scripts/first_hour_on_gpu.sh on a GPU, besides commands and benchmarks.
 
 python scripts/gpu_probes.py machine cuda
 python scripts/gpu_probes.py waits-of-a-search RUN cuda

@@ -1,11 +1,11 @@
-"""Measure the filter `garbled`: how much wrongly decoded text it finds, and what it takes for it.
+"""Measure the filter `garbled`: its recall of wrongly decoded text, and its false alarms.
 
     python scripts/measure_garbled.py --data DIR [--show CODE]
 
 DIR holds the sentences of FLORES-200's devtest in every language, as `devtest.CODE.gz`. Those with
 characters beyond ASCII are encoded in UTF-8 and decoded as Windows-1252 (its undefined bytes as
 control characters) and as Latin-1: recall is the share that the filter finds. The other rows count
-what it takes for wrongly decoded in correct text: the same sentences untouched, and with typography
+false alarms in correct text: the same sentences untouched, and with typography
 behind every word, also in capitals. The columns are the scripts of the sentences.
 
 `--show CODE` prints the sentences of one language that are judged wrongly.
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def versions(line: str, joint: str) -> Iterator[tuple[str, str]]:
-    """A sentence as each row has it, normalised as in `mtrain prepare`."""
+    """The sentence of each row, normalised as in `mtrain prepare`."""
     as_latin_1 = line.encode().decode("latin-1")
     yield "decoded as cp1252", normalize("".join(map(as_cp1252, as_latin_1)))
     yield "decoded as latin-1", normalize(as_latin_1)
@@ -68,7 +68,7 @@ def versions(line: str, joint: str) -> Iterator[tuple[str, str]]:
 
 
 def as_cp1252(character: str) -> str:
-    """What Windows-1252 has in the place of a character of Latin-1; itself where it has none."""
+    """The character of Windows-1252 for a byte of Latin-1; itself if undefined."""
     return character.encode("latin-1").decode("cp1252", errors="ignore") or character
 
 

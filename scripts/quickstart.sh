@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a clean clone to a scored translator, in a few minutes on a CPU and without a download of
-# data. Safe to run again: what is done already is not done twice.
+# data. Safe to run again: finished steps are skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh

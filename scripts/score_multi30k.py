@@ -62,7 +62,7 @@ def report(hypothesis: Path, data: Path, lang: str, split: str) -> list[str]:
     papers = score_all(as_papers(hypotheses, lang), tokenized, lang, "none", metrics=["bleu"])
     plain = score_all(hypotheses, raw, lang, metrics=["bleu"])
     return [
-        f"{split}.{lang} made anew from the raw reference: "
+        f"{split}.{lang} recreated from the raw reference: "
         f"{n_differing:,} of {len(raw):,} lines differ from tok/",
         in_words("as the papers score it (lc.norm.tok)", papers["bleu"]),
         in_words("plain sacreBLEU (cased, raw)", plain["bleu"]),

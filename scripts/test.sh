@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change goes in: format, lint, types, tests, slow tests.
+# All checks before a change is merged: format, lint, types, tests, slow tests.
 # The environment is .venv-test, or the directory that MTRAIN_VENV names.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -8,7 +8,7 @@ source scripts/environment.sh
 venv=${MTRAIN_VENV:-.venv-test}
 make_environment "$venv" ".[dev,ctranslate2,langid,tensorboard]"
 python=$venv/bin/python
-export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # plugins of the machine's own Python have no say here
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # ignore plugins of the machine's own Python
 export MTRAIN_FUZZ_INPUTS=${MTRAIN_FUZZ_INPUTS:-30000} # `pytest -m slow` by itself: 100,000
 
 "$python" -m ruff format --check .

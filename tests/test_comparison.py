@@ -139,6 +139,8 @@ def test_what_it_means(metric: str, score: float, baseline: float, p: float, sen
 def test_both_tests_must_agree() -> None:
     assert not PairedScore(41.0, 40.0, 0.04, 0.06, "", "").is_significant
     assert PairedScore(41.0, 40.0, 0.04, 0.05, "", "").is_significant
+    unsure = Comparison("b", {"bleu": PairedScore(45.5, 40.0, 0.0001, 0.09, "", "")})
+    assert unsure.sentences() == ["the difference of 5.5 BLEU to b is within noise, p = 0.09"]
 
 
 def test_unequal_counts_are_refused() -> None:

@@ -459,8 +459,8 @@ def test_problems_of_a_single_test_entry_show_the_path_as_written() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("valid", "`data.test.valid` is the name of a set of its own"),
-        ("Train", "`data.test.Train` is the name of a set of its own"),
+        ("valid", "`data.test.valid` is reserved"),
+        ("Train", "`data.test.Train` is reserved"),
         ("tsv", "`data.test.tsv` is a key of entries, so it cannot name a test set"),
         ("a/b", "the name `data.test.a/b` must be made of letters"),
     ],
@@ -604,7 +604,7 @@ def test_an_empty_file(text: str) -> None:
         ("- a\n", "c.yaml: a config must be a mapping, not `[a]`"),
         ("name: [1\nb: 2\n", "c.yaml:2: this is not YAML: "),
         ("a: 1\n\tb: 2\n", "c.yaml:2: this is not YAML: "),
-        ("a: &x 1\nb: *x\n", "c.yaml:2: the alias `*x` stands for a value written elsewhere"),
+        ("a: &x 1\nb: *x\n", "c.yaml:2: the alias `*x` refers to a value written elsewhere"),
         ("a: !!python/object:os.system 1\n", "c.yaml:1: the tag `!!python/object:os.system` gives"),
         ("a: 1\n---\nb: 2\n", "c.yaml:2: this is not YAML: "),
         ("a: 1\nb: \x01\n", "c.yaml:2: the character "),

@@ -75,6 +75,13 @@ def test_the_readme_is_short_and_shows_the_house() -> None:
     assert rooms <= set(re.findall(r"\w+", picture))
 
 
+def test_the_readme_shows_small_images_with_alternative_text() -> None:
+    images = dict(re.findall(r"!\[([^]]{20,})\]\(([^)]+)\)", README))
+    made = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "scripts/images").iterdir()}
+    assert set(images.values()) == made
+    assert all((REPOSITORY / image).stat().st_size < 200_000 for image in made)
+
+
 @pytest.mark.parametrize("document", ["README.md", "configs/README.md", "scripts/README.md"])
 def test_files_that_documents_refer_to_exist(document: str) -> None:
     path = REPOSITORY / document

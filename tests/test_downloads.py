@@ -208,7 +208,7 @@ def test_no_server(server: Server, lock: Lock) -> None:
 
 
 def test_an_invalid_url(lock: Lock) -> None:
-    with pytest.raises(DownloadError, match="is no valid URL"):
+    with pytest.raises(DownloadError, match="is not a valid URL"):
         fetch("http://127.0.0.1:port/x", None, lock)
 
 

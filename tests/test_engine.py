@@ -85,7 +85,7 @@ def test_both_score_given_pairs_alike(
 
 def test_a_prefix_is_refused(theirs: Translator) -> None:
     segment = Segment(0, [5], max_length=9, prefix=[6], key=0)
-    with pytest.raises(UsageError, match="no prefixes"):
+    with pytest.raises(UsageError, match="does not support prefixes"):
         list(theirs.engine.search([[segment]], Search(beam_size=1, length_penalty=1.0)))
 
 

@@ -435,7 +435,7 @@ def test_against_a_run_with_another_text(run: RunDir, table: Table, tmp_path: Pa
 
 def test_a_run_cannot_translate_a_missing_source(run: RunDir, table: Table, tmp_path: Path) -> None:
     given = write_lines(tmp_path / "ref", REFERENCES)
-    with pytest.raises(UsageError, match="only where it has a source"):
+    with pytest.raises(UsageError, match="only if it has a source"):
         compare_with(run.path, evaluate_hypothesis(run.path, given, given), run.path)
 
 
@@ -495,7 +495,7 @@ def test_translations_and_analysis_are_kept(run: RunDir, table: Table) -> None:
     kept = run.read_analysis("flickr")
     assert kept is not None
     assert ANALYSIS.validate_python(kept) == result.analysis
-    with pytest.raises(DataError, match="keeps no translation of `news`"):
+    with pytest.raises(DataError, match="has no translations of `news`"):
         run.read_translations("news")
 
 
@@ -554,7 +554,7 @@ def test_given_files_are_looked_up_in_the_training_data(
     )
     [result] = evaluate_files(run.path, source, reference).values()
     assert result.facts["contaminated"]
-    assert "4 of its references stand in the training data" in capsys.readouterr().err
+    assert "4 of its references are in the training data" in capsys.readouterr().err
     assert result.analysis is not None
     [seen] = [d for d in result.analysis.diagnosis.diagnostics if d.name == "seen_in_training"]
     assert seen.reference_rate == pytest.approx(4 / 30)

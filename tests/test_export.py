@@ -216,7 +216,7 @@ def test_a_file_of_others_and_a_mere_checkpoint_are_recognised(run: Path, tmp_pa
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="not written by mtrain"):
         RunDir.open(tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="weights alone") as caught:
+    with pytest.raises(CheckpointError, match="only weights") as caught:
         RunDir.open(run / "model.safetensors")
     assert "export" in (caught.value.fix or "")
 

@@ -78,7 +78,7 @@ def test_a_single_file_writes_no_other_files_than_a_run_has(
         facts["files"][name] = "0" * 64
 
     hostile = rewrite(exported, tmp_path / "hostile.safetensors", add)
-    with pytest.raises(CheckpointError, match="which is no file of a run"):
+    with pytest.raises(CheckpointError, match="which is not a file of a run"):
         RunDir.open(hostile)
     assert list(unpacked.rglob("*")) == []
     assert {path.name for path in tmp_path.iterdir()} <= {"unpacked", "hostile.safetensors"}

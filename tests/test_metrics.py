@@ -249,7 +249,7 @@ def test_tokenised_text_is_noticed_once(caplog: pytest.LogCaptureFixture) -> Non
         score_all(tokenised, raw, "de", intervals=False)
     assert caplog.records == []  # sacreBLEU itself says nothing
     [notice] = notices(raw, tokenised, "de")
-    assert notice.startswith("200 of 200 references end in a period set off by a space")
+    assert notice.startswith("200 of 200 references end in a period after a space")
     [notice] = notices(tokenised, raw, "de")
     assert notice.startswith("200 of 200 hypotheses")
     assert notices(raw * 10, raw * 10, "de") == []

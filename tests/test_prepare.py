@@ -171,7 +171,7 @@ def test_an_entry_can_be_spared_by_the_filters(capsys: pytest.CaptureFixture[str
     assert described["data.train.0"]["clean"] is True
     assert described["data.train.1"]["clean"] is False
     assert "clean" not in described["data.valid"]
-    assert "cleaning the training text, but sparing data.train.1\n" in capsys.readouterr().err
+    assert "cleaning the training text, except that of data.train.1\n" in capsys.readouterr().err
 
 
 def test_generated_phrases_are_spared_unless_the_entry_says_otherwise() -> None:
@@ -436,7 +436,7 @@ def test_when_cleaning_leaves_nothing_its_filter_is_named() -> None:
     pairs = [*numbers, ("See here {", "Siehe da")]
     with pytest.raises(DataError) as error:
         prepare(make_config(pairs, clean={}), CONFIG)
-    assert "no training pair is left of 21: " in error.value.message
+    assert "no training pairs are left of 21: " in error.value.message
     assert "20 other numbers, 1 markup on one side" in error.value.message
     assert "`data.clean.numbers`" in (error.value.fix or "")
 

@@ -60,6 +60,7 @@ PAIRS = [
     ("Good night!", "Gute Nacht!", "Good night!"),
     *((text, text, text) for text in HOSTILE),
 ]
+RIVALS = {"last": 25.5, "avg": 26.25}  # chrF of candidates at the end of training
 SOURCES, REFERENCES, OUTPUTS = map(list, zip(*PAIRS, strict=True))
 
 
@@ -91,12 +92,16 @@ def make_run(
         manifest["split_sha256"][split] = digest
     (data / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     write_jsonl(directory / "metrics.jsonl", metrics(n_steps))
-    facts = {"format": 1, "sha256": "0", "facts": {"step": 200}}
-    weights = {"a": np.zeros((300, 8), np.float32), "b": np.zeros(100, np.float32)}
-    save_file(weights, directory / "model.safetensors", {"mtrain": json.dumps(facts)})
+    write_weights(directory, {"step": 200})
     if outputs is not None:
         write_translations(directory, "news", sources, references, outputs)
     return directory
+
+
+def write_weights(run: Path, facts: dict[str, Any]) -> None:
+    note = {"format": 1, "sha256": "0", "facts": facts}
+    weights = {"a": np.zeros((300, 8), np.float32), "b": np.zeros(100, np.float32)}
+    save_file(weights, run / "model.safetensors", {"mtrain": json.dumps(note)})
 
 
 def write_split(data: Path, name: str, sources: list[str], references: list[str]) -> str:
@@ -201,6 +206,13 @@ class Page(HTMLParser):
             self.blocks.append(data)
         else:
             self.text += data
+
+    def chapters(self) -> list[str]:
+        """The ids of the chapters; the navigation has the same."""
+        ids = [str(attrs["id"]) for tag, attrs in self.elements if tag == "section"]
+        links = [str(attrs.get("href")) for tag, attrs in self.elements if tag == "a"]
+        assert links[: len(ids)] == [f"#{id}" for id in ids]
+        return ids
 
 
 def unpacked(block: str) -> Any:
@@ -307,7 +319,7 @@ def test_the_examples_stand_at_the_quartiles(tmp_path: Path) -> None:
     chrf = comparisons[0].outputs[0].chrf
     grades = {grade: chrf[line] for grade, line in examples(comparisons).items()}
     ranked = sorted(chrf)
-    assert grades == {"good": ranked[75], "usual": ranked[50], "poor": ranked[25]}
+    assert grades == {"good": ranked[75], "typical": ranked[50], "poor": ranked[25]}
 
 
 # -- several runs ----------------------------------------------------------------------------
@@ -373,10 +385,8 @@ def test_faults_of_several_sentences_are_said_in_short(tmp_path: Path) -> None:
     outputs = ["Katze frisst Fische." for _ in sources]
     run = make_run(tmp_path / "tiny", outputs, sources=sources, references=references)
     page = Page(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert (
-        "In news, more often than the references: lost a number 100.0% (references 0.0%)."
-        in page.text
-    )
+    faults = "more frequent than in the references: lost a number 100.0% (references 0.0%)."
+    assert f"Faults in news, {faults}" in page.text
 
 
 def test_contaminated_scores_say_so(run: Path) -> None:
@@ -392,10 +402,10 @@ def test_what_the_model_is_unsure_of() -> None:
     def calibration(correlation: float, low: float) -> Calibration:
         return Calibration(correlation, low, 0.9, [])
 
-    assert "says nothing" in calibration_sentence(calibration(0.1, -0.2))
-    assert "says little" in calibration_sentence(calibration(0.2, 0.1))
-    assert "says something" in calibration_sentence(calibration(0.5, 0.4))
-    assert "says much" in calibration_sentence(calibration(0.7, 0.6))
+    assert " does not predict " in calibration_sentence(calibration(0.1, -0.2))
+    assert " weakly predicts " in calibration_sentence(calibration(0.2, 0.1))
+    assert " partly predicts " in calibration_sentence(calibration(0.5, 0.4))
+    assert "score predicts " in calibration_sentence(calibration(0.7, 0.6))
     assert "(−0.20 to 0.90)" in calibration_sentence(calibration(0.1, -0.2))
 
 
@@ -414,7 +424,7 @@ def test_attention_speed_and_the_data_report(run: Path) -> None:
         "Recommended: beam 5, length penalty 1.0, mtrain fp32, with BLEU 38.00, chrF2 60.00, "
         "1,234.5 sentences per second." in page.text
     )
-    assert "All 3 ways" in page.text
+    assert "All 3 settings" in page.text
     assert "2.99" in page.text
     assert "train.0: 10 read, 8 kept; not filtered by data.clean" in page.text
     assert "look at <this>" in page.text
@@ -435,7 +445,8 @@ def test_an_exported_file_has_a_page(trained_run: TrainedRun, tmp_path: Path) ->
     [weights] = [facts.weights for facts in read_runs([trained_run.path])]
     assert weights is not None
     assert f"{weights.n_parameters:,}" in page.text
-    assert "No test set has been translated yet" in page.text
+    assert page.chapters() == ["model", "scores", "training", "data", "repeat"]
+    assert " adds " not in page.text
 
 
 def test_lengths_are_drawn_to_the_end() -> None:
@@ -477,10 +488,32 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     (run / "metrics.jsonl").unlink()
     page = Page(write_report([run]).read_text(encoding="utf-8"))
     assert "Training has not logged a step yet." in page.text
-    assert "Not scored yet: run mtrain eval" in page.text
-    assert "No test set has been translated yet" in page.text
+    evaluate = f"mtrain eval {run}"
+    assert f"{evaluate} adds scores, faults, weak spots, sentences and attention." in page.text
+    assert f"{evaluate} --sweep adds quality against speed." in page.text
+    assert page.chapters() == ["model", "scores", "training", "data", "repeat"]
     assert "No step has been logged yet." in page.text
     assert "Not scored yet." in write_model_card(run).read_text(encoding="utf-8")
+
+
+def test_the_chosen_checkpoint_is_that_of_the_model_and_not_the_last_best(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    old = {"kind": "rival", "step": 100, "checkpoint": "last", "chrf": 24.5}  # before a resume
+    rivals = [{"kind": "rival", "step": 200, "checkpoint": n, "chrf": c} for n, c in RIVALS.items()]
+    write_jsonl(run / "metrics.jsonl", [old, *metrics(200), *rivals])
+    write_weights(run, {"step": 200, "checkpoint": "avg", "valid": {"chrf": 26.25}})
+    written = write_report([run]).read_text(encoding="utf-8")
+    chosen = "avg, of step 200 chrF2 on valid: 26.25, against 25.00 of best, 25.50 of last"
+    assert chosen in " ".join(Page(written).text.split())
+    assert "reached epoch 3" in written
+
+
+def test_the_checkpoint_of_a_run_in_training_is_the_best_so_far(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n_steps=200)
+    (run / "checkpoints").mkdir()
+    (run / "model.safetensors").rename(run / "checkpoints" / "best-200.safetensors")
+    page = Page(write_report([run]).read_text(encoding="utf-8"))
+    assert "best, of step 200" in " ".join(page.text.split())
 
 
 def test_progress_and_time_left_while_it_trains(tmp_path: Path) -> None:
@@ -498,12 +531,10 @@ def test_a_run_of_an_older_version(run: Path) -> None:
     assert unpacked(comparison.block())["outputs"][0]["scores"] is None
     assert comparison.outputs[0].chrf[0] == 100.0
     page = Page(write_report([run]).read_text(encoding="utf-8"))
-    for sentence in (
-        "Not analysed yet: run mtrain eval",
-        "No attention was kept: run mtrain eval",
-        "Not measured yet: run mtrain eval",
-    ):
-        assert sentence in page.text
+    assert f"mtrain eval {run} adds faults and weak spots." in page.text
+    assert f"mtrain eval {run} --sweep adds quality against speed." in page.text
+    chapters = ["model", "scores", "sentences", "training", "data", "repeat"]
+    assert page.chapters() == chapters
     assert "Zwei Katzen" in json.dumps(unpacked(page.blocks[0]))
 
 
@@ -582,7 +613,9 @@ def test_the_model_card_says_what_is_wrong(tmp_path: Path) -> None:
 def test_hostile_sentences_in_a_model_card(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", HOSTILE * 2, sources=HOSTILE * 2, references=HOSTILE * 2)
     card = write_model_card(run).read_text(encoding="utf-8")
-    table = [line for line in card.split("\n") if line.startswith(("| good", "| usual", "| poor"))]
+    table = [
+        line for line in card.split("\n") if line.startswith(("| good", "| typical", "| poor"))
+    ]
     assert len(table) == 3
     assert not any("<" in line for line in table)
 

@@ -18,13 +18,13 @@ def test_samples_stand_at_the_quartiles_of_usual_sentences() -> None:
     found = samples(sources, chrf)
     assert {grade: chrf[line] for grade, line in found.items()} == {
         "good": 75.0,
-        "usual": 50.0,
+        "typical": 50.0,
         "poor": 25.0,
     }
 
 
 def test_samples_of_a_test_set_without_usual_sentences() -> None:
-    assert samples(["a"], [12.0]) == {"good": 0, "usual": 0, "poor": 0}
+    assert samples(["a"], [12.0]) == {"good": 0, "typical": 0, "poor": 0}
 
 
 def test_eval_keeps_the_attention_of_the_samples(trained_run: TrainedRun, tmp_path: Path) -> None:

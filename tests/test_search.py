@@ -288,7 +288,7 @@ def test_n_best_is_sorted_distinct_and_starts_with_the_best():
 
 @pytest.mark.parametrize("n_best", [0, 3])
 def test_n_best_beyond_the_beam_is_refused(n_best):
-    with pytest.raises(ValueError, match="must lie between 1 and the beam, 2"):
+    with pytest.raises(ValueError, match="must be from 1 to the beam size 2"):
         search(GARDEN_PATH, beam_size=2, n_best=n_best)
 
 

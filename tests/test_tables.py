@@ -97,9 +97,9 @@ def test_missing_columns_are_listed(lock: Lock) -> None:
 
 def test_no_parquet_and_a_cut_one(lock: Lock) -> None:
     Path("x.parquet").write_text("a\tb\n")
-    with pytest.raises(DataError, match=r"x\.parquet is no whole parquet file"):
+    with pytest.raises(DataError, match=r"x\.parquet is not a complete parquet file"):
         read(lock)
     write(en=["dog"] * 999, de=["Hund"] * 999)
     Path("x.parquet").write_bytes(Path("x.parquet").read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"x\.parquet is no whole parquet file"):
+    with pytest.raises(DataError, match=r"x\.parquet is not a complete parquet file"):
         read(lock)

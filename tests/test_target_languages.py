@@ -91,7 +91,7 @@ def test_each_test_set_is_judged_in_its_language(run: RunDir) -> None:
 def test_text_without_a_tag_is_refused(run: RunDir, workspace: Path) -> None:
     translator = mtrain.load(run.path)
     with pytest.raises(
-        UsageError, match=r"translates no text without one \(it knows: de, ru\)"
+        UsageError, match=r"it needs one to translate \(it knows: de, ru\)"
     ) as found:
         translator.translate(["abc"])
     assert "--tag" in str(found.value)

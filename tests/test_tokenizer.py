@@ -284,4 +284,4 @@ def test_long_text_is_sampled_by_its_characters(
     n_characters = sum(len(source) + len(target) for source, target in PAIRS)
     monkeypatch.setattr("mtrain.data.tokenizer._MAX_CHARACTERS", 5 * n_characters)
     train(tmp_path, PAIRS * 20)
-    assert f"learning the pieces from {5 * len(PAIRS)} pairs" in capsys.readouterr().err
+    assert f"training SentencePiece on {5 * len(PAIRS)} pairs" in capsys.readouterr().err

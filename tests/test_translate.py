@@ -381,7 +381,7 @@ def test_weights_that_are_not_finite_are_reported(network, tokenizer):
         model.output.weight.fill_(float("nan"))
     broken = network.with_engine(TorchEngine([model.eval()]))
     for beam_size in (1, 3):
-        with pytest.raises(ModelError, match="no finite probabilities"):
+        with pytest.raises(ModelError, match="probabilities are not finite"):
             broken.translate(["A dog."], beam_size=beam_size)
 
 
@@ -414,8 +414,8 @@ def test_a_beginning_of_bytes_is_warned_of(network):
     [found] = network.translate_detailed(["A dog."], prefixes=["犬"])
     assert found.text.startswith("犬")
     assert found.warnings == [
-        "the prefix `犬` holds characters that the vocabulary knows only as bytes; what follows "
-        "them may be poor"
+        "the prefix `犬` has characters that the vocabulary only has as bytes; the translation "
+        "after them may be poor"
     ]
 
 
@@ -550,7 +550,7 @@ def test_an_empty_stream_gives_nothing(make):
 def test_bytes_that_are_no_utf8_are_reported_with_their_line(make, capsys):
     written(make(), b"A dog.\nball \xff\nball")
     assert capsys.readouterr().err == (
-        "warning: line 2: not valid UTF-8 (byte 0xff at position 6); what could not be read was "
+        "warning: line 2: not valid UTF-8 (byte 0xff at position 6); invalid bytes were "
         "replaced by U+FFFD\n"
     )
 

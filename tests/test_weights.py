@@ -216,7 +216,7 @@ def test_weights_of_another_model_are_refused(change, sentence):
 
 
 def test_weights_that_are_no_transformer(tmp_path):
-    with pytest.raises(CheckpointError, match="no Transformer of ours"):
+    with pytest.raises(CheckpointError, match="not hold an mtrain model"):
         vocab_sizes({"bert.embeddings": torch.ones(2, 2)}, tmp_path)
 
 

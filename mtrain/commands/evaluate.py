@@ -43,19 +43,19 @@ EXAMPLES = (
 Runs = Annotated[
     list[Path],
     typer.Argument(
-        metavar="RUN...", help="A run directory; of several, mean and spread are shown too."
+        metavar="RUN", help="Run directories; with several, their mean and spread are shown too."
     ),
 ]
 Splits = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="valid or a test set; without it, all test sets."),
+    typer.Option(metavar="NAME", help="valid or a test set (default: all test sets)."),
 ]
 Sources = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Translate this file ...")]
 References = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE",
-        help="... and compare with this one; repeated, of one source: several references.",
+        help="... and compare with this one; several for one source are several references.",
     ),
 ]
 SacrebleuSets = Annotated[
@@ -66,21 +66,21 @@ Hypotheses = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE",
-        help="Score this translation as it is; with --source, it is diagnosed as well.",
+        help="Score this translation; with --source, also diagnose it.",
     ),
 ]
 Against = Annotated[
     Path | None,
     typer.Option(
         metavar="RUN2|FILE",
-        help="Test whether the difference to another run, or to a translation, is chance.",
+        help="Test the significance of the difference to another run, or to a translation.",
     ),
 ]
 Comet = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="Score by COMET too, an extra: such as Unbabel/wmt22-comet-da.",
+        help="Also score by COMET (an extra: mtrain[comet]), such as Unbabel/wmt22-comet-da.",
     ),
 ]
 Sweep = Annotated[
@@ -95,7 +95,7 @@ Sweep = Annotated[
 Adopt = Annotated[
     bool, typer.Option("--adopt", help="With --sweep: make the recommendation the default.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One object, for machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def evaluate(
@@ -159,7 +159,7 @@ def evaluate(
 
 
 def _show(results: Mapping[str, Results], as_json: bool, names_runs: bool) -> None:
-    """Print what was found of each run."""
+    """Print the results of each run."""
     from mtrain.evaluation import summary
 
     means = summary.spreads_of_seeds(results)
@@ -182,9 +182,9 @@ def _files_to_evaluate(
     references: Sequence[Path],
     hypotheses: Sequence[Path],
 ) -> list[GivenFiles]:
-    """The n-th source, hypothesis and reference that were given belong together.
+    """The n-th source, hypothesis and reference on the command line belong together.
 
-    All references belong to a source or hypothesis that is alone.
+    A single source or hypothesis gets all references.
     """
     if splits and (sources or references or hypotheses):
         raise UsageError(
@@ -211,7 +211,7 @@ def _files_to_evaluate(
 
 def _check_sweep(is_asked: bool, n_runs: int, has_other_options: bool) -> None:
     if not is_asked:
-        raise UsageError("--adopt takes over what --sweep recommends", "add --sweep")
+        raise UsageError("--adopt needs the recommendation of --sweep", "add --sweep")
     if n_runs > 1 or has_other_options:
         raise UsageError(
             "--sweep decodes the valid set of one run in all ways",

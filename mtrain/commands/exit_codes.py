@@ -88,7 +88,7 @@ def _known_failures() -> Iterator[None]:
 
 
 def _raise_as_ours(error: BaseException) -> NoReturn:
-    """Raise an error of the operating system in our words, any other as it is."""
+    """Raise an error of the operating system as one of ours, any other unchanged."""
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         path = console.shortened(str(error.filename))
         raise UsageError(f"this path is too long: {path}", "choose a shorter one") from error

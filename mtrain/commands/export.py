@@ -1,4 +1,4 @@
-"""`mtrain export`: a run in, the same model for use elsewhere out."""
+"""`mtrain export`: a run in, the same model for other programs out."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def export(
     checkpoint: Checkpoint = None,
     force: Force = False,
 ) -> None:
-    """Write the model for use elsewhere, checked by translating.
+    """Write the model for other programs, checked by translating.
 
     With CTranslate2, the first 200 sentences of valid are translated; a loss of more than 1 BLEU is
     an error.

@@ -18,7 +18,10 @@ PACKAGE = Path(__file__).parent.parent
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", help="Target directory; created if missing.")
 ]
-Name = Annotated[str, typer.Option("--from", metavar="CONFIG", help="Name of a shipped config.")]
+Name = Annotated[
+    str,
+    typer.Option("--from", metavar="CONFIG", help="Name of a shipped config, such as my-corpus."),
+]
 
 
 def new(directory: Directory, name: Name = "quickstart") -> None:
@@ -35,7 +38,8 @@ def new(directory: Directory, name: Name = "quickstart") -> None:
     schema = shipped[name].with_name("schema.json")  # for editors
     if not (directory / schema.name).exists():
         atomic_write(directory / schema.name, schema.read_bytes())
-    print_line(f"wrote {copy}; next: {command('mtrain', 'train', copy)}")
+    first = "name your files in it, then: " if name == "my-corpus" else "next: "
+    print_line(f"wrote {copy}; {first}{command('mtrain', 'train', copy)}")
 
 
 def _shipped_configs() -> dict[str, Path]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from mtrain.config.literals import DeviceOrAuto, Quantization
 from mtrain.errors import UsageError
@@ -82,6 +83,15 @@ def load(path: Path, overrides: list[str] | None, reverse: bool) -> Config:
 
     config = load_config(path, overrides or ())
     return reversed_config(config) if reverse else config
+
+
+class Command(TyperCommand):
+    """A command whose usage line names required arguments without braces."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [
+            piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)
+        ]
 
 
 # Parameter -> whether it has an effect with the other options given, and what it is for.

@@ -31,9 +31,9 @@ def stdout() -> TextIO:
 
 
 def check_output(output: Path, kind: str, inputs: Iterable[Path], force: bool) -> None:
-    """A UsageError if OUTPUT is a file that is read, or one of another kind.
+    """Raise a UsageError if OUTPUT is a file that is read, or one of another kind.
 
-    kind is that of the output: `text`, `a web page`, `a model`, `a model card`, `a picture`.
+    kind of the output: `text`, `a web page`, `a model`, `a model card`, `a picture`.
     """
     if force or not os.path.isfile(output):
         return
@@ -41,7 +41,7 @@ def check_output(output: Path, kind: str, inputs: Iterable[Path], force: bool) -
     for path in inputs:
         with suppress(OSError, ValueError):
             if path.samefile(output):
-                raise UsageError(f"{output} is read by this run, and would be overwritten", fix)
+                raise UsageError(f"{output} is an input, and would be overwritten", fix)
     with suppress(OSError):
         found = _kind_of(output)
         if found not in (kind, ""):

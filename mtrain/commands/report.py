@@ -21,7 +21,7 @@ EXAMPLES = (
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN [RUN2 ...]", help="Run directories, shown side by side."),
+    typer.Argument(metavar="RUN", help="One or several run directories, shown side by side."),
 ]
 Output = Annotated[
     Path | None,

@@ -10,8 +10,8 @@ from mtrain.commands.options import ConfigPath, Overrides, Reverse, load, refuse
 
 EXAMPLES = (
     "mtrain train configs/quickstart.yaml",
+    "mtrain train my.yaml --plan",
     "mtrain train my.yaml --set train.budget=30min",
-    "mtrain train my.yaml --set train.budget=30min --plan",
     "mtrain train my.yaml --reverse",
 )
 

@@ -1,4 +1,4 @@
-"""`mtrain translate`: lines in, their translations out; or their scores, or a picture as well."""
+"""`mtrain translate`: lines in, translations out; or scores; optionally a picture of attention."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
-from typer.core import TyperCommand
 
 from mtrain import console
 from mtrain.commands.options import (
     BeamSize,
     Checkpoint,
+    Command,
     Force,
     InQuantization,
     LengthPenalty,
@@ -55,7 +55,9 @@ MOST_DRAWN = 10  # sentences in a picture
 
 Source = Annotated[
     Path | None,
-    typer.Argument(metavar="INPUT", help="A file, a sentence per line; - or none: standard input."),
+    typer.Argument(
+        metavar="INPUT", help="A text file, one sentence per line; default or -: standard input."
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -68,7 +70,7 @@ Format = Annotated[
 ]
 Prefix = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Beginnings of the translations, one per line."),
+    typer.Option(metavar="FILE", help="Starts of the translations, one per line."),
 ]
 ScoredFiles = Annotated[
     tuple[Path, Path] | None,
@@ -81,9 +83,8 @@ Method = Annotated[
     literals.Method,
     typer.Option(
         metavar="NAME",
-        help="beam; diverse: beam search whose hypotheses avoid each other's words; sample: "
-        "random translations; mbr: of random translations, the ones that agree most with the "
-        "others (by chrF2).",
+        help="beam; diverse: beam search for hypotheses that differ; sample: random translations; "
+        "mbr: the random translations that agree most with the others (by chrF2).",
     ),
 ]
 NBest = Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Translations per line.")]
@@ -188,7 +189,7 @@ GROUPS = {  # of parameters in the help
 }
 
 
-class GroupedOptions(TyperCommand):
+class GroupedOptions(Command):
     """The command whose help shows the groups above."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

@@ -51,8 +51,8 @@ class CleanConfig(Section):
     )
     script: Share | Off = Field(
         default=0.5,
-        description="minimum fraction of a side's letters in the script of its language, known "
-        "from the code (`sr_Latn` names an unusual one) or else the script of most of the text",
+        description="minimum fraction of a side's letters in the script of its language, given "
+        "by the code (`sr_Latn` names an unusual one) or else by most of the text",
     )
     copies: Share | Off = Field(
         default=0.95,
@@ -80,8 +80,8 @@ class CleanConfig(Section):
     )
     wrong_side: bool = Field(
         default=True,
-        description="drop a pair with a side in the other side's language, known from the words "
-        "that the data has on each side",
+        description="drop a pair if one side is in the other side's language, judged by the words "
+        "that occur on each side of the data",
     )
     language: Share | Off = Field(
         default=False,
@@ -90,7 +90,8 @@ class CleanConfig(Section):
     )
     normalized_duplicates: bool = Field(
         default=False,
-        description="drop pairs that equal another one except for case, digits and punctuation",
+        description="drop a pair that equals an earlier one except for case, digits and "
+        "punctuation",
     )
     max_target_repeats: Count | Off = Field(
         default=100, description="maximum pairs with the same target; the first ones are kept"

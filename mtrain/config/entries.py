@@ -1,4 +1,4 @@
-"""The entries of a config's `data`: the forms in which sentence pairs may come.
+"""The entries of a config's `data`: the accepted forms of sentence pairs.
 
 The kind of an entry follows from its keys: `{source, target}`, `{tsv}`, `{hub}` and so on. A new
 kind is a section here, listed in `_Kinds`, and a class in `data.sources`.
@@ -100,14 +100,14 @@ def check_url(url: str) -> None:
     """Raise a ValueError if a URL has no host, or one that cannot be a host name."""
     parts = urlsplit(url)
     if not parts.hostname:
-        raise ValueError("it names no host")
+        raise ValueError("it has no host")
     if parts.port == 0 or re.search(r"[\s\0]", url):
         raise ValueError("it has port 0 or white space")
     parts.hostname.encode("idna")
 
 
 def _usable(location: str) -> str:
-    """Refuse what cannot be a URL or a path on any system."""
+    """Raise a ValueError for a string that cannot be a URL or a path on any system."""
     try:
         if is_url(location):
             check_url(quote(location, safe=URL_CHARACTERS))
@@ -119,7 +119,7 @@ def _usable(location: str) -> str:
             Path(location).expanduser()
     except (ValueError, RuntimeError) as error:
         kind = "URL" if is_url(location) else "path"
-        raise complaint(f"is no usable {kind}: {error}", "correct it") from error
+        raise complaint(f"is not a valid {kind}: {error}", "correct it") from error
     return location
 
 
@@ -137,7 +137,7 @@ def _sha256_field(what: str, key: str) -> Any:
 
 
 class NamedEntry(Section):
-    """Keys that every entry may have."""
+    """Keys that every entry can have."""
 
     file_keys: ClassVar[tuple[str, ...]] = ()  # those whose values are paths or URLs
     name: str | None = Field(
@@ -296,7 +296,7 @@ def _kind_of_entry(value: Any) -> str | None:
 
 
 def _one_kind_of_entry(value: Any) -> Any:
-    """Refuse what is no entry, or two in one; the rest is left to the model of the kind."""
+    """Refuse a value that is not an entry, or that mixes two kinds of entry."""
     keys = list(value) if isinstance(value, dict) else []
     by_kind = {_KIND_OF_KEY[key]: key for key in keys if key in _KIND_OF_KEY}
     if len(by_kind) > 1:
@@ -365,7 +365,7 @@ def _free_name(name: str) -> str:
     if name in _ENTRY_KEYS:
         raise complaint("is a key of entries, so it cannot name a test set", "choose another name")
     if name.lower() in ("valid", "train"):
-        raise complaint("is the name of a set of its own", "choose another name")
+        raise complaint("is reserved", "choose another name")
     return name
 
 

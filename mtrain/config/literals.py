@@ -1,4 +1,4 @@
-"""Choices that several rooms accept, and the names of metrics.
+"""Choices shared by several packages, and the names of metrics.
 
 This module imports nothing heavy, so the command line knows the choices before a stage is loaded.
 """
@@ -11,10 +11,10 @@ METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "comet": "COMET"}
 
 DeviceOrAuto = Literal["auto", "cpu", "cuda"]
 PrecisionOrAuto = Literal["auto", "fp32", "bf16"]  # of matrix products
-PenaltyForm = Literal["power", "gnmt"]  # what divides a log-probability: decoding.search
-Method = Literal["beam", "diverse", "sample", "mbr"]  # how translations are found
-Format = Literal["text", "jsonl"]  # how translations are written
-Engine = Literal["mtrain", "ctranslate2"]  # what searches
+PenaltyForm = Literal["power", "gnmt"]  # the divisor of log-probabilities: decoding.search
+Method = Literal["beam", "diverse", "sample", "mbr"]  # of finding translations
+Format = Literal["text", "jsonl"]  # of the output
+Engine = Literal["mtrain", "ctranslate2"]  # search programs
 AttentionKind = Literal["encoder", "decoder", "cross"]  # the three of a Transformer
 Quantization = Literal[  # the numbers that CTranslate2 stores and computes with
     "float32",

@@ -18,8 +18,8 @@ from mtrain.storage import read_bytes
 def load_config(path: Path, overrides: Sequence[str] = (), ignored: Collection[str] = ()) -> Config:
     """Read and check a config; `overrides` are the KEY=VALUE of `--set`, the last one wins.
 
-    `ignored` are dotted keys that are left out where the file has them.
-    Raises a ConfigError that holds all the problems there are, in the order of their places.
+    `ignored` are dotted keys that are left out where the file has them. Raises a ConfigError with
+    all problems, in the order of their locations.
     """
     try:
         tree, problems = read_file(_read_text(path), str(path))
@@ -27,7 +27,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), ignored: Collection[s
         raise ConfigError([problem]) from problem
     if tree.value is None and not overrides:
         raise ConfigError(
-            [Problem(tree.place, "this config is empty", "begin with a copy of another one")]
+            [Problem(tree.place, "this config is empty", "copy a shipped one: mtrain new DIR")]
         )
     for key in ignored:
         tree.drop(key)
@@ -41,7 +41,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), ignored: Collection[s
 
 
 def read_run_config(run: RunDir) -> Config:
-    """The resolved config that a run keeps, also one of an earlier version."""
+    """The resolved config of a run, also of an earlier version."""
     fix = "restore the file, or train again with --fresh"
     try:
         read_bytes(run.config)  # a user's config may be a pipe, that of a run may not
@@ -80,7 +80,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _or_null(field: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a key that may stand without a value, and then has its default."""
+    """The schema of a key that may have no value, which means its default."""
     about = {"title", "description", "default"}
     value = {key: item for key, item in field.items() if key not in about}
     choices = value["anyOf"] if value.keys() == {"anyOf"} else [value]

@@ -1,4 +1,4 @@
-"""Problems of a config in plain sentences: pydantic finds them, this module says where and what.
+"""Problems of a config in plain sentences: found by pydantic, located and explained here.
 
 A problem reads `configs/iwslt.yaml:14: unknown key `model.droput``, with a fix where one is known.
 """
@@ -35,7 +35,7 @@ _BARE_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
 # Names that other tools use.
 _SYNONYMS = {"lr": "learning_rate", "gpu": "cuda", "m": "min", "hours": "h", "minutes": "min"}
 
-# Keys of earlier versions, which the configs of old runs still have, and what to do about them.
+# Keys of earlier versions, which configs of old runs may have, and the fix for each.
 REMOVED = {"train.cuda_graphs": "remove it: mtrain no longer records CUDA graphs"}
 
 _EXPECTED = {
@@ -99,7 +99,7 @@ class _Explainer:
             return found + list(self._conflicts(errors))
         unknown = [error for error in errors if _is_unknown_key(error)]
         missing = [error for error in errors if _is_missing_key(error)]
-        # A mapping with wrong keys was meant to be a mapping.
+        # A mapping with wrong keys was still meant as a mapping.
         meant = {id(self._find(error["loc"][:-1])) for error in unknown + missing}
         wrong = [e for e in errors if e not in unknown + missing]
         wrong = [error for error in wrong if id(self._find(error["loc"])) not in meant]
@@ -277,7 +277,7 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def _fix(node: Node, errors: list[ErrorDetails]) -> str | None:
-    """A fix for a value whose mistake can be guessed."""
+    """A fix for a value with a recognisable mistake."""
     kinds = {error["type"] for error in errors}
     choices = [choice for e in errors if e["type"] == "literal_error" for choice in _literals(e)]
     text = node.text.lower()
@@ -298,7 +298,7 @@ def _fix(node: Node, errors: list[ErrorDetails]) -> str | None:
 
 
 def _fix_of_key(key: str, text: str) -> str | None:
-    """The usual form of a value that people write in another way."""
+    """The expected form of a value that is often written differently."""
     if key == "model" and text in PRESETS:
         return f"model: {{preset: {text}}}"
     amount = re.fullmatch(r"([0-9.]+) *([a-z]*)", text)

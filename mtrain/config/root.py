@@ -217,7 +217,7 @@ def _direction_conflicts(config: Config) -> list[Conflict]:
 
 
 def _tag_conflicts(data: DataConfig) -> list[Conflict]:
-    """A tag without training text means nothing to the model; a tag of all of it is required."""
+    """A tag without training text is meaningless; a tag of all training text is required."""
     known = {entry.tag for entry in data.train}
     sets = {f"data.test.{name}": entry for name, entry in data.test.items()}
     if data.valid is not None:

@@ -21,14 +21,14 @@ _AFTER_ANY_LINE = 1 << 40  # problems of overrides are listed after those of the
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value was written, and the sort order of places."""
+    """The location of a value, and the sort order of locations."""
 
     text: str
     order: int
 
 
 class Problem(UsageError):
-    """One problem of a config, with its place."""
+    """One problem of a config, with its location."""
 
     def __init__(self, place: Place, message: str, fix: str | None = None) -> None:
         super().__init__(f"{place.text}: {message}", fix)
@@ -72,7 +72,7 @@ class Node:
         return self.value
 
     def shown(self) -> str:
-        """The value as a message quotes it: one short line."""
+        """The value as quoted in messages: one short line."""
         if isinstance(self.value, dict):
             return "a mapping"
         if isinstance(self.value, list):
@@ -94,7 +94,7 @@ def read_file(text: str, name: str) -> tuple[Node, list[Problem]]:
 
 @dataclass(slots=True)
 class _Reader:
-    """Turns what PyYAML composes into our nodes."""
+    """Turns PyYAML's nodes into ours."""
 
     source: Place
     has_lines: bool  # a file has lines, an override is one place
@@ -110,14 +110,14 @@ class _Reader:
         except yaml.reader.ReaderError as error:
             line = text[: error.position].count("\n")
             raise Problem(
-                self._place(line), f"the character {error.character!r} may not stand in YAML"
+                self._place(line), f"the character {error.character!r} is not allowed in YAML"
             ) from error
         except RecursionError as error:
             raise Problem(self.source, "this is nested too deeply for a config") from error
         except (ValueError, OverflowError) as error:
             line = loader.line if loader is not None else 0
             raise Problem(
-                self._place(line), "this is not YAML: an escape stands for no character of Unicode"
+                self._place(line), "this is not YAML: an escape is not a Unicode character"
             ) from error
         finally:
             if loader is not None:
@@ -145,7 +145,7 @@ class _Reader:
     def _check_characters(self, text: str, place: Place) -> None:
         if wrong := _NO_TEXT.search(text):
             self.problems.append(
-                Problem(place, f"the character U+{ord(wrong[0]):04X} may not stand in a config")
+                Problem(place, f"the character U+{ord(wrong[0]):04X} is not allowed in a config")
             )
 
     def _mapping(self, mapping: yaml.MappingNode, path: str) -> dict[str, Node]:
@@ -201,7 +201,7 @@ class _CoreLoader(yaml.SafeLoader):
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         tag = getattr(event, "tag", None)
         if isinstance(event, yaml.AliasEvent):
-            what = f"the alias `*{event.anchor}` stands for a value written elsewhere"
+            what = f"the alias `*{event.anchor}` refers to a value written elsewhere"
         elif tag not in (None, "!"):
             what = f"the tag `{tag.replace('tag:yaml.org,2002:', '!!')}` gives a value a type"
         else:

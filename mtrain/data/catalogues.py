@@ -1,8 +1,8 @@
-"""Corpora known by a name: those of OPUS, and the test sets of sacreBLEU.
+"""Corpora by name: those of OPUS, and the test sets of sacreBLEU.
 
 Both are archives at a URL, for which lock, cache and MTRAIN_MIRROR work as for any other file.
-sacreBLEU makes the text of its test sets itself, but does not download them: its own downloader
-has neither a mirror nor limits, and keeps no sha256.
+sacreBLEU extracts the text of its test sets, but does not download them: its downloader has neither
+a mirror nor limits, and records no sha256.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mtrain.storage import lock_file, new_directory, sha256_of
 OPUS_URL = "https://object.pouta.csc.fi/OPUS-{corpus}/{version}/moses/{languages}.txt.zip"
 _LICENCE_CHARACTERS = 300
 
-# What sacreBLEU raises on a damaged or hostile archive.
+# Exceptions of sacreBLEU for a damaged or hostile archive.
 _ARCHIVE_ERRORS = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RecursionError),
     *(KeyError, ValueError, gzip.BadGzipFile, URLError, NotImplementedError),
@@ -110,7 +110,7 @@ class SacrebleuSource(PairSource):
         return dict.fromkeys(self._test_set().data)
 
     def download(self, url: str) -> Path:
-        """Return what sacreBLEU would download: from its own cache, or through ours."""
+        """Return the archives of the test set: from sacreBLEU's own cache, or through ours."""
         test_set, lock = self._test_set(), self.reading.lock
         md5 = dict(zip(test_set.data, test_set.md5 or (), strict=False)).get(url)
         path = Path(test_set._rawdir, test_set._get_tarball_filename(url))
@@ -175,7 +175,7 @@ class SacrebleuSource(PairSource):
         return test_set
 
     def _unpack(self, test_set: Any, archives: list[Path], directory: Path) -> None:
-        """Unpack the archives as sacreBLEU does, and let it make its text; all or nothing."""
+        """Unpack the archives as sacreBLEU does, and let it extract the text; all or nothing."""
         with new_directory(directory) as made:
             try:
                 (made / "raw").mkdir()
@@ -184,13 +184,13 @@ class SacrebleuSource(PairSource):
                 self._text_files(test_set, made)
             except _ARCHIVE_ERRORS as error:
                 raise DataError(
-                    f"what sacreBLEU needs of {', '.join(map(str, archives))} cannot be read: "
+                    f"sacreBLEU cannot use  {', '.join(map(str, archives))} cannot be read: "
                     f"{error}",
                     "delete the file, so that it is downloaded again",
                 ) from error
 
     def _text_files(self, test_set: Any, directory: Path) -> list[Path]:
-        """The files of source and references, made unless they exist."""
+        """The files of source and references, extracted unless they exist."""
         placed = copy.copy(test_set)  # in this directory instead of ~/.sacrebleu
         placed._outdir, placed._rawdir = str(directory), str(directory / "raw")
         pair = _pair(self.entry)

@@ -4,9 +4,9 @@ A phrase is a random value (a date, an amount of money, a list of places) format
 both locales. The translations are correct by construction, need no download, and anyone can check
 them. `cldr_pairs` is the entry point; each method of `_Phrases` generates one kind of phrase.
 
-Every source text must have a single correct translation. Names are therefore kept only where they
-are one-to-one, and where two formats look alike in the source (in English, the medium
-`May 7, 2024` is also the long one) the fuller format is meant.
+Every source text must have a single correct translation. Therefore only one-to-one names are used,
+and if two formats look alike in the source (in English, the medium `May 7, 2024` is also the long
+one) the fuller format is meant.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 Style = Literal["full", "long", "medium", "short"]
 Length = Literal["long", "short"]
 
-VERSION = 2  # raised when the same arguments give other phrases
+VERSION = 2  # increased when the same arguments give other phrases
 
 # After this many repetitions in a row, a kind of phrase counts as exhausted.
 MAX_REPEATS = 1000
@@ -258,7 +258,7 @@ class _Phrases:
         return Pair(write(self.source), write(self.target))
 
     def _shared(self, forms: Iterable[T], has: Callable[[T, Locale], bool]) -> list[T]:
-        """The forms that both locales have."""
+        """The forms available in both locales."""
         return [form for form in forms if has(form, self.source) and has(form, self.target)]
 
     def _in_a_format(self, forms: Sequence[T], write: Callable[[T, Locale], str]) -> Pair:
@@ -356,7 +356,7 @@ def _measure(number: Decimal | int, unit: str, locale: Locale) -> str:
 
 
 def _five_of_unit(unit: str, locale: Locale) -> str:
-    """Serves as the name of the unit, which not every locale has."""
+    """A name for the unit, which not every locale has."""
     is_everyday = unit.split("-")[0] in UNIT_SORTS and unit != "temperature-generic"
     return _measure(5, unit, locale) if is_everyday else ""
 
@@ -366,7 +366,7 @@ def _place(code: str, locale: Locale) -> str | None:
 
 
 def _language(code: str, locale: Locale) -> str | None:
-    """Only of languages with a two-letter code: the better known ones."""
+    """Only for languages with a two-letter code: the better known ones."""
     return _known(locale.languages.get(code), code) if len(code) == 2 else None
 
 
@@ -386,10 +386,10 @@ def _currency(code: str, locale: Locale) -> str | None:
 
 
 def _currency_symbol(code: str, locale: Locale) -> str:
-    """The code where there is no symbol, as it is then what is written."""
+    """The code if there is no symbol, as it is then written instead."""
     return str(locale.currency_symbols.get(code, code))
 
 
 def _known(name: str | None, code: str) -> str | None:
-    """None where the name is missing, or is just the code."""
+    """None if the name is missing, or is just the code."""
     return None if name == code else name

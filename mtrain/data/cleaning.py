@@ -26,7 +26,7 @@ from mtrain.languages import unspaced
 Hashes = NDArray[np.uint64]
 TextPair = tuple[str, str]  # source, target
 
-# A side of at least so many words identifies a sentence; a shorter one may occur anywhere.
+# A side with at least this many words identifies a sentence; shorter ones may occur anywhere.
 MIN_WORDS_ALONE = 5
 N_WORDS = 8  # of an n-gram; in scripts without spaces, twice as many characters
 MIN_SHARE = 0.5  # of an evaluation sentence's n-grams, for a near match

@@ -1,8 +1,9 @@
 """The training text on its way through the filters: the kept pairs, and a report of the others.
 
-First every pair is judged by itself, in many processes: it is normalised, and written to a file if
-it stays. Then pairs are compared by their hashes: repeats, targets that occur too often, a held-out
-valid set. All that grows with the corpus lies in files, which are mapped and read in order:
+First, each pair is normalised and filtered separately, in many processes, and written to a file if
+it is kept. Then pairs are compared by their hashes: repeats, targets that occur too often, a
+held-out valid set. All data that grows with the corpus is in files, which are mapped and read in
+order:
 
     corpus.text             normalised pairs, `source TAB target` per line
     corpus.source.hashes    64 bits per pair, and the same of targets
@@ -62,7 +63,7 @@ _MAX_VALID_PAIRS, _PAIRS_PER_VALID_PAIR = 2000, 50  # held out: the smaller of 2
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """The pairs of one entry that stay, and a report of all that were read."""
+    """The kept pairs of one entry, and a report of all pairs that were read."""
 
     entry: int
     lines: bytes  # `source TAB target LF` per pair
@@ -71,7 +72,7 @@ class Cleaned:
 
 
 class Cleaner:
-    """The filters that look at one pair alone, as a picklable function of `Pairs`."""
+    """The filters of single pairs, as a picklable function of `Pairs`."""
 
     def __init__(
         self,
@@ -90,11 +91,11 @@ class Cleaner:
         self.hash_kinds = ["source", "target"]
         if config.clean.normalized_duplicates:
             self.hash_kinds.append("loose")
-        # No piece has more characters, so that a longer text has too many pieces as well.
+        # No piece has more characters, so a longer text also has too many pieces.
         self._max_characters = config.max_length * MAX_PIECE_CHARACTERS
 
     def __call__(self, pairs: Pairs) -> Cleaned:
-        """Normalise and judge each pair."""
+        """Normalise and filter each pair."""
         entry, lines = pairs.entry, []
         digests: dict[str, list[bytes]] = {kind: [] for kind in self.hash_kinds}
         report = DataReport.of(self.entries)
@@ -155,7 +156,7 @@ class Corpus:
         n_pairs: int | None,
         n_processes: int | None,
     ) -> Corpus:
-        """Judge each pair by itself and write those that stay; n_pairs (if known) are expected."""
+        """Filter each pair and write the kept ones; n_pairs is the expected number, if known."""
         corpus = cls(directory, DataReport.of(cleaner.entries), [0] * len(cleaner.entries))
         names = ["text", *(f"{kind}.hashes" for kind in cleaner.hash_kinds)]
         with (
@@ -183,11 +184,11 @@ class Corpus:
         return corpus
 
     def save(self) -> None:
-        """Write all that is not in the files yet, so that an interrupted run can resume."""
+        """Write all remaining state to the files, so that an interrupted run can resume."""
         atomic_write(self._path("json"), _CORPUS.dump_json(self))
 
     def select(self, config: DataConfig) -> None:
-        """Drop pairs because of other pairs, and hold out a valid set if none is given."""
+        """Drop repeated pairs, and hold out a valid set if none is given."""
         targets = self._hashes("target")
         is_kept = np.ones(len(targets), dtype=bool)
         is_judged = np.repeat([entry.clean for entry in config.train], self.n_lines)

@@ -21,7 +21,7 @@ from mtrain.data.filters import REASONS
 from mtrain.data.store import SIDES, Sentences
 from mtrain.errors import DataError
 
-# Why pairs are dropped: in words, as the user reads them, or a key of data.filters.REASONS.
+# Reasons for dropping pairs: in the words that users see, or a key of data.filters.REASONS.
 UNREADABLE = "unreadable"
 EMPTY = "with an empty side"
 OVER_LONG = "over-long"
@@ -49,7 +49,7 @@ class CountedPairs:
     examples: list[tuple[int, str, str]] = field(default_factory=list)  # hash and two texts
 
     def add(self, n_pairs: int, examples: Iterable[tuple[int, str, str]]) -> None:
-        """Count pairs; of all examples ever offered, those with the smallest hashes are kept."""
+        """Count pairs; the examples with the smallest hashes are kept."""
         self.n_pairs += n_pairs
         self.examples = heapq.nsmallest(N_EXAMPLES, {*self.examples, *examples})
 
@@ -68,7 +68,7 @@ class EntryReport:
         return self.n_read - sum(dropped.n_pairs for dropped in self.dropped.values())
 
     def by_count(self) -> list[tuple[str, CountedPairs]]:
-        """Reasons and the pairs dropped for them, the commonest reason first."""
+        """Reasons and the pairs dropped for them, most common reason first."""
         return sorted(self.dropped.items(), key=lambda item: (-item[1].n_pairs, item[0]))
 
     def to_json(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class DataReport:
     """Counts and examples of the pairs that were read, dropped and kept; mergeable.
 
     entries           those of `data.train`, in their order
-    near_matches      evaluation set -> training pairs that are nearly one of its sentences
+    near_matches      evaluation set -> training pairs that nearly equal one of its sentences
     n_leaked          evaluation set -> training pairs with one of its sentences
     repeated_targets  the most frequent ones and their counts: see `find_repeated`
     """
@@ -184,7 +184,7 @@ class DataReport:
         dropped.setdefault(reason, CountedPairs()).add(n_pairs, examples)
 
     def add_near_match(self, match: NearMatch, pair: TextPair) -> None:
-        """Count a pair that is nearly one of an evaluation set; it is not dropped."""
+        """Count a pair that nearly equals one of an evaluation set; it is not dropped."""
         example = _example(pair[SIDES.index(match.side)], match.text)
         self.near_matches.setdefault(match.split, CountedPairs()).add(1, [example])
 
@@ -245,7 +245,7 @@ class DataReport:
         return {"read": self.n_read, **dropped, "kept": self.n_kept}
 
     def check_not_empty(self) -> None:
-        """A DataError that names the filters, if they left nothing to train on."""
+        """Raise a DataError that names the filters, if they left nothing to train on."""
         if self.n_read == 0:
             raise DataError(
                 "data.train holds no sentence pairs", "correct the paths in `data.train`"
@@ -255,10 +255,10 @@ class DataReport:
             [(commonest, _)] = self.n_dropped.most_common(1)
             keys = "`data.max_length`, `data.decontaminate`, `data.valid`"
             if commonest in REASONS:
-                keys = f"`data.clean.{commonest}`, which may have another threshold or be `false`"
+                keys = f"`data.clean.{commonest}` (`false` turns it off)"
             raise DataError(
-                f"no training pair is left of {self.n_read:,}: {', '.join(rows[1:])}",
-                f"look at the text, or at {keys}",
+                f"no training pairs are left of {self.n_read:,}: {', '.join(rows[1:])}",
+                f"check the text, or change {keys}",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -336,5 +336,5 @@ def shortened(text: str) -> str:
 
 
 def _example(source: str, target: str) -> tuple[int, str, str]:
-    """A pair and the number by which examples are chosen."""
+    """A pair and the hash by which examples are chosen."""
     return hash_text(f"{source}\t{target}"), shortened(source), shortened(target)

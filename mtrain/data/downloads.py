@@ -34,7 +34,7 @@ ATTEMPTS = 4  # in succession without progress
 TIMEOUT_S = 30.0
 WAIT_S = 0.5  # before the second attempt, doubled before each further one
 CHUNK_BYTES = 1 << 18
-PROGRESS_BYTES = 1 << 16  # fewer new bytes than this are no progress
+PROGRESS_BYTES = 1 << 16  # fewer new bytes do not count as progress
 MAX_OVERHEAD_BYTES = 1 << 18  # read in a row that are not content: headers, trailers
 _START_BYTES = 1 << 24  # of a file, examined for HTML
 _BOM = b"\xef\xbb\xbf"
@@ -94,7 +94,7 @@ def base_name(url: str) -> str:
     try:
         return PurePosixPath(unquote(urlsplit(url).path)).name
     except ValueError as error:
-        raise DownloadError(f"{url} is no valid URL: {error}", "check the address") from error
+        raise DownloadError(f"{url} is not a valid URL: {error}", "check the address") from error
 
 
 def _cache_name(url: str) -> str:
@@ -176,7 +176,7 @@ class _Download:
             self._fill(file)
             actual = sha256_of(self.part)
             if n_kept and self.expected not in (None, actual):
-                file.truncate(0)  # perhaps only the part from before is wrong
+                file.truncate(0)  # perhaps only the earlier part is wrong
                 self._fill(file)
                 actual = sha256_of(self.part)
             self.version.unlink(missing_ok=True)
@@ -208,7 +208,7 @@ class _Download:
             time.sleep(WAIT_S * 2 ** (n_failed - 1))
 
     def _try(self, file: IO[bytes]) -> str | None:
-        """Make one request; returns a problem that may be temporary, or None if all is there."""
+        """Make one request; returns a possibly temporary problem, or None at the end."""
         try:
             return self._request(file)
         except HTTPError as error:
@@ -221,14 +221,14 @@ class _Download:
             raise DownloadError(f"{self.url} {problem}", "check the address") from error
         except (http.client.InvalidURL, ValueError) as error:  # perhaps that of a redirect
             raise DownloadError(
-                f"{self.url} is no valid URL: {error}", "check the address"
+                f"{self.url} is not a valid URL: {error}", "check the address"
             ) from error
         except (OSError, HTTPException) as error:
             reason = error.reason if isinstance(error, URLError) else error
             return str(reason) or type(reason).__name__
 
     def _request(self, file: IO[bytes]) -> str | None:
-        """Request what is missing and append it; returns why the file is not complete, or None."""
+        """Request and append the missing bytes; returns why the file is incomplete, or None."""
         headers = {"User-Agent": "mtrain"}
         if self.n_bytes:
             headers["Range"] = f"bytes={self.n_bytes}-"
@@ -246,12 +246,12 @@ class _Download:
             if is_whole and self.n_total in (None, self.n_bytes):
                 return None
             file.truncate(0)  # the part belongs to another file, or the answer is wrong
-            return "it has another length than before"
+            return "its length has changed"
         with response:
             return self._receive(response, file)
 
     def _receive(self, response: HTTPResponse, file: IO[bytes]) -> str | None:
-        """Append the body of an answer; returns why the file is not complete, or None."""
+        """Append the body of a response; returns why the file is incomplete, or None."""
         headers = response.headers
         if response.status == 204:
             raise DownloadError(
@@ -264,7 +264,7 @@ class _Download:
             n_end = self._end_of_range(headers, length)
             if n_end is None:
                 file.truncate(0)
-                return "it sent another range than requested"
+                return "it did not send the requested range"
         else:
             self.n_bytes = self.n_marked = 0
             n_end = self.n_total = length
@@ -282,7 +282,7 @@ class _Download:
         return None
 
     def _end_of_range(self, headers: HTTPMessage, length: int | None) -> int | None:
-        """Where the body of a 206 ends in the file; None if it does not fit to .part."""
+        """The end in the file of the body of a 206; None if it does not continue .part."""
         match = _CONTENT_RANGE.fullmatch(_header(headers, "Content-Range"))
         if not match:
             return None
@@ -311,7 +311,7 @@ class _Download:
             self.version.write_text(f"{self.validator}\n{self.n_total or ''}", "utf-8")
 
     def _load_version(self) -> None:
-        """Read what `_store_version` wrote for an earlier command, if it was interrupted."""
+        """Read the version that `_store_version` wrote for an earlier, interrupted command."""
         if self.version.exists():
             text = self.version.read_text("utf-8", errors="replace")
             self.validator, _, n_total = text.partition("\n")
@@ -320,8 +320,8 @@ class _Download:
     def _copy(self, response: HTTPResponse, file: IO[bytes]) -> None:
         """Append the body of a response."""
         with console.bar(self.n_total, base_name(self.url), "B", initial=self.n_bytes) as bar:
-            while chunk := response.read1(CHUNK_BYTES):  # returns what is there, without waiting
-                with storage_errors(self.part):  # no problem of the network
+            while chunk := response.read1(CHUNK_BYTES):  # only available bytes
+                with storage_errors(self.part):  # not a problem of the network
                     file.write(chunk)
                     file.flush()
                 bar.update(len(chunk))
@@ -352,7 +352,7 @@ class _Download:
         return n_read
 
     def _problem(self, actual: str) -> DownloadError | None:
-        """An error if .part has not the expected sha256 or, without one, cannot be data."""
+        """Raise a DownloadError if .part has the wrong sha256 or, without one, cannot be data."""
         if self.expected == actual:
             return None
         with open(self.part, "rb") as file:
@@ -377,7 +377,7 @@ class _Download:
     def _html_error(self) -> DownloadError:
         return DownloadError(
             f"{self.url} is an HTML page, not a data file",
-            "use the address of the file itself (on GitHub: the one behind `Raw`), or give its "
+            "use the address of the file itself (on GitHub: that of the button `Raw`), or give its "
             "`sha256`, if it is data",
         )
 
@@ -393,7 +393,7 @@ def _integer(text: str) -> int | None:
 
 
 def _is_html(start: bytes) -> bool:
-    """Whether a file, perhaps compressed, begins as HTML does, after declarations and comments."""
+    """Whether a file, perhaps compressed, starts as HTML, after declarations and comments."""
     if start.startswith(_GZIP):
         with suppress(zlib.error):
             start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _START_BYTES)

@@ -143,11 +143,11 @@ class SubwordSampler:
     ) -> None:
         self._strength, self._max_length = strength, max_length
         self.vocab_sizes = (tokenizers[0].vocab_size, tokenizers[1].vocab_size)
-        # Kept, as they cache the words that they have cut.
+        # Kept, as they cache the words they have segmented.
         self._tokenizers = [tagged(tokenizers, tag) for tag in tags_of_entries]
 
     def __call__(self, chunk: tuple[Pairs, tuple[int, ...]]) -> Encoded:
-        """Sample both sides; a side that becomes over-long gets its best pieces."""
+        """Sample both sides; a side that would become over-long gets its best segmentation."""
         pairs, seed = chunk
         seeds = np.random.SeedSequence(seed).generate_state(2)
         source, target = (

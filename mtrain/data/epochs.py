@@ -1,9 +1,9 @@
 """The epochs of a run: the ids of their pairs, and the plan of their updates.
 
-With subword sampling (`tokenizer.sampling`), each epoch has its own store, drawn from the text that
-the prepared data keeps. In an epoch of both directions (`train.both_directions`) a random half of
-the pairs is reversed, and in the next one the other half. All of it is a function of (seed, epoch),
-so a resumed run finds the same.
+With subword sampling (`tokenizer.sampling`), each epoch has its own store, sampled from the text in
+the prepared data. In an epoch of both directions (`train.both_directions`) a random half of the
+pairs is reversed, and in the next one the other half. All this is a function of (seed, epoch), so a
+resumed run repeats it exactly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Epoch:
 
 
 class Epochs:
-    """The epochs of a run on prepared data; sampled subwords lie in `directory` meanwhile.
+    """The epochs of a run on prepared data; sampled subwords are stored in `directory`.
 
     As a context manager, it removes them at the end.
     """

@@ -26,8 +26,8 @@ from typing import IO, Any, cast
 from mtrain.config.entries import is_url
 from mtrain.errors import DataError
 
-# What a damaged file may raise. The last two come from zipfile, for a compression method that it
-# lacks and for a broken header.
+# Exceptions for damaged files. The last two come from zipfile, for an unsupported compression
+# method and for a broken header.
 _DAMAGE = (
     *(OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
     *(NotImplementedError, struct.error),
@@ -52,7 +52,7 @@ class StoredFile:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Open for reading, decompressed; damage found on the way is a DataError."""
+        """Open for reading, decompressed; damage found while reading is a DataError."""
         try:
             with open(self.path, "rb") as stored:
                 if self.member is None:

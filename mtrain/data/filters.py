@@ -1,8 +1,8 @@
-"""The filters that judge one training pair at a time: each says whether to drop it.
+"""Why a training pair is dropped: the filters that judge one pair at a time.
 
 A filter is a method of `PairFilter` with the name of its key in `data.clean`, which is its
 threshold. All see normalised text (`cleaning.normalize`), and none needs more than the pair and the
-norms of the corpus, so that pairs can be judged in any order and in many processes.
+norms of the corpus, so that pairs can be filtered in any order and in many processes.
 """
 
 from __future__ import annotations
@@ -359,7 +359,7 @@ def _n_distinct(word: str) -> int:
 
 
 def _is_in_other_script(side: Side, other: Side, scripts: tuple[str, ...], share: float) -> bool:
-    """True if few letters are in these scripts; words that the other side also has may be names."""
+    """True if few letters are in these scripts, not counting words (names) on both sides."""
     if not scripts or ("Latn" in scripts and not side.utf8.translate(None, _LATIN_BYTES)):
         return False
     foreign = runs_outside(*scripts).findall(side.text)

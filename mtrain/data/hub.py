@@ -1,8 +1,8 @@
 """Data sets of the Hugging Face hub, through `datasets` and `huggingface_hub`.
 
-What a split consists of is asked once and recorded in the lock: revision, files and their sha256.
-Parquet files are then looked up in MTRAIN_MIRROR and in the cache, or downloaded. Splits larger
-than the entry allows, and other formats, are streamed by `datasets`.
+The contents of a split are looked up once and recorded in the lock: revision, files and their
+sha256. Parquet files are then looked up in MTRAIN_MIRROR and in the cache, or downloaded. Splits
+larger than the entry allows, and other formats, are streamed by `datasets`.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class HubSource(PairSource):
 
     @contextmanager
     def _hub_errors(self) -> Iterator[None]:
-        """Turn what the hub's libraries raise, which has no common base class, into our errors."""
+        """Turn exceptions of the hub's libraries (no common base class) into our errors."""
         from datasets import disable_progress_bars
         from datasets.exceptions import DatasetNotFoundError
         from huggingface_hub.errors import (

@@ -1,4 +1,4 @@
-"""The entries of a config: the files that they depend on, what these contain, and their text.
+"""The entries of a config: the files they depend on, hashes of their contents, and their text.
 
 The prepared data is named by a hash of everything that it depends on (`identify`): keys of the
 config, and the content of the files that its entries name.
@@ -41,7 +41,7 @@ from mtrain.data.store import SIDES
 from mtrain.errors import DataError
 from mtrain.storage import parse_json, read_bytes, sha256_of, write_json
 
-FORMAT = 3  # part of the hash: raised when the same config would give other files
+FORMAT = 3  # part of the hash: increased when the same config would give other files
 
 # Not part of the hash: how often pairs are trained on, and `clean` (see `spared_entries`).
 _EXCLUDED: Any = {
@@ -58,16 +58,16 @@ CHOSEN = ("vocab_size", "character_coverage")  # by `config.recipe`, from the te
 _SAMPLED_CHUNKS, _SAMPLED_ONE_IN = 100, 25
 
 
-# -- what the content depends on -------------------------------------------------------------
+# -- dependencies of the content -------------------------------------------------------------
 
 
 def open_lock(config: Config, config_path: Path) -> Lock:
-    """Open the lock of a config, wherever it could be written."""
+    """Open the lock of a config, in the place where it could be written."""
     return Lock.open(config_path, fallback_dir=Path("data", config.name))
 
 
 def identify(config: Config, lock: Lock, download: bool) -> str:
-    """Return 16 hexadecimal digits that change with any key or file that the data depends on."""
+    """Return 16 hexadecimal digits that change with any relevant key or file."""
     known = _KnownFiles(Path("data", config.name, "inputs.json"))
     inputs = {}
     for _, source in _sources(config, lock):
@@ -99,10 +99,10 @@ def identify(config: Config, lock: Lock, download: bool) -> str:
 
 
 def describe_sources(config: Config, lock: Lock) -> list[dict[str, Any]]:
-    """Describe each entry: its keys, and what the lock records of it and its files."""
+    """Describe each entry: its keys, and the facts in the lock about it and its files."""
     described = []
     for key, source in _sources(config, lock):
-        # Sorted, so that facts just learnt and facts read from the lock have one order.
+        # Sorted, so that new facts and facts read from the lock have the same order.
         files = {
             location: dict(sorted(lock.files.get(location, {}).items()))
             for location in source.files(may_ask=False)
@@ -170,7 +170,7 @@ _SEEN: TypeAdapter[dict[str, dict[str, Any]]] = TypeAdapter[Any](dict[str, _Seen
 class _KnownFiles:
     """Remembers the sha256 of local files by size and time, so that large ones are read once.
 
-    The sha256 of a deleted file stays known: what was prepared from it can still be used.
+    The sha256 of a deleted file stays known: data prepared from it can still be used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -185,7 +185,7 @@ class _KnownFiles:
         path = Path(location).expanduser()
         key = str(path.absolute())
         known = self._files.get(key, {})
-        with suppress(OSError):  # reading the entry will say what is wrong with the file
+        with suppress(OSError):  # reading the entry will report the problem
             status = path.stat()
             stamp = {"size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
             if path.is_file() and not stamp.items() <= known.items():
@@ -250,7 +250,7 @@ class Inputs:
 
     def _sample(self, key: str) -> list[TextPair]:
         pairs: list[TextPair] = []
-        # Too many unreadable pairs are an error later, when all of the entry is read.
+        # Too many unreadable pairs are an error later, when the whole entry is read.
         chunks = self._read(key, self._reading(key, max_unreadable=1))
         for number, chunk in enumerate(islice(chunks, _SAMPLED_CHUNKS)):
             every = _SAMPLED_ONE_IN if number else 1

@@ -101,7 +101,7 @@ def read_aligned(
 
 
 def _misaligned(source: StoredFile, target: StoredFile, reading: Reading) -> DataError:
-    """An error with both line counts and, if the lengths of the lines tell, the place."""
+    """An error with both line counts and, if the line lengths show it, the location."""
     lengths = _lengths(source, reading), _lengths(target, reading)
     n_source, n_target = map(len, lengths)
     n_fit = lines_that_fit(*lengths)
@@ -227,7 +227,7 @@ def decode(raw: bytes, place: str, reading: Reading | None) -> str | None:
                 return text
             problem = DataError(
                 f"{place}: a NUL character at position {text.index(chr(0))}",
-                "mend or remove the line; many of them mean that the file is not text",
+                "fix or remove the line; if there are many, the file is not text",
             )
     if reading is None:
         raise problem

@@ -1,6 +1,6 @@
-"""The lock of a config: `<config stem>.lock` beside it records what its data was.
+"""The lock of a config: `<config stem>.lock` beside it records the content of its data.
 
-A URL that later holds other bytes than recorded is an error; for a local file the new state is
+If the content of a URL changes later, that is an error; for a local file, the new state is
 recorded.
 """
 

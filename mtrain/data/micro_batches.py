@@ -94,7 +94,7 @@ def _cut_by_source_length(src: Indices, tgt: Indices, max_tokens: int) -> list[I
 def _cut_to_equal_rows(
     group: Indices, src: Indices, tgt: Indices, max_tokens: int
 ) -> list[Indices]:
-    """Consecutive parts with equally many rows; a sentence over the limit stands alone."""
+    """Consecutive parts with equally many rows; a sentence over the limit is a part by itself."""
     longest = np.maximum(src[group], tgt[group])
     over = longest > max_tokens
     if over.any():
@@ -126,7 +126,7 @@ def _cut_evenly(src: Indices, tgt: Indices, max_tokens: int, n_workers: int) -> 
 def _cut_greedily(src: Indices, tgt: Indices, max_tokens: int, max_positions: int) -> list[Indices]:
     """Consecutive parts within max_tokens and within max_positions of both sides, with padding.
 
-    A sentence over a limit stands alone.
+    A sentence over a limit is a part by itself.
     """
     rest = np.arange(len(src))
     parts: list[Indices] = []

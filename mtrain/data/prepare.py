@@ -1,7 +1,7 @@
-"""Corpora in; tokenizer, token store, test sets and a manifest out; nothing if nothing changed.
+"""Corpora in; tokenizer, token store, test sets and a manifest out. Skipped if nothing changed.
 
-    data/<name>/<hash>/            hash of all that determines the content: see data.identity
-      manifest.json                counts, hashes of all files, filters and what they dropped
+    data/<name>/<hash>/            hash of everything that determines the content: see data.identity
+      manifest.json                counts, hashes of all files, pairs dropped by each filter
       report.json                  the same in detail, with examples: see data.data_report
       word_counts.json             how often each word of valid and test occurs in training
       tokenizer*.model             see data.tokenizer
@@ -103,7 +103,7 @@ def prepare(
         if found is not None and not force:
             return found  # prepared by another process meanwhile
         if found is None and path.exists():
-            console.warn(f"{path} is damaged and is prepared again")
+            console.warn(f"{path} is damaged: preparing it again")
         _remove_leftovers(directory, path.name)
         partial = path.with_name(f"{path.name}.partial")
         if force:
@@ -142,7 +142,7 @@ def verify(prepared: Prepared) -> None:
 
 
 def copy_into_run(prepared: Prepared, run: RunDir) -> None:
-    """Copy all that a run needs to translate and evaluate without the prepared data."""
+    """Copy everything a run needs to translate and evaluate without the prepared data."""
     models = [path.name for path in model_files(prepared.path)]
     texts = [f"{split}.{side}" for split in prepared.manifest["splits"] for side in SIDES]
     for name in models:
@@ -278,7 +278,7 @@ def _clean(
 ) -> None:
     names, spared = train_names(config), spared_entries(config)
     but_for = ", ".join(names[number] for number in spared)
-    console.message("cleaning the training text" + (but_for and f", but sparing {but_for}"))
+    console.message("cleaning the training text" + (but_for and f", except that of {but_for}"))
     languages = [languages_of(entry, config) for entry in config.data.train]
     samples = inputs.samples()
     for pair, (key, sample) in zip(languages, samples.items(), strict=True):
@@ -303,7 +303,7 @@ def _clean(
 def _norms(
     samples: Sequence[Sequence[TextPair]], languages: Sequence[tuple[str, str]], spared: list[int]
 ) -> dict[tuple[str, str], Norms]:
-    """The norms of each language pair, learnt from its entries, if possible not spared ones."""
+    """The corpus statistics of each language pair, from filtered entries if there are any."""
     norms = {}
     for pair in dict.fromkeys(languages):
         numbers = [number for number, found in enumerate(languages) if found == pair]
@@ -395,7 +395,7 @@ def _write_report(
 
 
 def _summarize_sides(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The statistics of each side that are short enough for a manifest."""
+    """The short statistics of each side, for the manifest."""
     kept = ("n_tokens", "n_words", "tokens_per_word", "byte_share")
     return {side: {key: report["sides"][side][key] for key in kept} for side in SIDES}
 

@@ -1,4 +1,4 @@
-"""What all readers of data share: the pairs that they yield, and the context of one entry."""
+"""Shared by all readers of data: the pairs they yield, and the context of one entry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtrain.data.lock import Lock
 from mtrain.errors import DataError
 from mtrain.storage import sha256_of
 
-Texts = list[str | None]  # None: not readable as text, and noted so in `Reading`
+Texts = list[str | None]  # None: not readable as text, and counted in `Reading`
 
 
 class Pair(NamedTuple):
@@ -37,7 +37,7 @@ class Pairs:
 
 @dataclass
 class Reading:
-    """The context in which one entry is read, and what could not be read of it.
+    """The context in which one entry is read, and a count of its unreadable pairs.
 
     where           the entry in messages, such as `data.train.0`
     lock            records the files, and facts about the entry
@@ -84,7 +84,7 @@ class Reading:
         return StoredFile(location, path, member)
 
     def reject(self, problem: DataError) -> None:
-        """Note why a pair will be dropped; raise it where every pair must be readable."""
+        """Record why a pair will be dropped; raise it if every pair must be readable."""
         if self.max_unreadable is None:
             raise problem
         self.first_problem = self.first_problem or problem
@@ -92,7 +92,7 @@ class Reading:
     def drop(self, n_pairs: int, n_read: int) -> None:
         """Count dropped pairs among the `n_read` so far; an error if there are too many."""
         self.n_unreadable += n_pairs
-        # Judged on ten thousand pairs at least: a few at the start are no reason to stop.
+        # Checked on at least ten thousand pairs: a few at the start are no reason to stop.
         if self.n_unreadable > (self.max_unreadable or 0) * max(n_read, 10_000):
             self.check(n_read)
 
@@ -150,13 +150,13 @@ class Source:
         return " | ".join(self.named_files()) or "cldr"
 
     def named_files(self) -> dict[str, str | None]:
-        """Path or URL -> sha256, as far as the entry gives it."""
+        """Path or URL -> sha256, if given in the entry."""
         return {getattr(self.entry, k): self.entry.sha256.get(k) for k in self.entry.file_keys}
 
     def files(self, may_ask: bool) -> dict[str, str | None]:
         """Location -> sha256 of what the entry depends on; None for local files, which may change.
 
-        may_ask  whether to look up or download what is not in the lock yet
+        may_ask whether to look up or download files that are not in the lock yet
         """
         lock = self.reading.lock
         files: dict[str, str | None] = {}

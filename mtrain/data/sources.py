@@ -1,8 +1,8 @@
 """The entries of a config's `data`, read as a stream of sentence pairs, thousands at a time.
 
-A kind of entry is a section in `config.entries` and a class in `SOURCES`, which knows its label in
-the lock, its files and the text of its pairs. Whatever would shift one side against the other is
-an error with file and line.
+A new kind of entry is a section in `config.entries` and a class in `SOURCES`, which knows its label
+in the lock, its files and the text of its pairs. Anything that would shift one side against the
+other is an error with file and line.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class TsvSource(PairSource):
                     raise DataError(
                         f"{place}: too few columns ({len(cells)}): column {max(columns)} (counted "
                         "from 0) is needed",
-                        f"mend the line, or correct `columns` of {self.reading.where}",
+                        f"fix the line, or correct `columns` of {self.reading.where}",
                     )
                 if len(cells) > n_columns:  # a tab has cut a sentence in two
                     problem = DataError(
@@ -171,7 +171,7 @@ class JsonlSource(PairSource):
         if field not in value:
             raise DataError(
                 f"{place}: no field `{field}` (found: {', '.join(value) or 'none'})",
-                f"mend the line, or correct {key} of {self.reading.where}",
+                f"fix the line, or correct {key} of {self.reading.where}",
             )
         text = value[field]
         if not isinstance(text, str):
@@ -182,14 +182,14 @@ class JsonlSource(PairSource):
         except UnicodeEncodeError as error:
             raise DataError(
                 f"{place}: field `{field}` holds half of a surrogate pair, not a character",
-                "write whole characters, or mend the program that wrote the file",
+                "write whole characters, or fix the program that wrote the file",
             ) from error
 
 
 def _json_object(line: str, place: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also a number or a nesting without end
+    except (ValueError, RecursionError) as error:  # also an endless number or nesting
         problem = str(error)
         if isinstance(error, json.JSONDecodeError):
             problem = f"{error.msg} at character {error.colno}"
@@ -211,5 +211,5 @@ SOURCES: dict[type[Section], type[PairSource]] = {
 
 
 def open_source(entry: Entry | MonoEntry, reading: Reading) -> Source:
-    """Return what an entry stands for."""
+    """Return the source of an entry; `cldr` and `mono` need no class of their own."""
     return SOURCES.get(type(entry), Source)(entry, reading)

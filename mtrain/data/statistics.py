@@ -1,7 +1,7 @@
 """The norms of a corpus: usual length ratios, and the script and words of each side.
 
-Filters judge pairs by them without any knowledge of the languages. They are learnt from a sample
-of the data to be cleaned, by medians and counts, which are robust to noise.
+Filters compare pairs with them, without any knowledge of the languages. They are estimated on a
+sample of the data to be cleaned, by medians and counts, which are robust to noise.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class LengthRatio:
         return cls(tuple(norm[0] for norm in nearest), tuple(norm[1] for norm in nearest))
 
     def deviation(self, n_source: int, n_target: int) -> float:
-        """The distance from the median of a pair with so many characters, in deviations."""
+        """The distance of a pair's length ratio from the median, in deviations."""
         size = min((n_source + n_target).bit_length() - 1, len(self.middles) - 1)
         return abs(math.log(n_target / n_source) - self.middles[size]) / self.deviations[size]
 
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """What the filters know of a corpus."""
+    """The statistics of a corpus that the filters use."""
 
     length_ratio: LengthRatio
     scripts: tuple[str | None, str | None]  # of most letters of source and target

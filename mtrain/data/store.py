@@ -199,7 +199,7 @@ class TokenStore:
         return cls(arrays, offset_files)
 
     def check(self, vocab_sizes: tuple[int, int], max_length: int, n_entries: int) -> None:
-        """A DataError where some number cannot be right: damage that `open` does not see.
+        """Raise a DataError for impossible numbers: damage that `open` does not detect.
 
         Ids are below the size of their vocabulary, sentences have 1 to `max_length` of them, and
         the numbers of entries ascend below `n_entries`.
@@ -212,7 +212,7 @@ class TokenStore:
                 raise _damaged(path.with_suffix(".ids"), f"an id is not below {vocab_size}")
             lengths = (np.diff(part) for part in _parts(offsets, overlap=1))
             if any(part.min() < 1 or part.max() > max_length for part in lengths if len(part)):
-                raise _damaged(path, f"a sentence has not 1 to {max_length} pieces")
+                raise _damaged(path, f"a sentence does not have 1 to {max_length} pieces")
         for part in _parts(self.entries, overlap=1):
             if part[-1] >= n_entries or (part[1:] < part[:-1]).any():
                 path = self._offset_files[0].with_name("train.sources")

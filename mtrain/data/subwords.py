@@ -2,7 +2,7 @@
 
 SentencePiece's own samples differ from process to process whatever the seed, so that no run could
 be resumed exactly. Here a segmentation (a cut) is a function of the model, the word and a number u
-in [0, 1). Pieces never contain a space within, so that a text is cut word by word.
+in [0, 1). No piece has a space inside, so text is segmented word by word.
 
     unigram  one of the 64 best cuts, with probabilities in proportion to p^strength (Kudo, 2018)
     BPE      merges in their order, each skipped with the probability `strength` when possible

@@ -1,4 +1,4 @@
-"""What an expert would notice in a corpus, in sentences with a fix: the warnings of `prepare`.
+"""The warnings of `prepare`: problems of a corpus that an expert would notice, each with a fix.
 
 All knowledge of languages comes from CLDR (`mtrain.languages`), from the corpus itself, and from
 the language identifier where the extra `mtrain[langid]` is installed.
@@ -61,7 +61,7 @@ _SUBWORDS = re.compile(r"@@ |(?:^| )\u2581")
 
 
 def check_sides(sample: Sequence[TextPair], languages: tuple[str, str], where: str) -> None:
-    """A DataError if the two sides of an entry are swapped, as far as the text tells.
+    """Raise a DataError if the two sides of an entry are swapped, as far as the text shows.
 
     sample  normalised pairs
     where   names their entry: `data.train.0`
@@ -80,7 +80,7 @@ def check_sides(sample: Sequence[TextPair], languages: tuple[str, str], where: s
 def suspicions_of_sample(
     sample: Sequence[TextPair], languages: tuple[str, str], norms: Norms, where: str
 ) -> list[str]:
-    """What is odd about an entry, judged by a sample of its normalised pairs."""
+    """Suspicions about an entry, from a sample of its normalised pairs."""
     if len(sample) < _MIN_LINES:
         return []
     found = []
@@ -97,7 +97,7 @@ def suspicions_of_sample(
 
 
 def suspicions_of_report(report: DataReport, splits: Mapping[str, Sequence[TextPair]]) -> list[str]:
-    """What is odd about the pairs that were dropped, those that were kept, and evaluation sets."""
+    """Suspicions about dropped pairs, kept pairs, and evaluation sets."""
     found = []
     for entry in report.entries:
         for reason, dropped in entry.by_count():
@@ -262,7 +262,7 @@ def _identified(lines: Sequence[str], code: str) -> dict[str, float]:
     long = [line for line in lines if len(line) >= _MIN_CHARACTERS]
     long = Random(0).sample(long, min(len(long), _N_IDENTIFIED))  # languages may alternate
     if not long or not identifies(code):
-        return {}  # lines in an unknown language would be taken for anything
+        return {}  # lines in an unknown language could be identified as any language
     counts = Counter(identify(line) for line in long if probability(line, code) < _IMPROBABLE)
     del counts[_NO_LANGUAGE]
     return {found: n / len(long) for found, n in counts.most_common() if n >= _MIN_FOREIGN_LINES}

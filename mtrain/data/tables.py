@@ -1,4 +1,4 @@
-"""Pairs in the columns of tables: parquet files, and what `datasets` yields.
+"""Pairs in the columns of tables: parquet files, and the batches of `datasets`.
 
 A column is named by its path: `text`, or `translation.en` inside a column of structures.
 """
@@ -48,7 +48,7 @@ def read_parquet(
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise DataError(
-            f"{file.location} is no whole parquet file: {first_line}", "get the file again"
+            f"{file.location} is not a complete parquet file: {first_line}", "get the file again"
         ) from error
 
 

@@ -44,7 +44,7 @@ _TO_UNESCAPE = re.compile("\ue000[012]")
 
 _MAX_CHARACTERS = 25_000_000  # SentencePiece needs up to 40 bytes of memory for each
 _COUNTED_PAIRS = 200_000
-_MEASURED_PAIRS = 10_000  # whose mean length is taken for that of all
+_MEASURED_PAIRS = 10_000  # whose mean length is used as that of all
 
 # Unigram training sums floats per thread: with a fixed number of threads the pieces do not depend
 # on the machine.
@@ -133,7 +133,7 @@ class Tokenizer:
         )
 
     def _cutter(self, strength: float) -> DrawCut:
-        """Kept, as it caches the words that it has cut."""
+        """Kept, as it caches the words it has segmented."""
         if strength not in self._cutters:
             model = _parse(self._model)
             if model.trainer_spec.model_type == _BPE:
@@ -198,7 +198,7 @@ def tokenizers_of(run: RunDir) -> tuple[Tokenizer, Tokenizer]:
 
 
 def tag_piece(tag: str) -> str:
-    """The piece of a tag; no text is ever cut into it."""
+    """The piece of a tag; it never results from text."""
     return f"<{tag}>"
 
 
@@ -213,8 +213,8 @@ def train_tokenizers(
 ) -> tuple[Tokenizer, Tokenizer]:
     """Train SentencePiece and write its models; the same text gives the same bytes.
 
-    A random sample is used of more than `config.max_sentences` texts, or about 25 million
-    characters. Models that the config names are taken instead.
+    At most `config.max_sentences` texts, or about 25 million characters, are used: a random sample.
+    Models named in the config are used instead.
 
     pairs  yields the n_pairs normalised (source, target) texts, in the same order every time
     tags   pieces of both vocabularies
@@ -225,7 +225,7 @@ def train_tokenizers(
     n_sampled = config.max_sentences // 2 if config.shared else config.max_sentences
     n_sampled = max(1, min(n_sampled, _n_pairs_within_memory(pairs())))
     is_sampled = _sample(n_pairs, n_sampled, seed)
-    console.message(f"learning the pieces from {min(n_pairs, n_sampled):,} pairs")
+    console.message(f"training SentencePiece on {min(n_pairs, n_sampled):,} pairs")
 
     def texts(*sides: int) -> Iterator[str]:
         for pair, wanted in zip(pairs(), is_sampled, strict=True):
@@ -328,7 +328,7 @@ def _n_pairs_within_memory(pairs: Iterable[tuple[str, str]]) -> int:
 
 
 def _sample(n: int, n_wanted: int, seed: int) -> Sequence[bool]:
-    """n flags, of which the seed sets n_wanted (or all, if fewer)."""
+    """n flags; the seed selects n_wanted of them to be True (all, if fewer)."""
     if n <= n_wanted:
         return [True] * n
     flags = np.zeros(n, dtype=bool)
@@ -380,7 +380,7 @@ def _train(
 
 
 def _explain(error: RuntimeError, config: TokenizerConfig) -> Exception:
-    """A DataError instead of SentencePiece's error, where the cause is known."""
+    """Raise a DataError instead of SentencePiece's error if the cause is known."""
     too_small = re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error))
     if too_small is None:
         return error

@@ -1,12 +1,12 @@
-"""Word alignment: which source word each target word comes from, read off the cross-attention.
+"""Word alignment from cross-attention: the source word that each target word comes from.
 
-One layer, one head of it or the mean of all, and one of two rows (the one that writes a word, or
-the next one, which has read it) show it best; which differs between models. They are chosen on the
-run's valid set, without gold alignments: by agreement with IBM Model 1 (Brown et al., 1993), a
-table of word translations learnt by expectation maximisation from the same sentences. Agreement is
-the mean probability that Model 1 gives to the links. (Of the 40 candidates in a model of Multi30k,
-it chose the best by 167 links made by hand: 74 % are right, where Model 1 itself finds 56 %. Over
-all candidates the two measures correlate with 0.98.)
+The best layer, head (or mean of heads) and row (that of the step that writes a word, or of the next
+step, which has read it) differ between models. They are chosen on the run's valid set, without gold
+alignments, by agreement with IBM Model 1 (Brown et al., 1993), a table of word translations learnt
+by expectation maximisation from the same sentences. Agreement is the mean probability that Model 1
+gives to the links. (For a Multi30k model with 40 candidates, the choice was also the best one by
+167 links made by hand: 74 % are right, against 56 % of Model 1 itself. Over all candidates the two
+measures correlate with 0.98.)
 
 Every target word is linked to one source word, the one with the largest sum of weights over the
 pieces of both; a source word may have several links, or none. Words are separated by white space;
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from mtrain.decoding.translate import Translator
 
 SPACE = "\u2581"  # begins the piece that begins a word
-N_SENTENCES = 500  # of valid, by whose attention the head is chosen; Model 1 learns from all
+N_SENTENCES = 500  # of valid, used to choose the head; Model 1 learns from all
 N_ITERATIONS = 5
 BATCH_POSITIONS = 1024  # pieces per side of a batch, padding included
 
 
 @dataclass(frozen=True, slots=True)
 class AlignmentHead:
-    """Where in the decoder a model shows which source word it translates."""
+    """The part of a decoder whose attention shows the source word being translated."""
 
     layer: int  # from 0
     head: int | None  # from 0; None: the mean of all
-    is_next_row: bool  # the row that has read the piece, instead of the one that writes it
+    is_next_row: bool  # use the row that has read the piece, not the one that writes it
     agreement: float  # with IBM Model 1 on the valid set, 0 to 1
 
     def describe(self) -> str:
@@ -75,7 +75,7 @@ def align(
 ) -> list[Alignment]:
     """The links of given lines to the pieces of their translations.
 
-    A line that had to be cut because it is too long for the model gets none.
+    A line that was cut because it is too long for the model gets none.
     """
     src_ids = translator.src_tokenizer.encode([normalize(source) for source in sources])
     tgt_ids = [translator.tgt_tokenizer.ids(pieces) for pieces in targets]
@@ -91,7 +91,7 @@ def align(
 
 
 def head_of_run(run: RunDir, translator: Translator) -> AlignmentHead:
-    """The head chosen on a run's valid set; the run remembers it for each set of weights."""
+    """The head chosen on a run's valid set; the run records it for each set of weights."""
     from mtrain.model.weights import digest, weights_of
 
     key = digest(weights_of(translator.model))
@@ -107,7 +107,7 @@ def head_of_run(run: RunDir, translator: Translator) -> AlignmentHead:
     try:
         write_json(run.alignment, {key: asdict(head)})
     except StorageError as error:
-        console.message(f"this choice will be made again the next time: {error.message}")
+        console.message(f"the choice is not recorded, and will be repeated: {error.message}")
     return head
 
 
@@ -133,7 +133,7 @@ def choose_head(
         n_words += len(sides[1][i].words)
     if not n_words:
         raise UsageError(
-            "no sentence of the valid set is short enough to choose the layer for --alignment by",
+            "no sentence of the valid set is short enough to choose the layer for --alignment",
             "raise data.max_length, and train again",
         )
     row, layer, head = np.unravel_index(int(np.argmax(total)), total.shape)
@@ -144,7 +144,7 @@ def choose_head(
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a pair: its words, and the word that each piece belongs to."""
+    """One side of a pair: its words, and the index of each piece's word."""
 
     words: list[str]
     owners: list[int]  # of each piece, without EOS

@@ -1,7 +1,7 @@
-"""The attention weights of a model while it writes a translation, as arrays with their pieces.
+"""The attention weights of a model for a sentence and its translation, as arrays with pieces.
 
-They come from teacher forcing: the translation is given, and every position of it sees what it saw
-when it was written. Reading and writing the arrays as JSON needs no torch.
+They are computed by teacher forcing: given the translation, every position sees the same as when it
+was written. Reading and writing the arrays as JSON needs no torch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Weights = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class AttentionMaps:
-    """One sentence: for every layer and head, how much of each column goes into each row.
+    """One sentence: for each layer and head, the weight of each column in each row.
 
-    Rows of `decoder` and `cross` are the positions that write `written`; a position reads the piece
-    before the one that it writes, so the columns of `decoder` are `read`.
+    Rows of `decoder` and `cross` are the positions that write `written`. A position reads the piece
+    before the one it writes, so the columns of `decoder` are `read`.
     """
 
     source: list[str]  # S pieces, the last is EOS
@@ -44,7 +44,7 @@ class AttentionMaps:
 
     @property
     def read(self) -> list[str]:
-        """The T pieces that the decoder has read: BOS, and all written but the last."""
+        """The T pieces that the decoder reads: BOS, and all written pieces except the last."""
         return [self.bos, *self.written[:-1]]
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class AttentionMaps:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> AttentionMaps:
-        """What `to_json` gave, to the nearest 1/255."""
+        """The inverse of `to_json`, to the nearest 1/255."""
         encoder, decoder, cross = (_unpack(value[name]) for name in ("encoder", "decoder", "cross"))
         return cls(value["source"], value["written"], encoder, decoder, cross, value["read"][0])
 
@@ -74,7 +74,7 @@ def _unpack(value: dict[str, Any]) -> Weights:
 def maps_of_lines(
     translator: Translator, lines: Sequence[str], search: Search
 ) -> list[AttentionMaps]:
-    """For the best translation of each line that is not blank; a UsageError if all are."""
+    """The maps of each non-blank line and its best translation; a UsageError if all are blank."""
     lines = [line for line in lines if line.strip()]
     maps = []
     for translation in translator.translate_detailed(lines, search):
@@ -89,7 +89,7 @@ def maps_of_lines(
 def maps_of_ids(
     translator: Translator, src_ids: Sequence[int], tgt_ids: Sequence[int]
 ) -> AttentionMaps:
-    """For a pair of sentences as ids without special symbols; a UsageError if one is too long."""
+    """The maps of a pair, as ids without special symbols; a UsageError if one side is too long."""
     limit, longest = translator.config.data.max_length, max(len(src_ids), len(tgt_ids))
     if longest > limit:
         raise UsageError(
@@ -113,7 +113,7 @@ def forced_attention(
 ) -> AttentionWeights:
     """The weights, on the CPU, of a batch of given pairs (ids without special symbols).
 
-    Rows and columns beyond the end of a sentence and its EOS mean nothing.
+    Rows and columns after the EOS of a sentence are undefined.
     """
     import torch
 

@@ -1,10 +1,10 @@
-"""CTranslate2 as another engine: the model in its format, and its search instead of ours.
+"""CTranslate2 as an engine: the model in its format, and its search instead of ours.
 
-Where ours keeps one matrix and CTranslate2 wants two (queries apart from keys and values), it is
-cut; otherwise only names change. Its beam search differs from ours in some rules: it stops as soon
-as K hypotheses are finished, without asking whether a live one is better; and an output cut off at
-the maximum length has no EOS to pay for. It may output PAD and BOS, which ours never does: to
-forbid them would change the probabilities of all other pieces.
+Where CTranslate2 expects two matrices instead of one of ours (queries separate from keys and
+values), it is split; otherwise only names change. Its beam search differs from ours: it stops as
+soon as K hypotheses are finished, even if a live one is better; and the score of an output cut off
+at the maximum length includes no EOS. It may output PAD and BOS, unlike ours: forbidding them would
+change the probabilities of all other pieces.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mtrain.model.transformer import (
 from mtrain.storage import storage_errors
 
 BATCHES_AHEAD = 3  # waiting for each worker, so that none is ever idle
-ERRORS_ONLY = 40  # as Python's logging counts
+ERRORS_ONLY = 40  # a level of Python's logging
 MIN_POSITIONS = 1024  # CTranslate2's own maximum length of an input
 
 
@@ -54,7 +54,7 @@ class CTranslate2Engine:
         model: Transformer,
         quantization: str | None = None,
     ) -> None:
-        """Load what `save_ctranslate2` wrote of a model, for the device where the model is.
+        """Load a model saved by `save_ctranslate2`, on the device of the original model.
 
         `quantization` is the type to compute in; None: as stored.
         """
@@ -79,7 +79,7 @@ class CTranslate2Engine:
                 f"{str(error).rstrip('.')}",
                 "choose another --quantization, such as float32 or int8",
             ) from error
-        self.compute_type: str = self.translator.compute_type  # what this machine makes of it
+        self.compute_type: str = self.translator.compute_type  # as supported by this machine
 
     @classmethod
     def of_model(
@@ -89,14 +89,14 @@ class CTranslate2Engine:
         n_positions: int,
         quantization: str | None = None,
     ) -> CTranslate2Engine:
-        """The weights of a model under CTranslate2, which counts up to `n_positions`."""
+        """The weights of a model in CTranslate2, for at most `n_positions` positions."""
         with tempfile.TemporaryDirectory() as name:
             pieces = tokenizers[0].all_pieces(), tokenizers[1].all_pieces()
             save_ctranslate2(model, pieces, Path(name), n_positions)
             return cls(Path(name), tokenizers, model, quantization)
 
     def check(self, search: Search) -> None:
-        """Raise a UsageError that names what CTranslate2 does not have."""
+        """Raise a UsageError for a search that CTranslate2 does not support."""
         unknown = {
             "exact stop": search.exact_stop,
             f"--method {search.method}": search.method != "beam",
@@ -111,11 +111,11 @@ class CTranslate2Engine:
     def search(
         self, batches: Sequence[Sequence[Segment]], search: Search
     ) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
-        """Batches in order; one maximum length holds for a whole batch: the largest."""
+        """Results in order; the largest maximum length of a batch applies to all of it."""
         pending: deque[tuple[int, list[Any]]] = deque()
         for number, batch in enumerate(batches):
             if any(segment.prefix for segment in batch):
-                raise UsageError("CTranslate2 is given no prefixes", "leave out --engine")
+                raise UsageError("CTranslate2 does not support prefixes", "leave out --engine")
             results = self.translator.translate_batch(
                 [[self.src_pieces[i] for i in segment.ids] for segment in batch],
                 beam_size=search.beam_size,
@@ -125,7 +125,7 @@ class CTranslate2Engine:
                 min_decoding_length=0,
                 max_input_length=0,
                 return_scores=True,
-                return_end_token=True,  # which makes it part of the length, as with us
+                return_end_token=True,  # which makes it part of the length, as in our score
                 asynchronous=True,
             )
             pending.append((number, results))
@@ -243,7 +243,7 @@ def _specify(
 
 
 def _set_attention(theirs: Any, ours: MultiHeadAttention, around: Residual) -> None:
-    """Two matrices, as ours, for self-attention; for cross-attention one more, of the queries."""
+    """Two matrices for self-attention, as in ours; a third for cross-attention: the queries."""
     weight, bias = ours.in_projection.weight, ours.in_projection.bias
     d_model = weight.shape[1]
     sizes = [3 * d_model] if len(theirs.linear) == 2 else [d_model, 2 * d_model]

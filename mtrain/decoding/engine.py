@@ -1,8 +1,8 @@
-"""What is asked of a search, who can answer it, and the answer of our own search.
+"""The settings of a search, the protocol of engines, and our own engine.
 
-A `Search` says how to translate. An `Engine` takes batches of segments, as ids, and returns their
-hypotheses: `TorchEngine` with the searches of this package, `ctranslate2.CTranslate2Engine` with
-those of CTranslate2. Nothing here knows of text.
+A `Search` holds the settings. An `Engine` takes batches of segments, as ids, and returns their
+hypotheses: `TorchEngine` by the searches of this package, `ctranslate2.CTranslate2Engine` by those
+of CTranslate2. Text is handled in `translate`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mtrain.errors import UsageError
 from mtrain.machine import runtime, threads
 from mtrain.model.transformer import Transformer
 
-# The kernels of a smaller model, on one sentence, are over before threads have met.
+# The kernels of a smaller model, on one sentence, are too short for several threads.
 SMALL_MODEL = 20_000_000  # parameters
 
 Item = TypeVar("Item")
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """How to search for translations: the `decode` settings of a run, perhaps changed."""
+    """How to search for translations: the `decode` settings of a run, with any changes."""
 
     beam_size: int
     length_penalty: float
@@ -42,9 +42,9 @@ class Search:
     n_best: int = 1
     exact_stop: bool = False
     method: literals.Method = "beam"
-    diversity: float = 0.5  # diverse: the penalty of a token that another hypothesis has just taken
+    diversity: float = 0.5  # diverse: penalty for a token that another hypothesis has just chosen
     samples: int = 32  # mbr: the number of samples
-    temperature: float = 1.0  # sample and mbr, as the next three: see sampling.Sampler
+    temperature: float = 1.0  # sample and mbr, like the next three: see sampling.Sampler
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 1
@@ -63,14 +63,14 @@ class Search:
                 else (f"a beam of {self.beam_size} finds", "use a wider beam (--beam-size)")
             )
             raise UsageError(
-                f"{self.n_best} hypotheses per line were asked for, but {what} 1 to "
+                f"{self.n_best} hypotheses per line were requested, but {what} 1 to "
                 f"{self.n_hypotheses}",
-                f"{how}, or ask for fewer (--n-best)",
+                f"{how}, or request fewer (--n-best)",
             )
 
     @property
     def n_hypotheses(self) -> int:
-        """Hypotheses of a sentence that are searched at the same time."""
+        """The number of hypotheses of a sentence that are searched at the same time."""
         return {"sample": self.n_best, "mbr": self.samples}.get(self.method, self.beam_size)
 
     @property
@@ -80,27 +80,27 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What is searched as one sentence: a line, or a part of a line that is too long."""
+    """The unit of search: a line, or a part of a line that is too long."""
 
-    line: int  # its number among the lines translated together
+    line: int  # its number among the lines of the call
     ids: list[int]  # without EOS
     max_length: int  # most tokens of the output, EOS included
-    prefix: list[int]  # what the output begins with
-    key: int  # of its random draws
+    prefix: list[int]  # start of the output
+    key: int  # random key of its samples
 
 
 Pair = tuple[list[int], list[int]]  # the ids, without EOS, of a source and a given translation
 
 
 class Engine(Protocol):
-    """A program that searches with the weights of `models`."""
+    """A search program over the weights of `models`."""
 
     models: Sequence[Transformer]  # their probabilities are averaged
     program: literals.Engine
     precision: str
 
     def check(self, search: Search) -> None:
-        """Raise a UsageError if this engine has no such search."""
+        """Raise a UsageError if this engine does not support the search."""
 
     def search(
         self, batches: Sequence[Sequence[Segment]], search: Search
@@ -124,9 +124,9 @@ class TorchEngine:
         precision: literals.PrecisionOrAuto = "auto",
         scorer: Scorer | None = None,
     ) -> None:
-        """Read the weights of models in evaluation mode; make another engine when they change.
+        """Read the weights of models in evaluation mode; make a new one when they change.
 
-        `scorer` is what the search sees instead of the models.
+        The search sees `scorer` instead of the models.
         """
         self.models = models
         self.device = next(models[0].parameters()).device
@@ -140,7 +140,7 @@ class TorchEngine:
         self.threads_of_one = 1 if n_parameters < SMALL_MODEL else None
 
     def check(self, search: Search) -> None:
-        """Nothing: this engine has every search."""
+        """This engine supports every search."""
 
     def search(
         self, batches: Sequence[Sequence[Segment]], search: Search
@@ -192,9 +192,9 @@ class TorchEngine:
         function: Callable[[Sequence[Item]], list[Result]],
         batches: Sequence[Sequence[Item]],
     ) -> Iterator[tuple[int, list[Result]]]:
-        """function(batch) of every batch, in any order, as they end.
+        """Yield function(batch) for every batch, in any order.
 
-        A batch that does not fit into memory is halved until it does.
+        A batch that does not fit into memory is halved until it fits.
         """
 
         def in_memory(batch: Sequence[Item]) -> list[Result]:
@@ -215,7 +215,7 @@ class TorchEngine:
 
 
 def _distinct(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """Each output once, at its first place."""
+    """The outputs without repetitions, in order of first occurrence."""
     first: dict[tuple[int, ...], Hypothesis] = {}
     for hypothesis in hypotheses:
         first.setdefault(tuple(hypothesis.tokens), hypothesis)

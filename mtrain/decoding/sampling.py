@@ -27,11 +27,11 @@ BETA = 2  # the weight of recall against precision
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws each token from the model's distribution, which may be narrowed.
+    """Draws each token from the model's distribution, optionally restricted.
 
     The logits are divided by `temperature`; then only the `top_k` likeliest tokens are kept (0:
-    all), and of these the fewest whose probabilities sum up to `top_p`. A draw depends on the key
-    of its sentence, the number of the hypothesis and of the token; not on the rest of the batch.
+    all), and among these the smallest set with probabilities that sum up to `top_p`. A draw depends
+    on the key of its sentence, the hypothesis and the position, not on the rest of the batch.
     """
 
     keys: Sequence[int]  # of the N sentences
@@ -51,7 +51,7 @@ class Sampler:
             for number in range(n_hypotheses)
         ]
         threshold = cumulative.new_tensor(draws).unsqueeze(1) * cumulative[:, -1:]  # (R, 1)
-        # `right` skips tokens of probability 0, which are no step of the sum.
+        # `right` skips tokens of probability 0, which do not increase the sum.
         tokens = torch.searchsorted(cumulative, threshold, right=True)
         return tokens.clamp_(max=logits.shape[1] - 1).view_as(is_open)
 
@@ -74,7 +74,7 @@ class Diverse:
     """Diverse beam search (Vijayakumar et al., 2018) with groups of one hypothesis each.
 
     The hypotheses of a sentence choose one after the other. Each takes the token with the largest
-    log-probability - strength * (how many before it chose this token at this step).
+    log-probability - strength * (number of earlier hypotheses that chose this token at this step).
     """
 
     strength: float
@@ -102,7 +102,7 @@ class Diverse:
 
 
 def by_agreement(samples: Sequence[str]) -> list[int]:
-    """The numbers of the samples, each different text once, by their mean chrF2 with all others."""
+    """Indices of the distinct samples, ordered by their mean chrF2 with all others."""
     times = Counter(samples)
     first = {text: number for number, text in reversed([*enumerate(samples)])}
     texts = list(times)
@@ -122,7 +122,7 @@ def pairwise_chrf(texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _ngram_counts(texts: Sequence[str], order: int) -> NDArray[np.int32]:
-    """(n, distinct n-grams of all texts), white space left out."""
+    """(n, distinct n-grams of all texts), ignoring white space."""
     columns: dict[str, int] = {}
     per_text = []
     for text in texts:
@@ -142,7 +142,7 @@ def _f_score(
 ) -> NDArray[np.float64]:
     """matches and in_reference (n, orders), in_hypothesis (orders,) -> (n,)
 
-    Precision and recall are averaged over the orders that both texts are long enough for.
+    Precision and recall are averaged over the n-gram orders that both texts have.
     """
     counts = (in_hypothesis > 0) & (in_reference > 0)  # (n, orders)
     n_orders = np.maximum(counts.sum(1), 1)

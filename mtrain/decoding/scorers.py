@@ -1,7 +1,7 @@
-"""What a search asks of a model, step by step, and the models that answer: one, or an ensemble.
+"""The step-by-step protocol between a search and its model: one network, or an ensemble.
 
 B open sentences, K hypotheses of each, R = B * K rows, S source length, T target length, V
-vocabulary; row r belongs to sentence r // K. `token_log_probs` asks for whole outputs at once.
+vocabulary; row r belongs to sentence r // K. `token_log_probs` scores whole outputs at once.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mtrain.model.bf16_linear import in_bf16
 from mtrain.model.cache import Cache
 from mtrain.model.transformer import Transformer
 
-LOGITS_BYTES = 512 << 20  # float32 logits at a time; as much again is computed from them
+LOGITS_BYTES = 512 << 20  # float32 logits at a time; the results take as much again
 
 
 class Scorer(Protocol):
     """A model, step by step: a network, several networks, or a table in a test."""
 
     def start(self, src: Tensor, src_mask: Tensor | None, beam_size: int) -> Any:
-        """Read the sources, src (N, S) -> a state that belongs to the scorer."""
+        """Encode the sources, src (N, S) -> the state of the scorer."""
 
     def step(self, state: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Feed one token per row, tokens (R,) -> logits (R, V) of the next, log_z (R,).
@@ -37,10 +37,10 @@ class Scorer(Protocol):
         """
 
     def reorder(self, state: Any, rows: Tensor) -> None:
-        """Row r continues what was row rows[r], of the same sentence; rows (R,)."""
+        """Row r continues the former row rows[r], of the same sentence; rows (R,)."""
 
     def keep(self, state: Any, sentences: Tensor) -> None:
-        """Keep only these open sentences, (B',) in rising order, and their rows."""
+        """Keep only these open sentences, (B',) in ascending order, and their rows."""
 
 
 class TransformerScorer:
@@ -94,8 +94,8 @@ class EnsembleScorer:
 def log_normaliser(logits: Tensor) -> Tensor:
     """log of the sum of exp over the vocabulary: logits (..., V) -> (...)
 
-    On a CPU the kernel of log_softmax takes half the time of logsumexp, which goes over all rows
-    four times.
+    On a CPU the kernel of log_softmax takes half the time of logsumexp, which makes four passes
+    over all rows.
     """
     if logits.device.type != "cpu":
         return logits.logsumexp(-1)

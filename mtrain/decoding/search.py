@@ -1,4 +1,4 @@
-"""Search: source ids in, the best target ids out. Nothing here knows of text.
+"""Search: source ids in, the best target ids out. Text is handled in `translate`.
 
 N sentences at the start, B of them still open, K hypotheses per sentence (the beam), R = B * K
 rows, S source length, T target length, V vocabulary; row r belongs to open sentence r // K.
@@ -35,14 +35,14 @@ from mtrain.data.tokenizer import BOS, EOS, PAD
 from mtrain.decoding.scorers import Scorer
 
 MINUS_INFINITY = float("-inf")
-BLOCKS = 100  # parts of the vocabulary, of which only the most promising are searched
+BLOCKS = 100  # of the vocabulary; only the most promising ones are searched
 
 Length = TypeVar("Length", float, Tensor)
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """One finished output: its ids without EOS, and what the model thinks of it."""
+    """One finished output: its ids without EOS, and its scores."""
 
     tokens: list[int]
     score: float  # log_prob, divided by the length penalty of len(tokens) + 1
@@ -51,7 +51,7 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class LengthPenalty:
-    """The divisor of log-probabilities, by which outputs of different lengths are compared."""
+    """The divisor of log-probabilities that makes outputs of different lengths comparable."""
 
     power: float = 1.0
     form: PenaltyForm = "power"
@@ -69,8 +69,8 @@ class Sources:
 
     src: Tensor  # (N, S)
     mask: Tensor | None  # (N, 1, 1, S); None if no source is padded
-    max_lengths: Tensor  # (N,) most tokens of an output, EOS included
-    prefixes: Tensor | None = None  # (N, P) what each output begins with, then PAD
+    max_lengths: Tensor  # (N,) maximum tokens of an output, EOS included
+    prefixes: Tensor | None = None  # (N, P) the start of each output, then PAD
 
     def __len__(self) -> int:
         return len(self.src)
@@ -87,11 +87,11 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """The best `n_best` outputs of every source sentence, best first; fewer if fewer exist.
 
-    A hypothesis at its maximum length is ended there, and pays for its EOS; so do the tokens of a
-    prefix. A beam of 1 is greedy and stops at its first EOS; see `_is_done` for a wider one.
+    A hypothesis is ended at its maximum length; its score includes EOS and the tokens of a prefix.
+    A beam of 1 is greedy and stops at its first EOS; for wider beams see `_is_done`.
     """
     if not 1 <= n_best <= beam_size:
-        raise ValueError(f"n_best is {n_best}, but must lie between 1 and the beam, {beam_size}")
+        raise ValueError(f"n_best is {n_best}, but must be from 1 to the beam size {beam_size}")
     if len(sources) == 0:
         return []
     if beam_size == 1:
@@ -150,10 +150,10 @@ def _is_done(
     """best_live, max_lengths (B,) -> (B,) whether the search of a sentence has ended.
 
     It ends when K hypotheses are finished and no live one, at its present length, beats the best of
-    them; with `exact_stop`, when no live one could be among the `n_best` even at the maximum
-    length, should every further token be certain.
+    them; with `exact_stop`, when no live one could still reach the `n_best`, even if every further
+    token up to the maximum length had probability 1.
     """
-    if exact_stop:  # log-probabilities only fall, so the longest output divides them best
+    if exact_stop:  # log-probabilities only fall, so the longest output has the best divisor
         attainable = best_live / penalty.divisor(max_lengths)
         has_won = attainable <= finished.scores[:, n_best - 1]
     else:
@@ -163,15 +163,15 @@ def _is_done(
 
 
 class Choice(Protocol):
-    """How the hypotheses of `generate` continue, K of each of B open sentences."""
+    """Chooses the next token of the hypotheses in `generate`, K for each of B open sentences."""
 
     def __call__(
         self, logits: Tensor, log_z: Tensor, sentences: Tensor, is_open: Tensor, length: int
     ) -> Tensor:
-        """logits (R, V), log_z (R,) -> the token that each hypothesis chooses, (B, K).
+        """logits (R, V), log_z (R,) -> the next token of each hypothesis, (B, K).
 
-        `sentences` (B,) says which of the N are open, `is_open` (B, K) which of their hypotheses
-        have not ended (the choices of the others are ignored), `length` counts from 1.
+        `sentences` (B,) are the open ones of the N, `is_open` (B, K) is True for hypotheses that
+        have not ended (other choices are ignored), `length` counts from 1.
         """
 
 
@@ -186,9 +186,9 @@ def likeliest(
 def generate(
     scorer: Scorer, sources: Sources, n_hypotheses: int, choose: Choice, penalty: LengthPenalty
 ) -> list[list[Hypothesis]]:
-    """K = n_hypotheses outputs of every source, each token by `choose`; best first, perhaps equal.
+    """K = n_hypotheses outputs of every source, each token by `choose`; best first, possibly equal.
 
-    Each has a row of its own from the beginning.
+    Each has a separate row from the beginning.
     """
     n, device = len(sources), sources.src.device
     batch = _Batch(sources)
@@ -240,7 +240,7 @@ def generate(
 
 
 class _Batch:
-    """The B of the N sentences that are still searched, and their limits."""
+    """The B of N sentences that are still being searched, and their limits."""
 
     def __init__(self, sources: Sources) -> None:
         self.n_sentences, device = len(sources), sources.src.device
@@ -251,9 +251,9 @@ class _Batch:
         self.prefixes = sources.prefixes  # (B, P)
 
     def forced(self, length: int) -> Tensor | None:
-        """(B,) the only token allowed at position `length`, PAD where any is; None: any everywhere.
+        """(B,) the only token allowed at position `length`, PAD if any is; None: any for all.
 
-        It is the prefix's own, and EOS at the last position.
+        It is that of the prefix, and EOS at the last position.
         """
         has_prefix = self.prefixes is not None and length <= self.prefixes.shape[1]
         if not has_prefix and length < self.shortest:
@@ -273,7 +273,7 @@ class _Batch:
         )
 
     def is_worth_leaving(self, n_done: int) -> bool:
-        """Removal copies caches, staying costs arithmetic: it pays from an eighth of the batch."""
+        """Removal copies caches, keeping costs arithmetic: it pays from an eighth of the batch."""
         return n_done > 0 and 8 * n_done >= len(self.sentences)
 
     def keep(self, positions: Tensor) -> None:
@@ -283,7 +283,7 @@ class _Batch:
 
 
 def _allow_only(forced: Tensor | None, logits: Tensor, beam_size: int) -> None:
-    """Exclude from logits (R, V) what is never generated, and all but the forced tokens (B,)."""
+    """Exclude tokens never generated from logits (R, V), and all but the forced ones (B,)."""
     _rule_out_specials(logits)
     if forced is None:
         return
@@ -359,7 +359,7 @@ class _Finished:
     log_probs: Tensor  # (B, K)
     lengths: Tensor  # (B, K) tokens with EOS
     parents: Tensor  # (B, K) which of the K live ones of the previous step was ended
-    counts: Tensor  # (B,) number of all that were finished, kept here or not
+    counts: Tensor  # (B,) number of all finished ones, kept here or not
 
     @classmethod
     def none(cls, n_sentences: int, beam_size: int, device: torch.device) -> _Finished:
@@ -368,7 +368,7 @@ class _Finished:
         return cls(scores, scores.clone(), zeros, zeros.clone(), zeros[:, 0].clone())
 
     def joined_by(self, candidates: _Candidates, length: int, penalty: LengthPenalty) -> _Finished:
-        """With the candidates that end here and rank among the first K."""
+        """Add the candidates that end here and rank among the first K."""
         beam_size = self.scores.shape[1]
         log_probs = candidates.log_probs[:, :beam_size]  # (B, K)
         is_end = (candidates.tokens[:, :beam_size] == EOS) & (log_probs > MINUS_INFINITY)

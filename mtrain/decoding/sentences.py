@@ -1,7 +1,7 @@
-"""Splits a line that is longer than anything the model was trained on, where it hurts least.
+"""Splits a line that is longer than the model's maximum length, where it does the least harm.
 
 First between sentences; a sentence that is still too long between clauses, then between words, and
-an endless word anywhere. The parts are translated separately and joined by spaces.
+an overlong word anywhere. The parts are translated separately and joined by spaces.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _WORD_END = re.compile(r"\s+")
 def split_text(text: str, count_pieces: CountPieces, limit: int) -> list[str]:
     """A normalised text in parts of at most `limit` pieces, in order; a short text unchanged.
 
-    Every sentence becomes a part of its own, as in training; a longer one is split into parts of
-    about equal length. Only white space at the cuts is lost.
+    Every sentence becomes a part, as in training; an overlong one is split into parts of about
+    equal length. Only white space at the cuts is lost.
     """
     if count_pieces([text])[0] <= limit:
         return [text]

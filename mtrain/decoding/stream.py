@@ -1,6 +1,6 @@
-"""Translates streams and files: n lines in, n lines out, in order, as they come.
+"""Translates streams and files: n lines in, n lines out, in order, as they arrive.
 
-Lines that wait to be read are translated together, and nothing waits for more: a typed line is
+All lines available at a time are translated together, without waiting for more: a typed line is
 answered at once, a full pipe is read in batches. A job that writes a file can be resumed.
 """
 
@@ -45,7 +45,7 @@ class SecondFile:
     """A second input; its line n belongs to line n of the first."""
 
     lines: BinaryIO
-    role: Literal["prefix", "target"]  # beginnings of the translations; translations to be scored
+    role: Literal["prefix", "target"]  # starts of the translations; translations to score
 
     def take(self, n: int) -> list[str]:
         """The next n lines; a DataError if there are fewer."""
@@ -58,12 +58,12 @@ class SecondFile:
         return list(map(_text, lines))
 
     def check_end(self) -> None:
-        """A DataError if lines are left at the end of the input."""
+        """Raise a DataError if lines are left at the end of the input."""
         if self.lines.readline():
             raise self._of_another_length("more lines than the input")
 
     def check_length(self, source: BinaryIO) -> None:
-        """The same errors before any work, if both are files whose lines can be counted."""
+        """Raise the same errors before any work, if both are files whose lines can be counted."""
         if _regular_file(source) and _regular_file(self.lines):
             n_own, n_wanted = _count_lines(self.lines), _count_lines(source)
             if n_own != n_wanted:
@@ -82,7 +82,7 @@ class SecondFile:
 
 @dataclass(frozen=True)
 class Job:
-    """A stream to translate, or with targets as the second file to score, and the output wanted.
+    """A stream to translate, or to score with targets as the second file, and the output format.
 
     As text, the output is the translation; with n_best above 1, that many lines
     `number<TAB>score<TAB>text` per input line, the last repeated if the search found fewer; or the
@@ -94,7 +94,7 @@ class Job:
     source: BinaryIO
     search: Search
     second: SecondFile | None = None
-    head: AlignmentHead | None = None  # where to read off word links
+    head: AlignmentHead | None = None  # the head for word links
     format: Format = "text"
 
     @property
@@ -113,9 +113,9 @@ class Job:
             self.second.check_length(self.source)
 
     def to_stream(self, out: TextIO) -> int:
-        """Translate lines as they come, flush each batch, and return the number of lines.
+        """Translate lines as they arrive, flush each batch, and return the number of lines.
 
-        A reader that goes away raises BrokenPipeError.
+        Raises BrokenPipeError if the reader has gone away.
         """
         self.check()
         if _is_same_file(_regular_file(self.source), _regular_file(out)):
@@ -132,8 +132,9 @@ class Job:
         """Translate into a file and return the number of lines.
 
         OUT.part grows in order, and is renamed to OUT at the end. OUT.part.json records the input,
-        the model and the settings: after a kill, the same job resumes after the last line there;
-        any other job starts over. A pipe cannot be read twice, so with one it always starts over.
+        the model and the settings: after a kill, the same job resumes after the last line of
+        OUT.part; any other job starts over, and so does a job whose input is a pipe, which cannot
+        be read twice.
         """
         if output.exists() and not output.is_file() and not output.is_dir():  # such as /dev/null
             with storage_errors(output), open(output, "w", encoding="utf-8", newline="\n") as out:
@@ -177,7 +178,7 @@ class Job:
         return n_lines
 
     def _check_partial(self, part: Path, note_path: Path) -> None:
-        """A UsageError if OUT.part or its note is an input, or not a file of ours."""
+        """Raise a UsageError if OUT.part or its note is an input, or not a file of ours."""
         inputs = [self.source] if self.second is None else [self.source, self.second.lines]
         with storage_errors(part):
             for path in (part, note_path):
@@ -189,12 +190,12 @@ class Job:
                 if is_input or is_foreign:
                     what = "is an input" if is_input else "was not written by mtrain"
                     raise UsageError(
-                        f"{path} {what}, but output is collected there until it is complete",
+                        f"{path} {what}, but mtrain collects the output there until it is complete",
                         "rename it, or choose another output with -o",
                     )
 
     def _resume(self, part: Path, note_path: Path) -> int:
-        """The number of input lines that OUT.part answers already; a new job starts over with 0."""
+        """The number of input lines already translated in OUT.part; 0 for a new job."""
         note = self._note()
         n_done = 0
         if part.exists() and note_path.exists():
@@ -210,7 +211,7 @@ class Job:
         return n_done
 
     def _note(self) -> dict[str, Any]:
-        """Everything that decides what OUT.part holds."""
+        """Everything that determines the content of OUT.part."""
         identity = _identity(self.source)
         if self.second is not None and identity is not None:
             other = _identity(self.second.lines)
@@ -226,7 +227,7 @@ class Job:
         }
 
     def _answers(self, n_done: int, progress: Progress) -> Iterator[list[str]]:
-        """The output for each line after the first `n_done`, as many as were waiting at a time."""
+        """The output for each line after the first `n_done`, as many as are available at a time."""
         number = n_warnings = n_since_trim = 0
         for raw in waiting_lines(self.source):
             others = self.second.take(len(raw)) if self.second is not None else None
@@ -260,7 +261,7 @@ class Job:
     def _translated(
         self, raw: list[bytes], prefixes: list[str] | None, first: int, progress: Progress
     ) -> list[Translation]:
-        """Translations with warnings about the bytes of their lines as well."""
+        """Translations, with warnings about the bytes of their lines added."""
         lines = list(map(_text, raw))
         found = self.translator.translate_detailed(lines, self.search, progress, prefixes, first)
         return [
@@ -349,7 +350,7 @@ def waiting_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
         return
     begun: list[bytes] = []  # the line whose end has not been seen
     is_start = True
-    while data := os.read(descriptor, READ_BYTES):  # all that waits; sleeps only for the first byte
+    while data := os.read(descriptor, READ_BYTES):  # waits only for the first byte
         if is_start:
             check_is_text(data, str(getattr(stream, "name", "the input")))
             data, is_start = data.removeprefix(BYTE_ORDER_MARK), False
@@ -371,7 +372,7 @@ def _without_end(line: bytes) -> bytes:
 
 
 def _text(line: bytes) -> str:
-    """The text to translate; none of a line that is too long to be a sentence."""
+    """The text to translate; empty for a line that is too long to be a sentence."""
     return "" if line == OVERLONG else line.decode("utf-8", errors="replace")
 
 
@@ -383,14 +384,14 @@ def _encoding_warnings(line: bytes) -> list[str]:
     except UnicodeDecodeError as error:
         return [
             f"not valid UTF-8 (byte {line[error.start]:#04x} at position {error.start + 1:,}); "
-            "what could not be read was replaced by U+FFFD"
+            "invalid bytes were replaced by U+FFFD"
         ]
     return []
 
 
 @contextmanager
 def _progress(source: BinaryIO, n_done: int, is_shown: bool) -> Iterator[Progress]:
-    """A bar in lines, if a file is read and a person watches."""
+    """A progress bar over lines, if a file is read and standard error is a terminal."""
     if is_shown and _regular_file(source) and console.is_terminal():
         with console.bar(_count_lines(source), "translating", " lines", initial=n_done) as bar:
             yield bar.update
@@ -399,7 +400,7 @@ def _progress(source: BinaryIO, n_done: int, is_shown: bool) -> Iterator[Progres
 
 
 def _count_lines(file: BinaryIO) -> int:
-    """The lines that are still to be read from a regular file."""
+    """The number of lines not yet read from a regular file."""
     n_lines, position, last = 0, file.tell(), b"\n"
     while data := os.pread(file.fileno(), READ_BYTES, position):
         n_lines, position, last = n_lines + data.count(b"\n"), position + len(data), data[-1:]
@@ -423,7 +424,7 @@ def _regular_file(stream: BinaryIO | TextIO) -> os.stat_result | None:
 
 
 def _identity(file: BinaryIO) -> dict[str, Any] | None:
-    """What distinguishes a file from all others, and from itself after a change; None: a pipe."""
+    """The identity of a file and its version; None for a pipe."""
     status = _regular_file(file)
     if status is None:
         return None
@@ -454,7 +455,7 @@ def _difference(note: dict[str, Any], old_path: Path) -> str:
 
 
 def _whole_answers(part: Path, lines_per_answer: int) -> int:
-    """The number of whole answers in OUT.part; what follows the last one is cut off."""
+    """The number of complete outputs in OUT.part; the rest after the last one is cut off."""
     n_lines = end = offset = 0
     with open(part, "rb") as file:
         for line in file:

@@ -1,7 +1,8 @@
 """Text in, text out: a trained model as a translator of lines; `stream` reads and writes files.
 
-A line is normalised and cut into pieces as in training, translated together with lines of similar
-length, and comes back in its own place: n lines in, n lines out. A blank line is never decoded.
+A line is normalised and cut into pieces as in training, split if it is too long (`sentences`),
+translated together with lines of similar length, and returned in its place: n lines in, n lines
+out. A blank line is never decoded.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from mtrain.model.transformer import Transformer
 from mtrain.model.weights import load_model
 from mtrain.run import RunDir
 
-EXTRA_TOKENS = 10  # an output may always be this much longer than its source or its prefix
+EXTRA_TOKENS = 10  # by which an output may always exceed its source or prefix
 AUTO_BATCH_TOKENS = {"cpu": 12_288, "cuda": 65_536}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[int], object]  # called with the number of lines that have been completed
+Progress = Callable[[int], object]  # called with the number of completed lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Translation:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """A line, a given translation of it, and the probability that the model gives to it."""
+    """A line, a given translation, and its probability by the model."""
 
     source: str
     target: str
@@ -77,7 +78,7 @@ class ScoredPair:
 
 
 class Translator:
-    """An engine, with all that is needed to read and write text."""
+    """An engine with its tokenizers: translates text."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class Translator:
         precision: PrecisionOrAuto | None = None,
         companions: Sequence[str | Path] = (),
     ) -> Translator:
-        """The translator of a run directory, which needs nothing outside of it.
+        """The translator of a run directory; needs no other files.
 
         `precision` None is that of the run's config. `companions` are other runs with the same
         vocabulary, for an ensemble.
@@ -129,7 +130,7 @@ class Translator:
 
     @property
     def needs_tag(self) -> bool:
-        """Whether all training text had a tag, so that the model knows no text without one."""
+        """Whether all training text had a tag, so that the model never saw text without one."""
         return all(entry.tag is not None for entry in self.config.data.train)
 
     def tagged(self, tag: str | None) -> Translator:
@@ -145,7 +146,7 @@ class Translator:
         """The same translator with CTranslate2 as its engine; see decoding.ctranslate2."""
         if len(self.engine.models) > 1:
             raise UsageError(
-                "CTranslate2 knows no ensembles of models", "leave out --with, or --engine"
+                "CTranslate2 does not support ensembles", "leave out --with, or --engine"
             )
         tokenizers = (self.src_tokenizer, self.tgt_tokenizer)
         return self.with_engine(
@@ -164,10 +165,10 @@ class Translator:
         return max(longest, *self._max_lengths([longest]))
 
     def check(self, search: Search) -> None:
-        """Raise a UsageError if the engine lacks such a search, or the model needs a tag."""
+        """Raise a UsageError if the engine does not support a search, or the model needs a tag."""
         if self.needs_tag and self.src_tokenizer.tag is None:
             raise UsageError(
-                "all training text of this model had a tag, so it translates no text without one "
+                "all training text of this model had a tag, so it needs one to translate "
                 f"(it knows: {', '.join(self.src_tokenizer.tags())})",
                 "choose one with --tag; in Python: translator.tagged(TAG)",
             )
@@ -194,9 +195,9 @@ class Translator:
     ) -> list[Translation]:
         """Translations with scores, warnings and `n_best` hypotheses (fewer if fewer exist).
 
-        Without a `search`, the run's own settings hold, with `changes` such as `n_best=5`.
-        `prefixes` are the beginnings of the translations ("": none). `first_line` is the number of
-        lines before these in a longer text: random draws depend on the place in the whole text.
+        Without a `search`, the run's own settings are used, with `changes` such as `n_best=5`.
+        `prefixes` are the starts of the translations ("": none). `first_line` is the number of
+        lines before these in a longer text, as samples depend on the place in the whole text.
 
         A line too long for the model is cut into segments. Its hypotheses are the joined first,
         second, ... ones of its segments; their score is the sum of log-probabilities, divided by
@@ -232,7 +233,7 @@ class Translator:
     def score(
         self, sources: Sequence[str], targets: Sequence[str], search: Search | None = None
     ) -> list[ScoredPair]:
-        """The log-probability of a given translation of each source; nothing is cut."""
+        """The log-probability of a given translation of each source; nothing is split."""
         search = search or Search.of(self.config.decode)
         self.check(search)
         src_ids = self.src_tokenizer.encode([normalize(line) for line in sources])
@@ -257,7 +258,7 @@ class Translator:
     def _read(
         self, lines: Sequence[str], prefixes: Sequence[str] | None, seed: int, first_line: int
     ) -> tuple[list[Segment], list[list[str]]]:
-        """The segments (none of a blank line, several of a long one) and each line's warnings."""
+        """The segments (none for a blank line, several for a long one) and each line's warnings."""
         warnings: list[list[str]] = [[] for _ in lines]
         prefix_ids: list[list[int]] = [[] for _ in lines]
         if prefixes is not None:
@@ -314,16 +315,16 @@ class Translator:
                 )
             if self._byte_ids.intersection(ids):
                 warnings[i].append(
-                    f"the prefix `{texts[i]}` holds characters that the vocabulary knows only as "
-                    "bytes; what follows them may be poor"
+                    f"the prefix `{texts[i]}` has characters that the vocabulary only has as "
+                    "bytes; the translation after them may be poor"
                 )
         return ids_of
 
     def _max_lengths(self, lengths: Sequence[int]) -> list[int]:
-        """The most tokens of outputs for sources of these lengths, all with EOS.
+        """The maximum tokens of outputs for sources of these lengths, all with EOS.
 
-        The learnt ratio of lengths plus four standard deviations, and always EXTRA_TOKENS more than
-        the source.
+        The learnt length ratio plus four standard deviations, at least EXTRA_TOKENS more than the
+        source.
         """
         src = torch.tensor(lengths, dtype=torch.int64)
         ratio = self.length_ratio["mean"] + 4 * self.length_ratio["std"]
@@ -339,16 +340,16 @@ class Translator:
         lengths: Sequence[int],
         n_rows: int,
     ) -> Iterator[tuple[int, Result]]:
-        """The number and the result of every item, in any order, run in batches."""
+        """The index and the result of every item, in any order, run in batches."""
         batches = list(self._batches(lengths, n_rows))
         for number, results in run([[items[i] for i in batch] for batch in batches]):
             yield from zip(batches[number], results, strict=True)
 
     def _batches(self, lengths: Sequence[int], n_rows: int) -> Iterator[list[int]]:
-        """Numbers of sentences of similar length, the longest first; each takes up `n_rows` rows.
+        """Batches of sentence indices of similar length, longest first; each takes `n_rows` rows.
 
-        A batch keeps the budget of tokens x rows, fits into half of the free memory of a GPU (the
-        other half is for the rest, and for gaps), and leaves enough for all workers.
+        A batch keeps to the budget of tokens x rows, fits into half of the free memory of a GPU
+        (the rest is for other buffers and fragmentation), and leaves work for all workers.
         """
         budget = self.config.decode.batch_tokens
         if budget == "auto":
@@ -367,10 +368,10 @@ class Translator:
             start = end
 
     def _bytes_of_a_row(self, length: int) -> int:
-        """The most memory of one hypothesis of a source of this length, roughly.
+        """The maximum memory of one hypothesis of a source of this length, roughly.
 
-        Its logits and what is computed from them; the keys and values of an output of twice its
-        length, and a copy of these when the cache grows.
+        Logits and results computed from them; keys and values of an output of twice the length, and
+        a copy of these when the cache grows.
         """
         model = self.config.model
         logits = 4 * 4 * self.tgt_tokenizer.vocab_size
@@ -382,7 +383,7 @@ class Translator:
     def _decode(
         self, found: Sequence[Sequence[Hypothesis]], search: Search
     ) -> list[list[tuple[Hypothesis, str]]]:
-        """The hypotheses of every segment with their texts; for mbr, those that agree most."""
+        """The hypotheses of every segment with their texts; for mbr, ordered by agreement."""
         texts = iter(self.tgt_tokenizer.decode([h.tokens for of_one in found for h in of_one]))
         decoded = [[(hypothesis, next(texts)) for hypothesis in of_one] for of_one in found]
         if search.method != "mbr":
@@ -399,7 +400,7 @@ class Translator:
         search: Search,
         warnings: list[str],
     ) -> Translation:
-        """The translation of a line from those of its segments."""
+        """The translation of a line from the hypotheses of its segments."""
         if not segments:
             return Translation(line, "", 0.0, [TextHypothesis("", 0.0, [])], warnings)
         hypotheses = []
@@ -416,7 +417,7 @@ class Translator:
             )
         if not hypotheses or not math.isfinite(hypotheses[0].score):
             raise ModelError(
-                "the model gives no finite probabilities: its weights are not usable",
+                "the model's probabilities are not finite: its weights are unusable",
                 "use another checkpoint, or train again with a lower train.optim.learning_rate",
             )
         if search.method != "mbr":  # which is ordered by agreement

@@ -1,7 +1,7 @@
-"""What stands behind a score: diagnostics and breakdown of one test set, without torch.
+"""The reasons behind a score: diagnostics and breakdown of one test set, without torch.
 
-What only the training data can tell (was this output seen, how rare is this word) is taken from
-the run and from its prepared data, and is skipped with a sentence where these are not there.
+Questions about the training data (was this output seen in training, how rare is this word) are
+answered from the run and its prepared data, and skipped with a message if these are missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Analysis:
     breakdown: Breakdown
 
     def fits(self, n_lines: int) -> bool:
-        """Whether it can be of a text of so many lines."""
+        """Whether this can be the analysis of a text with this number of lines."""
         found = [
             line
             for one in self.diagnosis.diagnostics
@@ -49,14 +49,14 @@ ANALYSIS: TypeAdapter[Analysis] = TypeAdapter(Analysis)  # reads what `asdict` g
 
 @dataclass(frozen=True)
 class TrainingText:
-    """What a run still knows of the text it was trained on; None where it does not."""
+    """The available facts about a run's training text; None if missing."""
 
     was_seen: Callable[[str], bool] | None  # as a target, word for word
-    source_counts: Mapping[str, int] | None  # of the words of valid and the test sets
+    source_counts: Mapping[str, int] | None  # of words in valid and the test sets
 
     @classmethod
     def of(cls, run: RunDir) -> TrainingText:
-        """Open what is there of a run's training text."""
+        """Read the facts about a run's training text, if available."""
         directory, counts = run.prepared_data(), run.read_word_counts()
         hashes = None if directory is None else read_target_hashes(directory)
         return cls(
@@ -74,7 +74,7 @@ def analyse(
 ) -> Analysis:
     """Diagnose the outputs of one test set, and break its scores down.
 
-    Of several references of each line, the first one tells what is usual; scores regard all.
+    With several references per line, diagnostics use the first one, scores use all.
     """
     sources, hypotheses = composed(split.sources), composed(hypotheses)
     references = reference_streams(split.all_references, len(hypotheses))

@@ -1,4 +1,4 @@
-"""Where a model goes wrong: scores of groups of sentences, words, and the model's own confidence.
+"""Where a model goes wrong: scores by group of sentences, by word, and by the model's confidence.
 
 Groups are scored as small test sets of their own, by the same metrics as the whole. Sentences are
 ranked by their chrF, which is meaningful for a single sentence; BLEU is not.
@@ -18,16 +18,16 @@ from mtrain.data.cleaning import count_words
 from mtrain.evaluation.faults import units
 from mtrain.evaluation.metrics import Statistics
 
-N_GROUPS = 5  # into which sentences are cut by length, and by the model's score
+N_GROUPS = 5  # of sentences by length, and by the model's score
 N_WORDS = 20  # of each list of words
 _WORD = re.compile(r"\w+")
-_COUNT_EDGES = (1, 10, 100, 1000)  # of how often a word occurs in training
+_COUNT_EDGES = (1, 10, 100, 1000)  # of a word's count in the training data
 _SURPRISE = 2.0  # standard deviations of a difference of two counts
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Some sentences of a test set, scored by themselves."""
+    """Some sentences of a test set, scored separately."""
 
     label: str  # such as "8-11 words"
     n_sentences: int
@@ -49,7 +49,7 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True)
 class WordBalance:
-    """A word of the target language that outputs use more, or less, often than references."""
+    """A target word that is more, or less, frequent in the outputs than in the references."""
 
     word: str
     n_output: int
@@ -60,8 +60,8 @@ class WordBalance:
 class Calibration:
     """Does the model know when it is wrong?
 
-    `correlation` is Spearman's, of the model's score with chrF over sentences: 1 where the model
-    ranks its outputs as chrF does, 0 where its score says nothing. `low` and `high` end its 95 %
+    `correlation` is Spearman's, of the model's score with chrF over sentences: 1 if the model ranks
+    its outputs as chrF does, 0 if its score is unrelated. `low` and `high` are the ends of its 95 %
     interval (Fisher's transformation, with the variance of Bonett and Wright, 2000).
     """
 
@@ -73,14 +73,14 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """All of it for one test set."""
+    """All breakdowns of one test set."""
 
     sentence_chrf: list[float]  # of every line
     groupings: list[Grouping]
     over_produced: list[WordBalance]  # most surprising first
     under_produced: list[WordBalance]
     calibration: Calibration | None
-    skipped: dict[str, str] = field(default_factory=dict)  # name -> why it is not here
+    skipped: dict[str, str] = field(default_factory=dict)  # name -> why it is missing
 
 
 def break_down(
@@ -93,11 +93,11 @@ def break_down(
     model_scores: Sequence[float] | None = None,
     training_counts: Mapping[str, int] | None = None,
 ) -> Breakdown:
-    """Cut a test set into groups and score each.
+    """Split a test set into groups and score each.
 
     bleu, chrf        of these hypotheses and references, line by line
     model_scores      log-probability / length^p of each output
-    training_counts   how often each lower-cased word of the sources occurs in training
+    training_counts   count in the training data of each lower-cased source word
     """
 
     def score(label: str, lines: NDArray[np.int64]) -> Group:
@@ -114,7 +114,7 @@ def break_down(
     ]
     skipped = {}
     if training_counts is None:
-        skipped["rarest_word"] = "this run keeps no counts of the words in its training data"
+        skipped["rarest_word"] = "this run has no word counts of its training data"
     else:
         groupings.append(_by_rarest_word(sources, training_counts, score))
     calibration = None
@@ -123,7 +123,7 @@ def break_down(
     else:
         calibration = _calibrate(np.array(model_scores), each, score)
         if calibration is None:
-            skipped["calibration"] = "too few sentences, or all of one score"
+            skipped["calibration"] = "too few sentences, or all with the same score"
     over, under = _word_balance(hypotheses, references)
     return Breakdown(each.tolist(), groupings, over, under, calibration, skipped)
 
@@ -151,7 +151,7 @@ def _by_quantiles(
 def _by_rarest_word(
     sources: Sequence[str], counts: Mapping[str, int], score: ScoreGroup
 ) -> Grouping:
-    """By how often the rarest word of the source occurs in training."""
+    """Groups by the training count of the rarest source word."""
     rarest = np.array(
         [
             min((counts.get(word, 0) for word in _WORD.findall(source.lower())), default=0)
@@ -170,9 +170,9 @@ def _by_rarest_word(
 def _word_balance(
     hypotheses: Sequence[str], references: Sequence[str]
 ) -> tuple[list[WordBalance], list[WordBalance]]:
-    """Words produced too often, and too seldom, by how surprising the difference is.
+    """Words produced too often, and too rarely, most surprising difference first.
 
-    Two counts of one frequency differ by sqrt(n + m) or less two times of three.
+    Two counts with the same expectation differ by at most sqrt(n + m) two times out of three.
     """
     outputs, expected = (
         Counter(unit for text in side for unit in units(text) if unit[0].isalnum())
@@ -207,7 +207,7 @@ def _calibrate(
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share the mean of theirs."""
+    """Ranks from 0; equal values get the mean of their ranks."""
     unique, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     assert len(unique) == len(counts)
     mean_rank = np.cumsum(counts) - (counts + 1) / 2

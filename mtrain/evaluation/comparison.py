@@ -1,9 +1,9 @@
-"""Is one system better than another, or was it chance? sacreBLEU's paired tests, and their meaning.
+"""Is one system better than another, or is it chance? sacreBLEU's paired tests in plain words.
 
-Both tests ask how often a difference as large as the one seen would come about if the two systems
-were equally good: approximate randomisation swaps outputs between them at random (10,000 trials),
-the paired bootstrap resamples test sets (1,000 samples). Numbers equal those of
-`sacrebleu REF -i BASELINE SYSTEM --paired-ar` and `--paired-bs` to the last digit.
+Both tests estimate how often a difference this large would occur if the two systems were equally
+good: approximate randomisation swaps outputs between them at random (10,000 trials), the paired
+bootstrap resamples test sets (1,000 samples). Numbers equal those of `sacrebleu REF -i BASELINE
+SYSTEM --paired-ar` and `--paired-bs` to the last digit.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from mtrain.evaluation.metrics import (
     reference_streams,
 )
 
-SIGNIFICANT = 0.05  # the largest p that is not called chance
+SIGNIFICANT = 0.05  # significance level
 LOWER_IS_BETTER = {"ter"}
 
 
 @dataclass(frozen=True, slots=True)
 class PairedScore:
-    """One metric of a system and of the baseline it is compared with, in percent."""
+    """One metric of a system and of its baseline, in percent."""
 
     score: float
     baseline_score: float
@@ -43,13 +43,18 @@ class PairedScore:
 
     @property
     def difference(self) -> float:
-        """Of the scores as they are, whichever direction is better."""
+        """System minus baseline, whichever direction is better."""
         return self.score - self.baseline_score
 
     @property
+    def p(self) -> float:
+        """The larger of both p values: on few sentences, or few that differ, one is too small."""
+        return max(self.p_randomization, self.p_bootstrap)
+
+    @property
     def is_significant(self) -> bool:
-        """True where both tests agree that it is not chance."""
-        return max(self.p_randomization, self.p_bootstrap) <= SIGNIFICANT
+        """True if both tests agree that the difference is not chance."""
+        return self.p <= SIGNIFICANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class Comparison:
         return {"baseline": self.baseline, **scores}
 
     def sentences(self) -> list[str]:
-        """What it means, one sentence a metric."""
+        """The result in words, one sentence per metric."""
         return [_sentence(name, score, self.baseline) for name, score in self.metrics.items()]
 
 
@@ -132,7 +137,7 @@ def _paired_test(
 
 def _sentence(metric: str, score: PairedScore, baseline: str) -> str:
     label, size = METRIC_NAMES[metric], abs(score.difference)
-    p = f"p = {score.p_randomization:.2g}" if score.p_randomization >= 0.001 else "p < 0.001"
+    p = f"p = {score.p:.2g}" if score.p >= 0.001 else "p < 0.001"
     if score.difference == 0:
         return f"{label} equals that of {baseline}"
     if not score.is_significant:

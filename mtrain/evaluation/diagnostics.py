@@ -1,14 +1,14 @@
-"""What is wrong with translations that no score shows: each fault counted, and its worst cases.
+"""Faults of translations that scores do not show: their rates and worst cases.
 
-`diagnose` puts a list of questions to every output: is it copied from the source, too short, does
-it repeat itself, did it lose a number? Nothing is learnt from elsewhere: what is usual comes from
-the test set's own sources and references. The questions are answered in `faults` (form), `entities`
-(numbers, URLs, names) and `languages` (script and language).
+`diagnose` asks a list of questions about every output: is it copied from the source, is it too
+short, does it repeat itself, did it lose a number? No outside knowledge is used: normal behaviour
+is learnt from the test set's own sources and references. The questions are answered in `faults`
+(form), `entities` (numbers, URLs, names) and `languages` (script and language).
 
-Where there are references, each output has a *witness*: what the reference did as well is no
-fault. Then the same questions are put to the references themselves, as if they were outputs, by
-the source alone; that rate is how often a question is wrong, or how freely people translated.
-Rates are shares of all sentences, their 95 % intervals those of Wilson (1927).
+If there are references, each output has a *witness*: anything that the reference does as well is
+not a fault. The same questions are also asked about the references, as if they were outputs without
+a witness; that rate estimates false alarms and free translation. Rates are fractions of all
+sentences, with Wilson's (1927) 95 % intervals.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ N_WORST = 20
 _MIN_NOTEWORTHY = 3  # outputs
 _Z95 = 1.959963984540054  # a normal variable stays within so many deviations 95 times of 100
 
-# What is asked, in the order in which it is shown: name -> words for a table.
+# The questions in the order of tables: name -> words for a table.
 TITLES = {
     "empty": "empty",
     "copied": "copied from the source",
@@ -45,7 +45,7 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """One output that a question found something in."""
+    """One output with a fault."""
 
     line: int  # from 0
     severity: float  # larger is worse; only comparable within one diagnostic
@@ -54,7 +54,7 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """The answers to one question over a test set; rates are shares from 0 to 1."""
+    """The answers to one question over a test set; rates are fractions from 0 to 1."""
 
     name: str  # a key of TITLES
     title: str
@@ -68,7 +68,7 @@ class Diagnostic:
 
     @property
     def is_noteworthy(self) -> bool:
-        """True where more was found than in the references, and more than a case or two."""
+        """True if found more often than in the references, and in more than a case or two."""
         return self.n_found >= _MIN_NOTEWORTHY and self.low > (self.reference_rate or 0.0)
 
 
@@ -92,8 +92,8 @@ def diagnose(
 ) -> Diagnosis:
     """Ask all questions of the outputs of one test set.
 
-    Line n of each list belongs together. `was_seen` tells whether a sentence is a target of the
-    training data; None where that is not there.
+    Lines n of all lists belong together. `was_seen` tells whether a sentence is a target in the
+    training data; None if that is missing.
     """
     check_counts(len(hypotheses), len(sources))
     if references is not None:
@@ -101,7 +101,7 @@ def diagnose(
     judges, skipped = _judges(sources, hypotheses, references, source_lang, target_lang, was_seen)
     outputs = _sentences(sources, hypotheses, references)
     as_outputs = None if references is None else _sentences(sources, references, None)
-    needs_witness = {"names"}  # what only a reference can tell of an output, not of itself
+    needs_witness = {"names"}  # these need a reference, so references cannot be asked
     if not number_words.knows(target_lang):
         needs_witness.add("numbers_lost")  # people may have written them in words
     if not number_words.knows(source_lang):
@@ -115,7 +115,7 @@ def diagnose(
 
 
 def wilson_interval(n_found: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share n_found / n; sensible for 0, for n and for few sentences."""
+    """The 95 % interval of a fraction n_found / n; also valid for 0 and for n."""
     share = n_found / n
     centre = share + _Z95**2 / (2 * n)
     half_width = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n))
@@ -132,7 +132,7 @@ def _judges(
     target_lang: str,
     was_seen: Callable[[str], bool] | None,
 ) -> tuple[dict[str, Judge], dict[str, str]]:
-    """Each question by its name, and why others cannot be asked."""
+    """The judge for each question by its name, and why other questions cannot be asked."""
     usual = hypotheses if references is None else references
     lengths = faults.UsualLengths.learn(sources, usual)
     numbers = entities.Numbers(source_lang, target_lang)
@@ -151,15 +151,15 @@ def _judges(
     }
     skipped = {}
     if references is None:
-        skipped["names"] = "names are told by what source and reference share; there is none"
+        skipped["names"] = "names are recognised with the help of references, which are missing"
     else:
         judges["names"] = entities.Names.learn(sources, references)
     if language := languages.TwoLanguages.learn(sources, usual):
         judges["language"] = language.wrong
     else:
-        skipped["language"] = "too few sentences to know the two languages by"
+        skipped["language"] = "too few sentences to tell the two languages apart"
     if was_seen is None:
-        skipped["seen_in_training"] = "the prepared training data is not here"
+        skipped["seen_in_training"] = "the prepared training data is missing"
     else:
         judges["seen_in_training"] = faults.seen(was_seen)
     return judges, skipped

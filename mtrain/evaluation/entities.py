@@ -1,8 +1,8 @@
-"""What a translation must carry over unchanged: numbers, URLs, names.
+"""Parts of a sentence that a translation must preserve: numbers, URLs, names.
 
-A number is the same however it is written: 1,000.5 and 1.000,5 and 1 000,5, "12" and "zwölf",
-12/05 and "12 May", 17:30 and "5:30 pm", 1.5 million and 1.500.000, 1980s and "80er". What cannot
-be told for sure counts as kept: a diagnostic that cries wolf is not read.
+Numbers are equal however they are written: 1,000.5 and 1.000,5 and 1 000,5, "12" and "zwölf", 12/05
+and "12 May", 17:30 and "5:30 pm", 1.5 million and 1.500.000, 1980s and "80er". In doubt a number
+counts as kept: nobody reads a diagnostic that cries wolf.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _RUN = re.compile(r"\d+")
-_MAX_SAID = 999_999  # larger numbers are written in words by their thousands only
+_MAX_SAID = 999_999  # larger numbers in words are only recognised by their thousands
 _ROMAN = re.compile(r"\b[IVXLCDM]+(?=\b|[a-zè])")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
-_SMALL = 12  # up to here numbers are commonly written in words
+_SMALL = 12  # numbers up to here are commonly written in words
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Number:
 
     @property
     def significant(self) -> str:
-        """Without the zeros that "million" or two decimals stand for."""
+        """Without zeros that may be written as "million" or as two decimals."""
         return self.digits.rstrip("0") or "0"
 
     @property
@@ -56,7 +56,7 @@ class _Number:
 
 @dataclass(frozen=True)
 class _Reading:
-    """All that may stand for a number in one text."""
+    """Everything in a text that may express a number."""
 
     text: str  # casefolded
     numbers: tuple[_Number, ...]
@@ -98,7 +98,7 @@ class Numbers:
     target_lang: str
 
     def lost(self, sentence: Sentence) -> Fault | None:
-        """In the source (and in the witness), not in the output."""
+        """Numbers in the source (and in the witness), but not in the output."""
         wanted = _read(sentence.source).numbers
         if sentence.witness is not None:
             witness = _read(sentence.witness)
@@ -111,7 +111,7 @@ class Numbers:
         )
 
     def invented(self, sentence: Sentence) -> Fault | None:
-        """In the output, neither in the source nor in the witness."""
+        """Numbers in the output, but neither in the source nor in the witness."""
         source, witness = _read(sentence.source), _read(sentence.witness or "")
         return _fault(
             "invented",
@@ -124,9 +124,9 @@ class Numbers:
         )
 
     def _is_in(self, number: _Number, reading: _Reading, language: str, is_sure: bool) -> bool:
-        """True if a text has the number in some form; if unsure, also where it may have it.
+        """True if a text has the number in some form, or in doubt may have it.
 
-        `is_sure`: others wrote it in digits, so that words of an unknown language do not excuse.
+        `is_sure`: another text has it in digits, so words of an unknown language are no excuse.
         """
         if _has_digits(number, reading):
             return True
@@ -143,7 +143,7 @@ class Numbers:
 
 
 def _has_digits(number: _Number, reading: _Reading) -> bool:
-    """True if the digits are there, whatever stands between them."""
+    """True if the digits occur, with any characters between them."""
     if number.digits in reading.forms or all(_has_run(run, reading) for run in number.runs):
         return True
     if len(number.digits) >= 3 and number.digits in reading.digits:
@@ -152,7 +152,7 @@ def _has_digits(number: _Number, reading: _Reading) -> bool:
 
 
 def _has_run(run: str, reading: _Reading) -> bool:
-    """True if the digits between two separators are there, or the same hour of the other half."""
+    """True if the digits between two separators occur, or the same hour of the 12-hour clock."""
     if run in reading.forms:
         return True
     value = int(run)
@@ -181,7 +181,7 @@ _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"“”«»]+|[\w.+-]+@[\w-]+(?:\.
 
 
 def urls(sentence: Sentence) -> Fault | None:
-    """A URL or mail address of the source is gone, or one came from nowhere."""
+    """A URL or mail address of the source is missing, or a new one was invented."""
     source, output = _urls(sentence.source), _urls(sentence.output)
     witness = source if sentence.witness is None else _urls(sentence.witness)
     lost = sorted(source & witness - output)
@@ -209,9 +209,9 @@ _LATIN_WORD = re.compile(f"[{_LATIN}]+(?:[-'’.][{_LATIN}]+)*")
 
 @dataclass(frozen=True)
 class Names:
-    """A judge of names in Latin script: what source and reference write alike, with a capital."""
+    """Judges names in Latin script: capitalised words that source and reference spell alike."""
 
-    common: frozenset[str]  # words that also occur without a capital: they are no names
+    common: frozenset[str]  # words that also occur without a capital, so are not names
     is_latin: bool  # the target language is written in Latin letters
 
     @classmethod
@@ -224,7 +224,7 @@ class Names:
         return cls(common, 2 * n_latin > n_letters)
 
     def __call__(self, sentence: Sentence) -> Fault | None:
-        """A name that source and witness share is gone; or, in another script, one is new."""
+        """A name shared by source and witness is missing; or, in another script, one is new."""
         if sentence.witness is None:
             return None
         witness = set(_latin(sentence.witness))
@@ -251,5 +251,5 @@ def _latin(text: str) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    """What stays when a name is inflected: Obama, Obamas, Obamy."""
+    """The part of a name that inflection does not change: Obama, Obamas, Obamy."""
     return name[: max(3, len(name) - 2)].casefold()

@@ -2,10 +2,10 @@
 
 All go through `_translate` and `metrics.score_all`, so that a validation, `mtrain eval` and the
 scoring of a saved hypothesis file give equal numbers to the last digit. Scores of the run's own
-test sets are kept in its scores.json; their translations, with what `analysis` says of them, in
-its translations/. What is shown of them is made in `summary`.
+test sets are kept in its scores.json; their translations and analyses in its translations/.
+`summary` turns them into text.
 
-Torch is imported only where something is translated: scoring a given file does not need it.
+Torch is imported only to translate: scoring a given file does not need it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def evaluate_run(
     tag: str | None = None,
     **changes: Any,
 ) -> dict[str, Evaluation]:
-    """Translate and score splits of a run, by default all its test sets, and any other text.
+    """Translate and score splits of a run (by default all its test sets) and any given text.
 
     `sacrebleu` names test sets that sacreBLEU knows, such as wmt14/full; `changes` are of the run's
     own search, as `beam_size=1`. The run keeps texts and scores of its own splits, and nothing of
@@ -95,7 +95,7 @@ def evaluate_run(
     translator = _open_translator(run, checkpoint, device)
     training = TrainingText.of(run)
     if names:
-        run.read_scores()  # damaged? better now than when all is translated
+        run.read_scores()  # fails early if damaged
     results = {}
     for split in splits:
         result = _evaluate_checkpoint(run, translator, split, config, checkpoint, changes)
@@ -130,7 +130,7 @@ def evaluate_hypotheses(
 
 
 def check_baseline(paths: Sequence[Path], names: Sequence[str], against: Path | None) -> None:
-    """Refuse, before anything is translated, a baseline that has other texts or is no run."""
+    """Raise a UsageError, before any work, if the baseline has other texts or is not a run."""
     if against is None or not is_run(against):
         return
     baseline = RunDir.open(against)
@@ -149,7 +149,7 @@ def is_run(path: Path) -> bool:
 def compare_with(
     path: str | Path, results: Mapping[str, Evaluation], against: Path | None, device: str = "auto"
 ) -> Mapping[str, Evaluation]:
-    """Test each result of a run against what another run, or a file, makes of the same text."""
+    """Test each result of a run against the translation by another run, or in a file."""
     if against is None:
         return results
     run = RunDir.open(path)
@@ -174,14 +174,14 @@ def compare_with(
 def _baseline_outputs(
     results: Mapping[str, Evaluation], against: Path, device: str
 ) -> dict[str, list[str]]:
-    """Test set -> translations by another run, or as a file holds them."""
+    """Test set -> translations by another run, or from a file."""
     if is_run(against):
         baseline = _Baseline(against, device)
         return {name: baseline.outputs(result.split) for name, result in results.items()}
     if len(results) > 1:
         raise UsageError(
             f"{against} is one file, and {len(results)} test sets are scored: {', '.join(results)}",
-            "choose the test set that it translates, with --split",
+            "choose the test set that it is a translation of, with --split",
         )
     lines = read_lines(against)
     return dict.fromkeys(results, lines)
@@ -248,7 +248,7 @@ def _with_scores(
 ) -> Evaluation:
     references, settings = result.split.all_references, scoring_of(config, result.split.languages)
     scores = score_all(result.hypotheses, references, *settings, intervals, metrics)
-    # All text is compared in one form of Unicode; where the files are in another, that is said.
+    # All text is compared in one form of Unicode; `summary` reports lines that were in another.
     lines = [*result.hypotheses, *chain.from_iterable(references)]
     n_changed = sum(not unicodedata.is_normalized("NFC", line) for line in lines)
     facts = {"normal_form": "NFC"} | ({"n_normalized": n_changed} if n_changed else {})
@@ -256,7 +256,7 @@ def _with_scores(
 
 
 def _analysed(result: Evaluation, config: Config, training: TrainingText) -> Evaluation:
-    """With what needs the sources: diagnostics, breakdown, and COMET where it is asked for."""
+    """Add the parts that need sources: diagnostics, breakdown, and COMET if requested."""
     split = result.split
     if config.evaluate.comet is not None:
         model = config.evaluate.comet
@@ -267,7 +267,7 @@ def _analysed(result: Evaluation, config: Config, training: TrainingText) -> Eva
 
 
 def weights_sha256(translator: Translator) -> str:
-    """What tells the weights in use from all others; the same in validation and `eval`."""
+    """An identifier of the weights in use; the same in validation and `eval`."""
     from mtrain.model.weights import digest, weights_of
 
     weights = weights_of(translator.model)
@@ -290,7 +290,7 @@ def _check_same_text(baseline: RunDir, split: Split) -> None:
 
 
 class _Baseline:
-    """Another run, whose kept translations are taken where they are those of its weights now."""
+    """Another run; its kept translations are used if they come from its present weights."""
 
     def __init__(self, path: Path, device: str) -> None:
         self.run = RunDir.open(path)
@@ -302,7 +302,7 @@ class _Baseline:
         """The translations of a test set under this run's own settings."""
         if not split.sources:
             raise UsageError(
-                f"{self.run.path} can be compared only where it has a source to translate",
+                f"{self.run.path} can be compared only if it has a source to translate",
                 "add --source FILE, or give a translation of it: --against FILE",
             )
         name = split.name
@@ -315,11 +315,11 @@ class _Baseline:
         return _translate(self.translator, split, self.config).hypotheses
 
 
-# -- what is said of it ----------------------------------------------------------------------
+# -- warnings --------------------------------------------------------------------------------
 
 
 def _with_contamination(result: Evaluation, run: RunDir, training: TrainingText) -> Evaluation:
-    """Say so where the training data gives the test set away, as far as that can be known."""
+    """Warn if the training data contains sentences of the test set, as far as that is known."""
     name, split = result.split.name, result.split
     manifest = run.read_manifest()
     if manifest["split_sha256"].get(name) == split.sha256:
@@ -333,14 +333,14 @@ def _with_contamination(result: Evaluation, run: RunDir, training: TrainingText)
         long = [line for line in split.references if count_words(line) >= MIN_WORDS_ALONE]
         n_leaked = sum(map(training.was_seen, long))
         facts = {"contaminated": n_leaked > 0, "n_leaked": n_leaked}
-        what = f"{n_leaked:,} of its references stand in the training data"
+        what = f"{n_leaked:,} of its references are in the training data"
     if facts["contaminated"]:
         console.warn(f"{name} is contaminated: {what}, so these scores are too good")
     return replace(result, facts=result.facts | facts)
 
 
 def leaks_in(manifest: dict[str, Any], split: str) -> dict[str, Any]:
-    """`n_leaked`, training pairs that give sentences of a set away, and whether they stayed.
+    """`n_leaked`, the number of training pairs with sentences of a set, and whether they stayed.
 
     Empty for data prepared before they were counted.
     """
@@ -352,7 +352,7 @@ def leaks_in(manifest: dict[str, Any], split: str) -> dict[str, Any]:
 
 
 def _give_notice(result: Evaluation, config: Config) -> None:
-    """Warn of what an expert would see in the texts of one test set."""
+    """Warn about oddities in the texts of one test set that an expert would notice."""
     target, tokenize, _ = scoring_of(config, result.split.languages)
     for notice in notices(result.hypotheses, result.split.references, target, tokenize):
         console.warn(f"{result.split.name}: {notice}")
@@ -361,7 +361,7 @@ def _give_notice(result: Evaluation, config: Config) -> None:
 def _read_config(run: RunDir, comet: str | None) -> Config:
     """A run's config with the COMET model of the command line, or with none.
 
-    Loading such a model downloads and unpickles it, which a run from a stranger must not decide.
+    Loading such a model downloads and unpickles it, and a run may come from a stranger.
     """
     config = read_run_config(run)
     named = config.evaluate.comet

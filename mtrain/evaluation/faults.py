@@ -1,7 +1,7 @@
 """Faults of form: empty, copied, too short or long, repeated, unknown characters, memorised.
 
-A judge takes one output with its source, and with the reference as a witness where there is one,
-and answers with a fault or None. Thresholds were set where planted faults and real references part
+A judge takes one output with its source, and with the reference as a witness if there is one, and
+returns a fault or None. The thresholds separate planted faults from real references
 (scripts/measure_diagnostics.py).
 """
 
@@ -23,7 +23,7 @@ from mtrain.languages import unspaced
 
 
 class Sentence(NamedTuple):
-    """An output to be judged."""
+    """An output to judge."""
 
     line: int  # from 0
     source: str
@@ -32,7 +32,7 @@ class Sentence(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What is wrong with an output."""
+    """A fault of an output."""
 
     severity: float  # larger is worse
     detail: str  # in words
@@ -47,7 +47,7 @@ _UNKNOWN_CATEGORIES = {"Cc", "Cn", "Co", "Cs"}  # control, unassigned, private u
 
 
 def empty(sentence: Sentence) -> Fault | None:
-    """Nothing, where there was something to translate."""
+    """The output is empty, but the source is not."""
     if sentence.output.strip() or not sentence.source.strip():
         return None
     if sentence.witness is not None and not sentence.witness.strip():
@@ -56,7 +56,7 @@ def empty(sentence: Sentence) -> Fault | None:
 
 
 def unknown_characters(sentence: Sentence) -> Fault | None:
-    """What stands for a character that could not be written, unless the reference has it too."""
+    """The output has placeholders for unknown characters, and the reference has none."""
     unknown = _unknown(sentence.output)
     if sentence.witness is not None:
         unknown -= _unknown(sentence.witness)
@@ -66,7 +66,7 @@ def unknown_characters(sentence: Sentence) -> Fault | None:
 
 
 def seen(was_seen: Callable[[str], bool]) -> Judge:
-    """A judge of what was learnt by heart; severity is the length in characters."""
+    """Judges memorised outputs; severity is the length in characters."""
 
     def judge(sentence: Sentence) -> Fault | None:
         output = sentence.output
@@ -91,12 +91,12 @@ def _named(character: str) -> str:
 # -- copied ----------------------------------------------------------------------------------
 
 _WORD = re.compile(r"\w+")
-_MIN_COPIED_WORDS = 3  # fewer may be the same in both languages
+_MIN_COPIED_WORDS = 3  # fewer words may be the same in both languages
 _COPIED_SHARE = 0.8  # of the words of an output
 
 
 def copied(sentence: Sentence) -> Fault | None:
-    """The source again, whole or nearly, where the reference is something else."""
+    """The output repeats the source, wholly or nearly, and the reference does not."""
     source, output = (_words(text) for text in (sentence.source, sentence.output))
     if not any(word.isalpha() for word in output):
         return None
@@ -114,7 +114,7 @@ def copied(sentence: Sentence) -> Fault | None:
 
 
 def _shared(source: list[str], output: list[str]) -> int:
-    """Words of an output that stand in the source, in the same order."""
+    """Number of output words that occur in the source in the same order."""
     matcher = SequenceMatcher(None, source, output, autojunk=False)
     return sum(block.size for block in matcher.get_matching_blocks())
 
@@ -131,7 +131,7 @@ _FINAL = re.compile(r"[.!?…。！？।。፧።؟:;»”\"'’)\]]\s*$")
 
 @dataclass(frozen=True)
 class UsualLengths:
-    """How long a translation is, in characters, for the length of its source."""
+    """The usual length of a translation, in characters, given the length of its source."""
 
     ratio: float  # median of target / source
     shortest: float  # bounds of length / expected length, where there is no witness
@@ -153,7 +153,7 @@ class UsualLengths:
         return cls(middle, min(0.6, float(low)), max(1.75, float(high)))
 
     def too_short(self, sentence: Sentence) -> Fault | None:
-        """Far shorter than usual; less is enough where the closing mark is missing too."""
+        """Far shorter than usual; the threshold is milder if the closing mark is missing too."""
         if not sentence.output.strip():
             return None  # which is `empty`
         by_source, by_witness = self._relative(sentence)
@@ -181,7 +181,7 @@ class UsualLengths:
         return Fault(share, f"{share:.0%} of the expected length")
 
     def _relative(self, sentence: Sentence) -> tuple[float, float | None]:
-        """Length over the one expected by the source, and over that of the witness."""
+        """Length divided by the length expected from the source, and by that of the witness."""
         length = len(sentence.output) + _EXTRA
         by_source = length / (self.ratio * (len(sentence.source) + _EXTRA))
         if not sentence.witness:
@@ -190,7 +190,7 @@ class UsualLengths:
 
 
 def _is_cut_off(sentence: Sentence) -> bool:
-    """True where source (and witness) close with a mark and the output does not."""
+    """True if source (and witness) end in a closing mark and the output does not."""
     if _FINAL.search(sentence.output) or not _FINAL.search(sentence.source):
         return False
     return sentence.witness is None or bool(_FINAL.search(sentence.witness))
@@ -198,21 +198,21 @@ def _is_cut_off(sentence: Sentence) -> bool:
 
 # -- repetition ------------------------------------------------------------------------------
 
-_MAX_PERIOD = 40  # longest phrase, in words, that is looked for
+_MAX_PERIOD = 40  # of the longest phrase, in words
 _DOUBLING_SHARE = 0.006  # of references with a doubled word, where a language does that
-_MIN_APART = 5  # words of a phrase that comes again elsewhere in the sentence
+_MIN_APART = 5  # of a phrase that occurs again elsewhere in the sentence, in words
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """A judge of phrases that come twice in a row, or long ones that come again later."""
+    """Judges phrases repeated in a row, and long phrases repeated elsewhere in the sentence."""
 
     doubled: Counter[str]  # words that people double: in how many references
     may_double: bool  # the language doubles words as a matter of course
 
     @classmethod
     def learn(cls, references: Sequence[str]) -> Repetition:
-        """Which words are doubled by people, as in "that that", from the references."""
+        """Learn from the references which words people double, as in "that that"."""
         doubled: Counter[str] = Counter()
         for words in map(units, references):
             doubled.update({a for a, b in pairwise(words) if a == b and a.isalpha()})
@@ -221,7 +221,7 @@ class Repetition:
     def __call__(self, sentence: Sentence) -> Fault | None:
         words = units(sentence.output)
         others = [units(text) for text in (sentence.source, sentence.witness or "")]
-        # A reference that is judged doubles its own words; that alone does not excuse it.
+        # A judged reference doubles its own words; that alone is not an excuse.
         phrase, extra = self._in_a_row(words, 1 if sentence.witness is None else 0)
         if phrase and extra > max(self._in_a_row(other, 0)[1] for other in others):
             n_times = extra // len(phrase) + 1
@@ -232,7 +232,7 @@ class Repetition:
         return None
 
     def _in_a_row(self, words: list[str], n_own: int) -> tuple[list[str], int]:
-        """The phrase whose repetition fills most words, and how many these are.
+        """The phrase whose repetition takes up most words, and their number.
 
         A word that is doubled in more than `n_own` references may be doubled.
         """
@@ -249,20 +249,20 @@ class Repetition:
         return best
 
     def _is_fault(self, phrase: list[str], n_times: int, n_own: int) -> bool:
-        """Words and phrases twice; of characters four or more twice, two three times, one four."""
+        """Repeated words; of characters, four or more twice, two three times, one four times."""
         if any(unspaced().match(word) for word in phrase):
             n_characters = sum(map(len, phrase))
             return n_times >= (2 if n_characters >= 4 else 3 if n_characters >= 2 else 4)
         n_words = sum(len(word) > 1 and word[0].isalnum() for word in phrase)
         if n_words == 0 or n_times > 2:
-            return n_words > 0  # signs and initials are no fault
+            return n_words > 0  # signs and initials are not a fault
         if len(phrase) == 1:
             return phrase[0].isalpha() and not self.may_double and self.doubled[phrase[0]] <= n_own
         return n_words > 1 or all(word[0].isalnum() for word in phrase)  # "very, very" is none
 
 
 def _again(words: list[str], length: int) -> list[str]:
-    """A phrase of so many words that occurs twice without overlap; empty where there is none."""
+    """A phrase of this length that occurs twice without overlap; empty if there is none."""
     if any(unspaced().match(word) for word in words):
         length *= 2
     first: dict[tuple[str, ...], int] = {}
@@ -276,13 +276,13 @@ def _again(words: list[str], length: int) -> list[str]:
 
 
 def _says_twice(words: list[str]) -> bool:
-    """True where a longer word, or three words in a row, occur twice: that may be translated."""
+    """True if a longer word, or three words in a row, occur twice, so an output may too."""
     long = [word for word in words if len(word) >= 5]
     return len(long) > len(set(long)) or bool(_again(words, 3))
 
 
 def units(text: str) -> list[str]:
-    """Casefolded words and signs; single characters of scripts written without spaces."""
+    """Casefolded words and signs; single characters in scripts without spaces."""
     return _unit().findall(text.casefold())
 
 

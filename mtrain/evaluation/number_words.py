@@ -1,9 +1,9 @@
-"""Numbers in words, as far as needed to see that 12 and "zwölf" are the same.
+"""Numbers in words, as far as needed to recognise that 12 and "zwölf" are the same.
 
 For each language the stems of 0 to 20, of 30 to 90 by tens, of 100 and of 1,000; `/` separates
 several stems of one number (ordinals, genders). Words begin with their stem, so that inflected
-forms are found; a stem of three letters or fewer may be followed by two more. What is written as
-one word or joined by hyphens is found by its parts.
+forms are found; a stem of three letters or fewer may be followed by two more. Compounds and words
+with hyphens are found by their parts.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _STEMS = {
 
 @cache
 def _patterns(language: str) -> dict[int, tuple[str, re.Pattern[str]]]:
-    """Number -> its stems as alternatives, and what finds it as the beginning of a word."""
+    """Number -> its stems as alternatives, and a pattern for words that begin with one."""
     stems = _STEMS.get(language, "").split()
     assert len(stems) in (0, len(_VALUES)), (language, len(stems))
     found = {}
@@ -87,12 +87,12 @@ def _months(language: str) -> dict[int, set[str]]:
 
 
 def knows(language: str) -> bool:
-    """True where numbers in words are recognised; territory and script make no difference."""
+    """True if numbers in words are recognised; territory and script are ignored."""
     return languages.primary(language) in _STEMS
 
 
 def says(text: str, number: int, language: str) -> bool:
-    """True if a casefolded text may say the number in words, or the month of that number."""
+    """True if a casefolded text may have the number in words, or the month with this number."""
     if any(name in text for name in _months(language).get(number, ())):
         return True
     patterns = _patterns(languages.primary(language))
@@ -104,8 +104,8 @@ def says(text: str, number: int, language: str) -> bool:
 
 
 def _parts(number: int) -> list[int]:
-    """The words of which a number is put together: 2350 -> 2, 1000, 3, 100, 50."""
-    while number and number % 1000 == 0:  # thousand, million, billion: whatever it is called
+    """The words that make up a number: 2350 -> 2, 1000, 3, 100, 50."""
+    while number and number % 1000 == 0:  # thousand, million, billion: under any name
         number //= 1000
     if number <= 20 or (number < 100 and number % 10 == 0):
         return [number]

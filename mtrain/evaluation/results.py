@@ -20,27 +20,27 @@ from mtrain.storage import atomic_write, write_json
 if TYPE_CHECKING:
     from mtrain.decoding.translate import Translator
 
-# What a translation is called of which so large a share of the others have a lower chrF.
-GRADES = {"good": 0.75, "usual": 0.5, "poor": 0.25}
-_WORDS = range(4, 21)  # of a source that shows something, and that is seen at a glance
-_MOST_PIECES = 60  # of a sentence whose attention is kept
+# The name of a translation by its quantile of chrF.
+GRADES = {"good": 0.75, "typical": 0.5, "poor": 0.25}
+_WORDS = range(4, 21)  # of a source: not trivial, and easy to take in
+_MOST_PIECES = 60  # of a sentence with attention
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """One test set, translated and scored."""
 
-    split: Split  # without sources where only a hypothesis was given
-    scores: dict[str, Score]  # bleu, chrf, ter; comet where asked for
+    split: Split  # without sources if only a hypothesis was given
+    scores: dict[str, Score]  # bleu, chrf, ter; comet if requested
     hypotheses: list[str]
     model_scores: list[float] | None = None  # log-probability / length^p of each hypothesis
-    facts: dict[str, Any] = field(default_factory=dict)  # beside the scores in JSON
+    facts: dict[str, Any] = field(default_factory=dict)  # next to the scores in JSON
     analysis: Analysis | None = None  # None in validation, and without sources
-    comparison: Comparison | None = None  # where one was asked for
+    comparison: Comparison | None = None  # if requested
     kept_as: str | None = None  # its key in the run's scores.json
 
     def to_json(self) -> dict[str, Any]:
-        """Metric -> score, low, high, signature; beside them the facts and the comparison."""
+        """Metric -> score, low, high, signature; also the facts and the comparison."""
         scores = {name: asdict(score) for name, score in self.scores.items()}
         against = {} if self.comparison is None else {"against": self.comparison.to_json()}
         return scores | self.facts | against
@@ -62,7 +62,7 @@ def keep(result: Evaluation, run: RunDir, config: Config) -> Evaluation:
 
 
 def keep_comparison(result: Evaluation, run: RunDir) -> None:
-    """Add a comparison to the scores that the run keeps."""
+    """Add a comparison to the recorded scores of the run."""
     if result.kept_as is None or result.comparison is None:
         return
     with run.scores_locked():
@@ -72,10 +72,10 @@ def keep_comparison(result: Evaluation, run: RunDir) -> None:
 
 
 def own_checkpoint(run: RunDir) -> str:
-    """The name of the weights that a run translates with where none is named.
+    """The name of the weights that a run uses by default.
 
-    It is what won at the end of training, such as `avg`; until then, and in an exported file, which
-    does not know, `best`.
+    The checkpoint chosen at the end of training, such as `avg`; until then, and for an exported
+    file, which does not record it, `best`.
     """
     if not run.weights.exists():
         return "best"
@@ -101,7 +101,7 @@ def _keep(result: Evaluation, run: RunDir, config: Config) -> str:
 
 
 def _keep_translations(run: RunDir, stem: str, result: Evaluation) -> None:
-    """As text, as JSON lines beside their sources, and what was found in them."""
+    """The translations as text, as JSON lines with their sources, and their analysis."""
     assert result.model_scores is not None
     assert result.analysis is not None
     split = result.split
@@ -128,20 +128,20 @@ def _warn_of_another_text(entry: dict[str, Any], key: str, run: RunDir, split: S
 
 
 def samples(sources: Sequence[str], chrf: Sequence[float]) -> dict[str, int]:
-    """Grade -> line (from 0); `chrf` is that of each sentence."""
+    """Grade -> line (from 0); `chrf` has the score of each sentence."""
     usual = [line for line, source in enumerate(sources) if count_words(source) in _WORDS]
     ranked = sorted(usual or range(len(sources)), key=lambda line: (chrf[line], line))
     return {grade: ranked[int(share * (len(ranked) - 1))] for grade, share in GRADES.items()}
 
 
 def keep_attention(run: RunDir, translator: Translator, result: Evaluation) -> None:
-    """Write what the model looked at in the samples of a test set into the run."""
+    """Write the attention of the model on the samples of a test set into the run."""
     from mtrain.decoding.attention import maps_of_ids
 
     assert result.analysis is not None
     sources, chrf = result.split.sources, result.analysis.breakdown.sentence_chrf
     tokenizers = translator.src_tokenizer, translator.tgt_tokenizer
-    limit = min(_MOST_PIECES - 1, translator.config.data.max_length)  # but for EOS
+    limit = min(_MOST_PIECES - 1, translator.config.data.max_length)  # except EOS
     kept = []
     for line in samples(sources, chrf).values():
         texts = sources[line], result.hypotheses[line]

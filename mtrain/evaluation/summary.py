@@ -1,4 +1,4 @@
-"""What `mtrain eval` shows of evaluations: rows, sentences, JSON, and the mean of several seeds."""
+"""The output of `mtrain eval`: rows, sentences, JSON, and the mean of several seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Results = Mapping[str, Evaluation]  # by test set
 HEADER = ("test set", "metric", "score", "95 % interval", "signature")
 
 _MAX_DETAIL = 70  # characters of an example
-# What may differ between runs that are seeds of one config.
+# Keys that may differ between runs that are seeds of one config.
 _NOT_OF_THE_MODEL = {
     *("name", "run", "data.seed", "train.seed", "train.device", "train.threads"),
     "train.micro_batch_tokens",
@@ -55,7 +55,7 @@ def score_rows(results: Results) -> list[tuple[str, str, str, str, str]]:
 
 
 def remarks(results: Results) -> list[str]:
-    """Sentences: what comparisons mean, and each diagnostic that is noteworthy."""
+    """Sentences about comparisons and noteworthy diagnostics."""
     found = []
     for name, result in results.items():
         if n := result.facts.get("n_normalized"):
@@ -72,10 +72,10 @@ def remarks(results: Results) -> list[str]:
 
 
 def spreads_of_seeds(runs: Mapping[str, Results]) -> Spreads:
-    """Mean and spread over runs of one config, for the test sets that all have; else nothing.
+    """Mean and spread over runs of one config, for their common test sets; empty otherwise.
 
-    `runs`: run directory -> its results. Where the configs differ in more than their seeds, that is
-    said, and nothing is averaged.
+    `runs`: run directory -> its results. If the configs differ in more than their seeds, a message
+    says so and nothing is averaged.
     """
     if len(runs) < 2:
         return {}
@@ -98,9 +98,10 @@ def spreads_of_seeds(runs: Mapping[str, Results]) -> Spreads:
 
 
 def to_json(runs: Mapping[str, Results], means: Spreads) -> dict[str, Any]:
-    """Of one run: test set -> metric -> score, low, high, signature; all else stands beside these.
+    """For one run: test set -> metric -> score, low, high, signature, and other facts.
 
-    Of several: `runs`: run directory -> that; `mean`: test set -> metric -> mean, std, n_runs.
+    For several runs: `runs`: run directory -> that; `mean`: test set -> metric -> mean, std,
+    n_runs.
     """
     objects = {
         path: {
@@ -119,7 +120,7 @@ def to_json(runs: Mapping[str, Results], means: Spreads) -> dict[str, Any]:
 
 
 def mean_sentences(means: Spreads) -> list[str]:
-    """One a test set, as: flickr: 41.20 ± 0.31 BLEU, ... (mean and standard deviation of 3 runs)"""
+    """One per test set: flickr: 41.20 ± 0.31 BLEU, ... (mean and standard deviation of 3 runs)"""
     sentences = []
     for name, metrics in means.items():
         scores = ", ".join(
@@ -132,7 +133,7 @@ def mean_sentences(means: Spreads) -> list[str]:
 
 
 def _remark(entry: Diagnostic) -> str:
-    """As: 2.1% of outputs: repeats itself (references: 0.1%), such as line 17: ..."""
+    """2.1% of outputs: repeats itself (references: 0.1%), such as line 17: ..."""
     usual = "" if entry.reference_rate is None else f" (references: {entry.reference_rate:.1%})"
     line, detail = entry.worst[0].line + 1, entry.worst[0].detail
     if len(detail) > _MAX_DETAIL:

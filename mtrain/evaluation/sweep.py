@@ -1,12 +1,10 @@
-"""Quality against speed: one checkpoint decoded in many ways, and which of them to take.
+"""Quality against speed: one checkpoint decoded in many ways, and which one to use.
 
 The valid set (its first 1,000 sentences) is translated with beams 1 to 8 in every engine and
 precision that this machine has, and with other length penalties in the run's own precision. Speed
-is the time of one translation of all sentences, after a short one to warm up; models are loaded
-before. So speeds hold for this machine as it was, and for batches, not for a sentence at a time.
-
-Recommended is the fastest way of ours that loses at most `TOLERANCE` points to the best of ours,
-in BLEU and in chrF alike.
+is measured on one translation of all sentences, after a short warm-up, without loading the model.
+It holds for this machine at this moment, and for batches, not for one sentence at a time. The
+recommendation is our fastest way within `TOLERANCE` points of our best, both in BLEU and in chrF.
 """
 
 from __future__ import annotations
@@ -32,13 +30,13 @@ from mtrain.storage import atomic_write, check_writable, write_json
 N_SENTENCES = 1000
 N_WARM_UP = 64
 BEAMS = tuple(range(1, 9))
-PENALTIES = (0.0, 0.6, 1.4)  # beside the run's own
+PENALTIES = (0.0, 0.6, 1.4)  # besides the run's own
 TOLERANCE = 0.3  # points of BLEU and of chrF2
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One way to decode, and what came of it."""
+    """One way to decode, and its results."""
 
     beam: int
     length_penalty: float
@@ -55,7 +53,7 @@ class Point:
 
 
 def sweep(path: str | Path, checkpoint: str | None = None, device: str = "auto") -> list[Point]:
-    """Measure all ways on a run's valid set, and keep them in the run: its sweep.json."""
+    """Measure all ways on a run's valid set, and write the run's sweep.json."""
     run = RunDir.open(path)
     config = read_run_config(run)
     valid = run.read_split("valid")
@@ -85,7 +83,7 @@ def sweep(path: str | Path, checkpoint: str | None = None, device: str = "auto")
 
 
 def _ways(is_own_precision: bool, own_penalty: float) -> list[tuple[int, float]]:
-    """(beam, length penalty): greedy search knows none of the latter."""
+    """(beam, length penalty): greedy search has no length penalty."""
     others = [p for p in PENALTIES if p != own_penalty] if is_own_precision else []
     return [(beam, own_penalty) for beam in BEAMS] + [
         (beam, penalty) for penalty in others for beam in BEAMS[1:]
@@ -95,7 +93,7 @@ def _ways(is_own_precision: bool, own_penalty: float) -> list[tuple[int, float]]
 def _systems(
     first: Translator, path: str | Path, checkpoint: str | None, device: str
 ) -> Iterator[tuple[str, Callable[[], Translator]]]:
-    """Every precision of ours that is fast here, then CTranslate2's; and how to open each."""
+    """Name and opener of each precision that is fast on this machine; CTranslate2's last."""
     yield first.engine.precision, lambda: first
     if first.engine.precision == "bf16":
         yield "fp32", lambda: Translator.from_run(path, checkpoint, device, "fp32")
@@ -110,7 +108,7 @@ def _systems(
 
 
 def _measure(way: Point, translator: Translator, valid: Split) -> Point:
-    """Translate, time and score."""
+    """Translate, time and score the sentences."""
     translator = translator.tagged(valid.tag)
     config = translator.config
     search = Search.of(config.decode, beam_size=way.beam, length_penalty=way.length_penalty)
@@ -135,10 +133,10 @@ def _measure(way: Point, translator: Translator, valid: Split) -> Point:
 
 
 def recommend(points: Sequence[Point]) -> list[Point]:
-    """The same points, the fastest of ours that is nearly as good as the best marked.
+    """The same points, with our fastest good one marked as recommended.
 
-    Where none is within `TOLERANCE` of the best BLEU and of the best chrF at once, it is the one
-    that falls short the least.
+    If none is within `TOLERANCE` of both the best BLEU and the best chrF, the one that falls short
+    the least.
     """
     ours = [point for point in points if point.engine == "mtrain"]
     best_bleu, best_chrf = max(p.bleu for p in ours), max(p.chrf for p in ours)
@@ -155,9 +153,9 @@ def recommend(points: Sequence[Point]) -> list[Point]:
 
 
 def adopt(path: str | Path, points: Sequence[Point]) -> Point:
-    """Make the recommended way the run's own: config.yaml is replaced, metrics.jsonl says so.
+    """Make the recommended way the run's own: config.yaml is replaced, metrics.jsonl records it.
 
-    A precision that this machine takes by itself stays `auto`, as another may have none of it.
+    A precision that `auto` chooses on this machine stays `auto`: another machine may not have it.
     """
     run = RunDir.open(path)
     if run.is_exported:
@@ -179,7 +177,7 @@ def adopt(path: str | Path, points: Sequence[Point]) -> Point:
 
 
 def rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
-    """For people: what was tried, how good and how fast it was."""
+    """Rows of a table: settings, scores and speed."""
     return [
         (
             point.engine,

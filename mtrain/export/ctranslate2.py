@@ -1,4 +1,4 @@
-"""A run as a CTranslate2 model, checked on the valid set before it takes its place."""
+"""A run as a CTranslate2 model, checked on the valid set before it is put in place."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Check:
         ]
 
     def require(self, quantization: str | None) -> None:
-        """A ModelError where CTranslate2 is much worse, or computes something else."""
+        """Raise a ModelError if CTranslate2 is much worse, or computes something else."""
         if self.bleu - self.bleu_ctranslate2 > MAX_BLEU_LOSS:
             raise ModelError(
                 f"CTranslate2 translates {self.n_sentences:,} sentences of valid with BLEU "
@@ -67,9 +67,9 @@ def export_ctranslate2(
 ) -> Check | None:
     """Write a run's model and tokenizer for CTranslate2, and compare the translations of both.
 
-    The result is None where the run holds no valid set (an exported file). Raises a ModelError,
-    and leaves nothing, where CTranslate2 translates much worse; a UsageError where the directory
-    holds anything but an earlier export.
+    The result is None if the run has no valid set (an exported file). Raises a ModelError, and
+    leaves no files, if CTranslate2 translates much worse; a UsageError if the directory holds
+    anything but an earlier export.
     """
     import_ctranslate2()
     run = RunDir.open(path)
@@ -106,7 +106,7 @@ def export_ctranslate2(
 def compare(
     translator: Translator, directory: Path, valid: Split, quantization: str | None = None
 ) -> Check:
-    """Translate the beginning of valid with both engines; both score mtrain's translations."""
+    """Translate the start of valid with both engines; both score mtrain's translations."""
     translator = translator.tagged(valid.tag)
     settings = scoring_of(translator.config, valid.languages)
     tokenizers = translator.src_tokenizer, translator.tgt_tokenizer

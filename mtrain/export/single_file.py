@@ -22,8 +22,8 @@ from mtrain.storage import partial_path, storage_errors
 def export_safetensors(path: Path, file: Path, checkpoint: str | None = None) -> int:
     """Write a run into one file, and check that it translates like the run; -> size in bytes.
 
-    It holds weights, config, tokenizer, scores, the attention head used for word links, and the
-    manifest of the data with the hashes of all text, but no text.
+    It holds weights, config, tokenizer, scores, the attention head for word links, and the manifest
+    of the data with the hashes of all text, but not the text itself.
     """
     if file.suffix != ".safetensors":
         raise UsageError(f"{file} does not end in .safetensors", "choose such a name with -o")
@@ -61,7 +61,7 @@ def _small_files(run: RunDir) -> dict[str, bytes]:
 
 
 def _check(file: Path, translator: Translator, run: RunDir) -> None:
-    """A ModelError where the file does not translate like the run."""
+    """Raise a ModelError if the file does not translate like the run."""
     reread = Translator.from_run(file, device="cpu", precision="fp32")
     if translator.needs_tag:
         tag = translator.src_tokenizer.tags()[0]

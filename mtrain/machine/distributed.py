@@ -1,4 +1,4 @@
-"""Data-parallel training in several processes, started by torchrun; usually there is only one.
+"""Data-parallel training in several processes, started by torchrun; by default just one.
 
 This is the only module that reads torchrun's environment variables.
 """

@@ -215,7 +215,7 @@ def n_workers(device: torch.device) -> int:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Everything that the bytes of a model depend on: versions, machine, device and threads."""
+    """Everything that determines the bytes of a model: versions, machine, device and threads."""
     libraries = ("torch", "numpy", "sentencepiece", "sacrebleu")
     is_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if is_gpu else _processor()

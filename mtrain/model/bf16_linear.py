@@ -1,9 +1,9 @@
-"""Linear layers: x W^T + b in bfloat16 where that is wanted, in few shapes on a CPU.
+"""Linear layers: x W^T + b, in bfloat16 if requested, in few shapes on a CPU.
 
 oneDNN compiles a kernel for every shape of a product, which takes half a millisecond and up to a
-quarter of a MiB, and hardly any two micro-batches have equally many positions. With rows rounded up
-to a multiple of 64, some hundred kernels serve a whole training (`tiny`: 1.2 GB after 160 updates
-instead of 2.7 with 4,096 cached kernels), and no time is lost on compiling them.
+quarter of a MiB, and few micro-batches have the same number of positions. With rows rounded up to a
+multiple of 64, about a hundred kernels serve a whole training (`tiny`: 1.2 GB after 160 updates
+instead of 2.7 with 4,096 cached kernels), and no time is lost compiling them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Linear(nn.Linear):
         return self._product(x, self.weight, self.bias)
 
     def outputs(self, x: Tensor, which: slice) -> Tensor:
-        """Only some of the outputs."""
+        """Compute only some of the outputs."""
         return self._product(x, self.weight[which], self.bias[which])
 
     @staticmethod
@@ -39,8 +39,10 @@ class Linear(nn.Linear):
 
 
 def in_bf16(model: Model) -> Model:
-    """A copy for inference that multiplies in bfloat16: half the memory to read, and half the time
-    on hardware with bfloat16. Embeddings, norms and the residual stream stay float32.
+    """A copy for inference that multiplies in bfloat16; the residual stream stays float32.
+
+    It reads half the memory, and takes half the time on hardware with bfloat16. Embeddings and
+    norms stay float32.
     """
     converted = copy.deepcopy(model).eval().requires_grad_(False)
     for module in converted.modules():

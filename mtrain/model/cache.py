@@ -1,4 +1,4 @@
-"""The key/value cache of a search: a step of the decoder computes only one new position.
+"""The key/value cache of a search: a decoder step computes only one new position.
 
 Axes as in `transformer`: B sentences, K hypotheses per sentence, R = B*K rows, H heads, E head
 width, L layers, S source length, n nodes of a sentence.
@@ -16,12 +16,12 @@ class Cache:
 
     The K hypotheses of a sentence share prefixes, like paths in a tree. Every token fed to the
     decoder is a node with a key and a value in each layer, and a hypothesis attends to the nodes on
-    its path. Reordering hypotheses therefore moves a few booleans and no keys; nodes that are on no
-    path any more are dropped when room is made for new ones. The keys and values of the source are
-    projected once and never copied for the beam.
+    its path. Reordering hypotheses therefore moves a few booleans and no keys; nodes that are no
+    longer on any path are dropped when room is made for new ones. The keys and values of the source
+    are projected once and never copied for the beam.
     """
 
-    STEPS_OF_ROOM = 4  # more: fewer copies, but attention reads more nodes that are on no path
+    STEPS_OF_ROOM = 4  # larger: fewer copies, but attention reads more unused nodes
 
     def __init__(
         self, cross: list[tuple[Tensor, Tensor]], src_mask: Tensor | None, beam_size: int
@@ -39,7 +39,7 @@ class Cache:
     def open_step(self, is_shared: bool) -> None:
         """Append a new node to each hypothesis, or a shared one to all of a sentence.
 
-        Their keys and values follow by `append`.
+        `append` then stores their keys and values.
         """
         n_new = 1 if is_shared else self.beam_size
         if self.paths.shape[2] + n_new > self.past.shape[1]:
@@ -75,7 +75,7 @@ class Cache:
             self.src_mask = self.src_mask.index_select(0, sentences)
 
     def _make_room(self) -> None:
-        """Drop as many nodes on no path as all sentences can, and append room for new ones."""
+        """Drop unused nodes, as many as all sentences have, and append room for new ones."""
         batch, n_nodes = self.past.shape[:2]
         is_needed = self.paths.any(1)  # (B, n)
         n_needed = int(is_needed.sum(1).max()) if n_nodes else 0
@@ -87,6 +87,6 @@ class Cache:
         order = order[:, :n_needed]  # the needed nodes first
         self.paths = self.paths.gather(2, order.unsqueeze(1).expand(-1, self.beam_size, -1))
         first = torch.arange(0, batch * n_nodes, n_nodes, device=order.device).unsqueeze(1)
-        chosen = F.pad(order, (0, n_room)) + first  # the contents of the new room do not matter
+        chosen = F.pad(order, (0, n_room)) + first  # the contents of the new room are arbitrary
         moved = self.past.flatten(0, 1).index_select(0, chosen.flatten())
         self.past = moved.view(batch, n_needed + n_room, *self.past.shape[2:])

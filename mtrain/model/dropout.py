@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class _ThisThread(threading.local):
-    """The generator of each thread; None is that of torch, shared by all threads."""
+    """The generator of each thread; None: that of torch, shared by all threads."""
 
     generator: torch.Generator | None = None
 
@@ -35,7 +35,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Set elements to zero with probability p and scale the rest by 1 / (1 - p).
 
     On a CPU one 64-bit draw serves eight elements, which is several times cheaper than a draw per
-    element. p is then rounded to a multiple of 1/256, and the scale is that of the rounded p.
+    element. p is then rounded to a multiple of 1/256, and the scale uses the rounded p.
     """
     if not training or p == 0:
         return x

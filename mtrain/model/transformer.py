@@ -4,6 +4,10 @@ Read it from the bottom (`Transformer`) for the whole, or from the top for the p
 B batch, S source length, T target length, D model width, H heads, E = D/H head width, F inner
 width of the feed-forward, V vocabulary, K beam, R = B*K rows of a beam search.
 Masks are boolean; True means may attend.
+
+To add an architecture, write a module with a class like `Transformer` and its public methods. It is
+created in `model.weights`, `training.learner` and `training.validate`, and searched through
+`decoding.scorers`.
 """
 
 from __future__ import annotations

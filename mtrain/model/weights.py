@@ -35,9 +35,9 @@ def safetensors_parts(
 ) -> Iterator[bytes | memoryview]:
     """A safetensors file in parts, without copies: length of the header, header, each tensor.
 
-    The bytes are those of the library. Its `save` holds the GIL while it copies all tensors, which
-    would stop a training that continues meanwhile; its `save_file` reports a full disk in words of
-    its own, makes the file private to the user, and leaves another one behind when killed.
+    The bytes equal the library's. Its `save` holds the GIL while it copies all tensors, which would
+    pause training; its `save_file` reports a full disk in its own words, makes the file private to
+    the user, and leaves a partial file when killed.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -143,11 +143,11 @@ def _weights_in(path: Path) -> dict[str, Tensor]:
 
 
 def vocab_sizes(weights: Mapping[str, Tensor], origin: Path) -> tuple[int, int]:
-    """Rows of the source embedding and of the output projection; see `weights_of` for the names."""
+    """The number of rows of the source embedding and of the output projection."""
     for name in ("output.weight", "tgt_embedding.weight", "src_embedding.weight"):
         if name in weights and "src_embedding.weight" in weights:
             return len(weights["src_embedding.weight"]), len(weights[name])
-    raise CheckpointError(f"{origin} holds no Transformer of ours: it has no source embedding")
+    raise CheckpointError(f"{origin} does not hold an mtrain model: it has no source embedding")
 
 
 def average(many: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Attention maps to look at: a page with all layers and heads, or a PNG or SVG of some of them."""
+"""Drawings of attention maps: a page with all layers and heads, or a PNG or SVG of some of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mtrain.report.html import render_page
 from mtrain.storage import atomic_write
 
 KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
-MISSING = "\u25a1"  # in place of a character that no installed font has
+MISSING = "\u25a1"  # for a character that no installed font has
 
 # Title of the block, of its rows and of its columns.
 _TITLES = {
@@ -53,7 +53,7 @@ class Selection:
     heads: tuple[int, ...] | Literal["all", "mean"] = "all"
 
     def check(self, model: ModelConfig) -> None:
-        """A UsageError where a model has no such layer or head."""
+        """Raise a UsageError if a model has no such layer or head."""
         for kind in self.kinds:
             side = "encoder" if kind == "encoder" else "decoder"
             n_layers = model.n_encoder_layers if side == "encoder" else model.n_decoder_layers
@@ -87,7 +87,7 @@ def read_heads(text: str) -> tuple[int, ...] | Literal["all", "mean"]:
     if re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
         return tuple(map(int, text.split(",")))
     raise UsageError(
-        f"`{text}` names no attention heads", "say all, mean, or numbers from 1, such as 1,3"
+        f"`{text}` names no attention heads", "write all, mean, or numbers from 1, such as 1,3"
     )
 
 
@@ -192,7 +192,7 @@ class _Block:
         """Fill a part of the figure from the left; `width` is that of the figure."""
         bold: dict[str, Any] = {"fontweight": "bold", "fontfamily": "DejaVu Sans"}
         figure.suptitle(self.title, fontsize="x-large", **bold, **_LEFT)
-        # A last column, left empty, takes the width that only other blocks need.
+        # A last, empty column takes up the width that only other blocks need.
         spare = (width - self.width) / (_CELL * len(self.columns)) + 0.001
         ratios = [*[1.0] * self.n_across, spare]
         grid = figure.subplots(self.n_down, len(ratios), width_ratios=ratios, squeeze=False)
@@ -239,13 +239,13 @@ class _Block:
 
 
 def _width(labels: Sequence[str]) -> float:
-    """Of the longest label, in inches, roughly; an ideograph is as wide as two letters."""
+    """The width of the longest label, roughly, in inches; an ideograph counts as two letters."""
     wide = [sum(unicodedata.east_asian_width(letter) in "WF" for letter in text) for text in labels]
     return _LETTER * max(len(text) + n for text, n in zip(labels, wide, strict=True))
 
 
 def _fonts_for(text: str) -> tuple[list[str], dict[int, str]]:
-    """Installed families that together show a text, and boxes for what none of them has.
+    """Installed font families that together show a text, and boxes for missing characters.
 
     matplotlib takes each letter from the first family that has it.
     """
@@ -272,7 +272,7 @@ def _fonts_for(text: str) -> tuple[list[str], dict[int, str]]:
 
 @cache
 def _warn_of_missing(characters: str) -> None:
-    """Once for the same characters, however many pictures have them."""
+    """Warn once for the same characters."""
     console.warn(
         f"no installed font shows {characters}: the picture has {MISSING} there; draw an .html, or "
         "install a font that has them, such as Noto"

@@ -1,4 +1,4 @@
-"""The other chapters of the report, in words: model, use, speed, training, data, how to repeat it.
+"""The text of the other chapters of the report: model, use, speed, training, data, reproduction.
 
 The page and the model card show the same chapters. Text is plain here; the templates escape it.
 """
@@ -20,6 +20,7 @@ from mtrain.evaluation.summary import differing_keys
 from mtrain.languages import language
 from mtrain.report.charts import System, length_chart, speed_charts, systems
 from mtrain.report.facts import RunFacts, SideBySide
+from mtrain.report.findings import Findings
 from mtrain.report.scores import Fact, ScoreTable, interval
 
 
@@ -40,7 +41,7 @@ def languages(run: RunFacts) -> str:
 
 
 def summary(runs: Sequence[RunFacts]) -> str:
-    """What the page is about, in a sentence."""
+    """The subject of the page, in a sentence."""
     if len(runs) > 1:
         pairs = dict.fromkeys(map(languages, runs))
         return f"{len(runs)} models side by side: {' and '.join(pairs)}."
@@ -113,7 +114,7 @@ def tiles(run: RunFacts, table: ScoreTable) -> list[Fact]:
 
 
 def examples(test_sets: Sequence[SideBySide]) -> dict[str, int]:
-    """Lines of a good, a usual and a poor translation by the first run: three quantiles of chrF."""
+    """Lines of a good, a typical and a poor translation of the first run: quantiles of chrF."""
     if not test_sets or test_sets[0].outputs[0].run != 0:
         return {}
     return samples(test_sets[0].sources, test_sets[0].outputs[0].chrf)
@@ -128,11 +129,32 @@ def usage(run: RunFacts, test_sets: Sequence[SideBySide]) -> dict[str, str]:
     return {
         "command": f"{translate} input.txt -o output.txt\n"
         f"{translate}          # reads standard input\n"
-        f"{evaluate}               # scores it again",
+        f"{evaluate}               # scores all test sets",
         "python": f"import mtrain\n\ntranslator = mtrain.load({json.dumps(str(run.path))})\n"
         f"translator.translate([{sentence!r}])",
-        "evaluate": evaluate,
     }
+
+
+def missing(
+    runs: Sequence[RunFacts], table: ScoreTable, found: Sequence[Findings]
+) -> list[tuple[str, str]]:
+    """Commands that complete the page, and what each of them adds."""
+    scored = {number for test_set in table.test_sets for number, _ in test_set.rows}
+    analysed = {output.run for one in found for output in one.outputs}
+    commands = []
+    for number, run in enumerate(runs):
+        if run.run.is_exported:
+            continue
+        evaluate = console.command("mtrain", "eval", run.path)
+        if number not in scored:
+            commands.append((evaluate, "scores, faults, weak spots, sentences and attention"))
+        elif number not in analysed:
+            commands.append((evaluate, "faults and weak spots"))
+        elif not run.run.read_attention():
+            commands.append((evaluate, "attention"))
+        if not run.run.read_sweep():
+            commands.append((f"{evaluate} --sweep", "quality against speed"))
+    return commands
 
 
 # -- speed -----------------------------------------------------------------------------------
@@ -161,20 +183,38 @@ def training_facts(run: RunFacts) -> list[Fact]:
     trained, facts = run.logged("train"), []
     last = trained[-1] if trained else {}
     if trained:
-        passes = f"{last['epoch'] + 1:,} passes over the data" if "epoch" in last else ""
-        facts.append(Fact("Steps", f"{last['step']:,}", passes))
+        epoch = f"reached epoch {last['epoch'] + 1:,}" if "epoch" in last else ""
+        facts.append(Fact("Steps", f"{last['step']:,}", epoch))
     if "elapsed_s" in last:
         speeds = [record["tokens_per_s"] for record in trained if record.get("tokens_per_s")]
         speed = f"{median(speeds):,.0f} tokens/s" if speeds else ""
         facts.append(Fact("Training time", console.duration(last["elapsed_s"]), speed))
+    return facts + _chosen_checkpoint(run)
+
+
+def _chosen_checkpoint(run: RunFacts) -> list[Fact]:
+    """The weights that `translate` uses, and their score on valid against the other candidates."""
+    weights = run.weights
+    if weights is None or weights.step is None:
+        return []
+    metric = run.config.train.best_metric
     best = [record for record in run.logged("valid") if record.get("is_best")]
-    if best:
-        metric = run.config.train.best_metric
-        score = best[-1].get(metric)
-        name = METRIC_NAMES.get(metric, metric)
-        note = "" if score is None else f"best validation {name}: {score:.2f}"
-        facts.append(Fact("Chosen checkpoint", f"step {best[-1]['step']:,}", note))
-    return facts
+    last_step = max((record["step"] for record in run.logged("valid")), default=0)
+    rivals = [record for record in run.logged("rival") if record["step"] == last_step]
+    records = {"best": best[-1]} if best else {}
+    records |= {record["checkpoint"]: record for record in rivals if "checkpoint" in record}
+    records[weights.checkpoint] = weights.valid
+    scores = {
+        name: f"{record[metric]:.2f}"
+        for name, record in records.items()
+        if record.get(metric) is not None
+    }
+    note = ""
+    if (own := scores.pop(weights.checkpoint, None)) is not None:
+        others = ", ".join(f"{score} of {name}" for name, score in scores.items())
+        note = f"{METRIC_NAMES.get(metric, metric)} on valid: {own}"
+        note += f", against {others}" if others else ""
+    return [Fact("Chosen checkpoint", f"{weights.checkpoint}, of step {weights.step:,}", note)]
 
 
 # -- data ------------------------------------------------------------------------------------
@@ -229,7 +269,7 @@ def _side_facts(manifest: Mapping[str, Any]) -> Iterator[Fact]:
 
 
 def _source(entry: Mapping[str, Any]) -> Fact:
-    """An entry of the config, with what `prepare` recorded of its files."""
+    """An entry of the config, with the facts that `prepare` recorded about its files."""
     skipped = {"entry", "files", "sha256"}
     parts = [f"{key}: {value}" for key, value in entry.items() if key not in skipped and value]
     hashes = [
@@ -260,7 +300,7 @@ def config_differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
 
 
 def repetition(run: RunFacts) -> dict[str, Any]:
-    """All that is needed to train the run again."""
+    """Everything needed to train the run again."""
     path = f"runs/{run.config.name}-again"
     train = console.command("mtrain", "train", run.run.config, "--set", f"run={path}")
     hashes = []

@@ -23,8 +23,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from mtrain.report.facts import RunFacts
 
 N_RUN_COLOURS = 6
-N_BARS = 25  # of a histogram; the last one holds all that is longer
-MOST_POINTS = 400  # of a line; more cannot be told apart at this size
+N_BARS = 25  # of a histogram; the last one includes all longer sentences
+MOST_POINTS = 400  # of a line; more are indistinguishable at this size
 _LABELLED_BEAMS = (1, 2, 4, 8)
 _METRICS = {"bleu": "BLEU", "chrf": "chrF2"}
 
@@ -78,11 +78,11 @@ _CURVES = (
     ),
     (
         "Validation BLEU",
-        "Of real translations, decoded as by mtrain eval.",
+        "Of translations of the validation set, decoded as in mtrain eval.",
         (("valid", "bleu", True),),
     ),
     ("Validation chrF2", "Of the same translations.", (("valid", "chrf", True),)),
-    ("Learning rate", "The schedule as it was used.", (("train", "learning_rate", False),)),
+    ("Learning rate", "At each step.", (("train", "learning_rate", False),)),
     ("Gradient norm", "Before clipping.", (("train", "grad_norm", False),)),
     ("Speed", "Source and target tokens per second.", (("train", "tokens_per_s", False),)),
 )
@@ -127,7 +127,7 @@ def line_chart(title: str, lines: Sequence[Line], may_be_log: bool = False) -> M
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means of neighbouring points where there are more than can be seen."""
+    """Means of neighbouring points if there are more than can be seen."""
     size = -(-len(x) // MOST_POINTS)
     if size <= 1:
         return list(x), list(y)
@@ -161,7 +161,7 @@ def length_chart(title: str, sides: Sequence[Sequence[int]]) -> Markup:
 
 @dataclass(frozen=True)
 class System:
-    """One engine and precision: how good and how fast at which beam (the points of sweep.json)."""
+    """One engine and precision, with its quality and speed by beam (the points of sweep.json)."""
 
     name: str
     own: list[Mapping[str, Any]]  # with the run's length penalty, by beam

@@ -35,6 +35,9 @@ class Weights:
     n_parameters: int
     size_bytes: int
     sha256: str  # of the file
+    checkpoint: str  # best, last, avg ...
+    step: int | None  # None in files of older versions
+    valid: dict[str, Any]  # the record of their validation; empty if there was none
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class RunFacts:
         return self.run.weights.exists()
 
     def logged(self, kind: str) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl of one kind: `train`, `valid` or `config`."""
+        """The lines of metrics.jsonl of one kind: `train`, `valid`, `rival` or `config`."""
         return [record for record in self.metrics if record.get("kind") == kind]
 
 
@@ -102,18 +105,22 @@ def _read_weights(run: RunDir) -> Weights | None:
         return None
     try:
         with open_tensors(path, "np") as file:
-            read_note(path, file.metadata())  # raises where the file is not ours
+            facts = read_note(path, file.metadata())["facts"]
             names = [name for name in file.keys() if not name.startswith(FILE)]  # noqa: SIM118
             shapes = [file.get_slice(name).get_shape() for name in names]
     except CheckpointError:
         if path.exists():
             raise
         return None  # deleted by training in the meantime
+    name = path.name if path == run.path else path.relative_to(run.path).as_posix()
     return Weights(
-        name=path.name if path == run.path else path.relative_to(run.path).as_posix(),
+        name=name,
         n_parameters=sum(map(prod, shapes)),
         size_bytes=path.stat().st_size,
         sha256=sha256_of(path),
+        checkpoint=facts.get("checkpoint", "last" if "/step-" in name else "best"),
+        step=facts.get("step"),
+        valid=facts.get("valid", {}),
     )
 
 
@@ -128,7 +135,7 @@ class Output:
     translations: list[str]
     chrf: list[float]  # per sentence, in percent
     model_scores: list[float] | None  # log-probability / length^p of each translation
-    analysis: Analysis | None  # None in runs scored before there was one
+    analysis: Analysis | None  # None in runs of older versions
 
     def to_json(self) -> dict[str, Any]:
         """Translations, scores and faults for the page."""
@@ -196,7 +203,7 @@ def put_side_by_side(runs: Sequence[RunFacts]) -> list[SideBySide]:
 
 
 def _read_output(number: int, run: RunFacts, split: Split, target_lang: str) -> Output:
-    """What `eval` kept of a test set; a DataError where it does not belong to its text."""
+    """The output of `eval` for a test set; a DataError if it belongs to another text."""
     name = split.name
     fix = f"run {console.command('mtrain', 'eval', run.path, '--split', name)} again"
     lines = run.run.read_translations(name)

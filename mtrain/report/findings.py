@@ -1,6 +1,6 @@
 """The chapters of faults and weak spots: diagnostics and breakdowns, runs side by side.
 
-What an older run does not hold is missing in its column.
+Facts that an older run lacks are missing in its column.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from mtrain.evaluation.diagnostics import TITLES, Diagnosis, Diagnostic
 from mtrain.report.facts import Output, RunFacts, SideBySide
 
 _MOST_NAMED = 4  # faults in one sentence
-_SOFT_GAP = 5.0  # points of chrF between groups that are worth a sentence
-_MIN_GROUP = 20  # sentences of a group whose score means something
+_SOFT_GAP = 5.0  # minimum gap in chrF between groups that is worth mentioning
+_BREAKDOWNS = {
+    "rarest_word": "scores by rarest source word",
+    "calibration": "the model's own score",
+}
+_MIN_GROUP = 20  # sentences of a group with a meaningful score
 
 
 @dataclass(frozen=True)
 class FaultRow:
-    """A fault, and how often each run makes it (None: not asked)."""
+    """A fault, and its frequency in each run (None: not checked)."""
 
     name: str
     title: str
@@ -30,7 +34,7 @@ class FaultRow:
 
     @property
     def is_found(self) -> bool:
-        """Whether any run makes it."""
+        """Whether any run has this fault."""
         return any(one is not None and one.n_found for one in self.found)
 
     @property
@@ -49,12 +53,12 @@ class Findings:
 
     @property
     def analyses(self) -> list[Analysis]:
-        """Of the outputs."""
+        """The analyses of the outputs."""
         return [output.analysis for output in self.outputs if output.analysis]
 
     @property
     def faults(self) -> list[FaultRow]:
-        """All questions that were asked."""
+        """All questions that were checked."""
         diagnoses = [analysis.diagnosis for analysis in self.analyses]
         by_name = [{one.name: one for one in diagnosis.diagnostics} for diagnosis in diagnoses]
         rows = []
@@ -66,7 +70,7 @@ class Findings:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Questions that were not asked, and why."""
+        """Questions that were not checked, and why."""
         reasons = {
             n: reason for one in self.analyses for n, reason in one.diagnosis.skipped.items()
         }
@@ -107,13 +111,14 @@ class Findings:
 
     @property
     def not_broken_down(self) -> list[str]:
-        """Why some breakdowns are missing."""
-        reasons = (reason for one in self.analyses for reason in one.breakdown.skipped.values())
-        return [f"{reason[:1].upper()}{reason[1:]}." for reason in dict.fromkeys(reasons)]
+        """The missing breakdowns, and why they are missing."""
+        skipped = (item for one in self.analyses for item in one.breakdown.skipped.items())
+        titled = ((_BREAKDOWNS.get(name), reason) for name, reason in dict.fromkeys(skipped))
+        return [f"{title}: {reason}." for title, reason in titled if title]  # or of older versions
 
 
 def findings(test_sets: Sequence[SideBySide]) -> list[Findings]:
-    """Those of all test sets that have an analysis."""
+    """The findings of all test sets with an analysis."""
     found = []
     for number, test_set in enumerate(test_sets):
         outputs = [output for output in test_set.outputs if output.analysis]
@@ -127,17 +132,17 @@ def _grouping(breakdown: Breakdown, name: str) -> Grouping | None:
 
 
 def calibration_sentence(calibration: Calibration) -> str:
-    """What the correlation of the model's own score with quality means."""
+    """The correlation of the model's own score with quality, in words."""
     if calibration.low <= 0:
-        says = "nothing"
+        predicts = "does not predict"
     else:
-        limits = ((0.6, "much"), (0.3, "something"), (0.0, "little"))
-        says = next(word for limit, word in limits if calibration.correlation >= limit)
+        limits = ((0.6, "predicts"), (0.3, "partly predicts"), (0.0, "weakly predicts"))
+        predicts = next(word for limit, word in limits if calibration.correlation >= limit)
     numbers = (calibration.correlation, calibration.low, calibration.high)
     correlation, low, high = (f"{number:.2f}".replace("-", "−") for number in numbers)
     return (
-        f"The model's own score says {says} about the quality of an output: its rank correlation "
-        f"with chrF is {correlation} ({low} to {high})."
+        f"The model's own score {predicts} the quality of an output: its rank correlation with "
+        f"chrF is {correlation} ({low} to {high})."
     )
 
 
@@ -174,11 +179,11 @@ def _fault_sentence(diagnosis: Diagnosis, test_set: str) -> str:
         rate = fault.reference_rate
         usual = "" if rate is None else f" (references {rate:.1%})"
         named.append(f"{fault.title} {fault.rate:.1%}{usual}")
-    return f"In {test_set}, more often than the references: {', '.join(named)}."
+    return f"Faults in {test_set}, more frequent than in the references: {', '.join(named)}."
 
 
 def _gap_sentence(grouping: Grouping) -> list[str]:
-    """The hardest and the easiest group, where there is a difference; nothing of a single group."""
+    """The hardest and the easiest group if they differ; nothing for a single group."""
     groups = [group for group in grouping.groups if group.n_sentences >= _MIN_GROUP]
     if len(groups) < 2:
         return []

@@ -1,4 +1,4 @@
-"""Pages from the templates: all text is escaped, nothing is loaded, only our own script runs."""
+"""Pages from templates: all text is escaped, nothing is loaded, only our own script runs."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def watch_report(paths: Sequence[Path], output: Path | None = None, every_s: float = 5) -> Path:
-    """Write the page again whenever a run has something new, until all training has ended.
+    """Rewrite the page whenever a run has new data, until all training has ended.
 
     Until then the page reloads itself; the last one written, however this ends, does not.
     """
@@ -68,7 +68,7 @@ def _beside(run: Path, name: str) -> Path:
 
 
 def _stamps(run: RunDir) -> list[tuple[str, int]]:
-    """Times of the files that change when a run has something new to show."""
+    """Times of the files that change when a run has new data."""
     shown = [run.metrics, run.scores, run.weights, *run.path.glob("*.json")]
     files = [*shown, *run.translations.glob("*")]
     return sorted((str(path), path.stat().st_mtime_ns) for path in files if path.exists())
@@ -106,19 +106,21 @@ def model_card(run: RunFacts) -> str:
 
 
 def _values(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """What the page and the model card have in common."""
-    test_sets = put_side_by_side(runs)
+    """The values shared by the page and the model card."""
+    test_sets, table = put_side_by_side(runs), score_table(runs)
+    found = findings(test_sets)
     return {
         "summary": chapters.summary(runs),
         "statuses": [(i, text) for i, run in enumerate(runs) if (text := chapters.status(run))],
         "models": [chapters.model_facts(run) for run in runs],
         "examples": chapters.examples(test_sets),
         "usage": chapters.usage(runs[0], test_sets),
-        "scores": score_table(runs),
+        "scores": table,
         "how_scored": how_scored,
         "interval": interval,
         "test_sets": test_sets,
-        "findings": findings(test_sets),
+        "findings": found,
+        "missing": chapters.missing(runs, table, found),
         "trainings": [chapters.training_facts(run) for run in runs],
         "data": chapters.data_chapters(runs),
         "repetitions": [chapters.repetition(run) for run in runs],

@@ -1,4 +1,4 @@
-"""The chapter of scores: what `eval` recorded, by test set and run, and how it was made."""
+"""The chapter of scores: recorded by `eval`, by test set and run, with settings and signatures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScoredSet:
     rows: list[tuple[int, dict[str, Any]]]  # number of the run, its entry in scores.json
 
     def is_best(self, metric: str, score: float) -> bool:
-        """Whether no other run scores better; False where there is nothing to compare."""
+        """Whether no other run scores better; False for a single run."""
         scores = [entry[metric]["score"] for _, entry in self.rows if metric in entry]
         best = min(scores) if metric in LOWER_IS_BETTER else max(scores)
         return len(scores) > 1 and score == best
@@ -54,7 +54,7 @@ class ScoreTable:
 
 
 def score_table(runs: Sequence[RunFacts]) -> ScoreTable:
-    """What `eval` recorded, test set by test set, run by run."""
+    """The scores recorded by `eval`, by test set and run."""
     own: dict[tuple[str, str], ScoredSet] = {}  # by key and text of the test set
     other: dict[tuple[str, str], ScoredSet] = {}
     entries = []
@@ -89,7 +89,7 @@ def how_scored(entry: Mapping[str, Any]) -> str:
 
 
 def interval(score: Mapping[str, Any]) -> str:
-    """The ends of the 95 % interval of a score; empty where none was computed."""
+    """The ends of the 95 % interval of a score; empty if none was computed."""
     low, high = score.get("low"), score.get("high")
     return "" if low is None or high is None else f"{low:.2f}–{high:.2f}"
 
@@ -97,7 +97,7 @@ def interval(score: Mapping[str, Any]) -> str:
 def _signatures(
     entries: Sequence[tuple[str, dict[str, Any]]], metrics: Sequence[str]
 ) -> list[Fact]:
-    """Each signature once per metric, with its test sets where scores cannot be compared."""
+    """Each signature once per metric, with its test sets if a metric has several."""
     facts = []
     for metric in metrics:
         names: dict[str, list[str]] = {}
@@ -111,7 +111,7 @@ def _signatures(
 
 
 def significance(runs: Sequence[RunFacts], test_sets: Sequence[SideBySide]) -> list[str]:
-    """Each run against the first one, a sentence per metric, as long as that is quick."""
+    """Each run against the first one, a sentence per metric, up to a limit on time."""
     sentences: list[str] = []
     n_left = _MOST_TESTED
     settings = runs[0].config.evaluate

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a resume needs, saved atomically, and the best weights.
+"""Checkpoints: everything that a resumed run restores, saved atomically, and the best weights.
 
     checkpoints/
       step-12000/              a training state; the newest few are kept
@@ -127,7 +127,7 @@ def copy_state(learner: Learner, progress: Progress) -> State:
     parts = [weights_of(learner.model), optimizer_state(learner.model, learner.optimizers)]
     if learner.ema is not None:
         parts.append(learner.ema.weights)
-    # All together, since they share the room beside the peak.
+    # All together, since they share the memory left beside the peak.
     tensors = {(i, name): t for i, part in enumerate(parts) for name, t in part.items()}
     copied = copies(tensors)
     weights, moments, *averages = (
@@ -137,9 +137,9 @@ def copy_state(learner: Learner, progress: Progress) -> State:
 
 
 def copies(tensors: dict[Key, Tensor]) -> dict[Key, Tensor]:
-    """Copies on the same device, or on the CPU if a GPU lacks the room beside its peak use.
+    """Copies on the same device, or on the CPU if a GPU lacks memory beside its peak use.
 
-    Those on a GPU are made in the order of its work; for those on the CPU, training waits.
+    Copies on a GPU are queued behind its work; copies on the CPU block training.
     """
     device = next(iter(tensors.values())).device
     spare = runtime.spare_bytes(device)
@@ -242,7 +242,7 @@ def save_validated(
 ) -> None:
     """Write `best-N`, or `good-N` if the config keeps more than the best.
 
-    The previous best becomes good; of the good, the best `keep_best` - 1 are kept, of equal ones
+    The previous best becomes good; the best `keep_best` - 1 of the good ones are kept; in a tie,
     the earlier.
     """
     step = facts["step"]
@@ -270,8 +270,8 @@ def save_validated(
 def install_winner(run: RunDir, schedule: Schedule, scorer: Scorer) -> None:
     """Write the model of a finished run: the winner on valid of `best`, `last`, `ema`, averages.
 
-    A draw goes to the one named first. At the end of a budget, those are left out that there is no
-    time to validate.
+    A tie goes to the one named first. At the end of a budget, those without time for a validation do
+    not compete.
     """
     progress, metric = schedule.progress, schedule.train.best_metric
     weights, facts = load_tensors(run.best_checkpoints()[-1][1])

@@ -1,4 +1,4 @@
-"""Initialises a model with the weights of another run, which shares its tokenizer."""
+"""Initialises a model with the weights of another run that has the same tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtrain.errors import CheckpointError, UsageError
 from mtrain.model.weights import load_tensors, weights_of
 from mtrain.run import RunDir
 
-# The tensor that a tied model has instead.
+# The tensor that replaces it in a tied model.
 TIED_TO = {"tgt_embedding.weight": "src_embedding.weight", "output.weight": "tgt_embedding.weight"}
 
 
@@ -41,7 +41,7 @@ def init_weights(model: nn.Module, path: Path, prepared: Prepared) -> None:
         console.message(f"{name} of {file} is not used: this model has none")
     if not fitting:
         raise CheckpointError(
-            f"nothing in {file} fits this model", "give `model` the sizes of that run's"
+            f"no tensor of {file} fits this model", "give `model` the sizes of that run's"
         )
     with torch.no_grad():
         for name, tensor in fitting.items():

@@ -1,8 +1,9 @@
 """One update of the weights: gradients of micro-batches, summed, clipped and applied.
 
-The result does not depend on how an update is computed: its plan lists its sentences, and
-`data.micro_batches` cuts them up for processes and threads. Dropout is a function of (seed, step,
-number of the micro-batch).
+The result does not depend on how an update is computed: the plan lists its sentences, and
+`data.micro_batches` distributes them over processes and threads. `loss` is the training loss: label
+smoothing, and consistency terms if configured. Dropout is a function of (seed, step, number of the
+micro-batch).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ CONSISTENCY_WEIGHT = {"rdrop": 5.0, "simcut": 3.0}  # of the papers, for transla
 
 
 class Update(NamedTuple):
-    """What happened in an update; tensors are on the device."""
+    """The results of an update; tensors are on the device."""
 
     micro_batches: list[tuple[Batch, Loss]]  # of this process
     grad_norm: Tensor
@@ -43,7 +44,7 @@ class Update(NamedTuple):
 
 
 class Learner:
-    """The model and all that changes its weights."""
+    """The model, its optimizers and the moving average of its weights."""
 
     def __init__(
         self, config: Config, vocab_sizes: tuple[int, int], distributed: Distributed
@@ -59,7 +60,7 @@ class Learner:
         self.replicas = Replicas(self.model, n_workers, give_thread_its_own_dropout)
 
     def new_ema(self) -> Ema | None:
-        """The average of the weights, starting from the present ones."""
+        """The moving average of the weights, starting from the present ones."""
         decay = self.config.train.optim.ema_decay
         return Ema(weights_of(self.model), decay) if decay else None
 
@@ -70,7 +71,7 @@ class Learner:
 
     @property
     def n_parameters(self) -> int:
-        """Of the model; tied ones count once."""
+        """The number of parameters of the model; tied ones count once."""
         return sum(p.numel() for p in self.model.parameters())
 
     def compile_layers(self) -> None:

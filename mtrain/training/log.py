@@ -48,7 +48,7 @@ class Meter:
         self.begin_lap()
 
     def begin_lap(self) -> None:
-        """Start the clock: the time before was not spent training."""
+        """Start the clock: the time before does not count as training."""
         self.lap_began_at = self.clock()
 
     def end_lap(self) -> None:
@@ -200,9 +200,10 @@ class Warnings:
         if step >= self.first_step and nll > LITTLE_LEARNT * self.uniform_nll:
             self._warn(
                 "the loss does not fall",
-                f"at step {step} it is {nll:.2f} per piece, and guessing costs "
-                f"{self.uniform_nll:.2f}; try another train.optim.learning_rate, and check "
-                "that the lines of source and target belong together",
+                f"at step {step} it is {nll:.2f} per piece, against "
+                f"{self.uniform_nll:.2f} for random guessing; try another "
+                "train.optim.learning_rate, and check that the lines of source and target belong "
+                "together",
             )
         elif nll > self.lowest_nll + RISE:
             self._warn(

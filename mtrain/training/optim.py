@@ -53,7 +53,7 @@ def share_left(
     corrections: Sequence[tuple[int, int]] = (),
     of: float = 1.0,
 ) -> float:
-    """The share of the way from the end of warm-up to just after max_steps: 1 there, 0 here.
+    """The fraction of the decay that is left: 1 at the end of warm-up, 0 just after max_steps.
 
     A correction (step, max_steps) moves the end. The share left at that step is then spread evenly
     up to the new end, so that nothing jumps.

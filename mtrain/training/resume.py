@@ -1,4 +1,7 @@
-"""Opens a run directory for training: a new one, or one to resume if the config allows it."""
+"""Opens a run directory for training: a new one, or one to resume if the config allows it.
+
+The state that a resumed run restores is listed in `checkpoints`.
+"""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class Schedule:
         return self._n_validations_left(step) < self._n_validations_left(step - 1)
 
     def is_out_of_patience(self) -> bool:
-        """Whether too many validations in a row were no better than the best."""
+        """Whether too many validations in a row did not improve on the best."""
         return bool(self.train.patience) and self.progress.n_worse >= self.train.patience
 
     def expected_s(self, step_s: float) -> float:

@@ -1,4 +1,4 @@
-"""Signals that stop training, at the next moment at which it can save."""
+"""Signals that stop training at the next moment when it can save."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIX = "the same command resumes from there"
 class StopRequest:
     """Remembers the first signal; a second one ends the process without saving.
 
-    unsaved  returns what would be lost, for the message
+    unsaved describes, for the message, the work that would be lost
     """
 
     def __init__(self, unsaved: Callable[[], str]) -> None:
@@ -49,7 +49,7 @@ class StopRequest:
             self.__exit__()
             raise StoppedBySignal(self.signal, f"without saving: {self.unsaved()}", FIX)
         if self.is_immediate:
-            self.leave("stopped during validation, after saving")
+            self.leave("during validation, after saving")
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -57,7 +57,7 @@ class StopRequest:
         self.is_immediate = True
         try:
             if self.signal is not None:
-                self.leave("stopped before validation, after saving")
+                self.leave("before validation, after saving")
             yield
         finally:
             self.is_immediate = False

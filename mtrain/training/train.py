@@ -1,7 +1,8 @@
 """The training loop: one update of the weights after another, resumed exactly.
 
-Read `run_updates` first. What an update consists of (order, dropout) is a function of (seed, epoch,
-step, micro-batch), so a run that was stopped continues as if it had not been.
+Read `run_updates` first. The sentences and the dropout of an update are functions of (seed, epoch,
+step, micro-batch), so an interrupted run resumes as if it had not been interrupted: `checkpoints`
+lists what it restores.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _ignore(step: int) -> None:
 
 @dataclass(frozen=True)
 class Observer:
-    """Functions of a step that a training calls."""
+    """Callbacks of a training; each gets the step."""
 
     on_step: Callable[[int], None] = _ignore  # before update `step` (1, 2, ...)
     on_save: Callable[[int], None] = _ignore  # before a state is written, in the writing thread
@@ -90,7 +91,7 @@ def train(
     """
     valid = config.data.valid
     target = in_languages(config, None if valid is None else valid.languages).target
-    bleu_tokenizer(target, config.evaluate.tokenize)  # if it is missing, fail now, not in an hour
+    bleu_tokenizer(target, config.evaluate.tokenize)  # if it is missing, fail early
     run = RunDir(config.run_dir)
     is_old = run.config.exists() and not fresh
     if is_old:
@@ -132,7 +133,7 @@ def _prepared(config: Config, config_path: Path) -> Prepared:
     found = find_prepared(config, config_path)
     if found is None and is_under_torchrun():
         raise DataError(
-            f"the data of {config_path} is not prepared, and that is work for one process",
+            f"the data of {config_path} is not prepared, which only a single process can do",
             f"run `{console.command('mtrain', 'prepare', config_path)}` first",
         )
     return found or prepare(config, config_path)
@@ -189,7 +190,7 @@ def _train(
     if distributed.is_first:
         note_environment(run, runtime.environment(distributed.device))
         drop_records_beyond(run, progress)
-        run.weights.unlink(missing_ok=True)  # of an earlier end; `best` holds the same
+        run.weights.unlink(missing_ok=True)  # of an earlier end of training; `best` holds the same
 
     warnings = Warnings(prepared.manifest["vocab_sizes"][1], schedule.warmup_steps)
     with (
@@ -220,8 +221,8 @@ def run_updates(
     """Update after update until the last, or until patience runs out."""
     train, progress, meter = schedule.train, schedule.progress, log.meter
     with console.bar(schedule.max_steps, "train", "step", progress.step) as bar:
-        # A state is saved just before its validation. If max_steps or validate_every was another
-        # then, a best checkpoint shows that there was one.
+        # A state is saved just before its validation. If max_steps or validate_every have changed
+        # since, a best checkpoint shows that there was a validation.
         was_best = progress.step in dict(checkpoints.run.best_checkpoints())
         if progress.step and (was_best or schedule.is_validation_due(progress.step)):
             validate_and_keep()
@@ -369,7 +370,7 @@ def _agree(progress: Progress, distributed: Distributed) -> None:
 
 
 def _unsaved(run: RunDir, progress: Progress) -> str:
-    """What is lost if the process ends now."""
+    """The work that is lost if the process ends now."""
     saved = max((step for step, _ in run.step_checkpoints()), default=0)
     return f"the {progress.step - saved:,} updates since step {saved:,} are lost"
 

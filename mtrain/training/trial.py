@@ -1,4 +1,4 @@
-"""The trial before training: does the largest micro-batch fit, and what will the run cost?"""
+"""The trial before training: does the largest micro-batch fit, and how long will the run take?"""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def compile_if_faster(
 def compile_again(learner: Learner, epoch: Epoch, progress: Progress) -> None:
     """Compile the layers of a resumed run that was compiled before.
 
-    Raises a DeviceError if that fails: without, the dropout masks would be different.
+    Raises a DeviceError if that fails: without compiling, the dropout masks would be different.
     """
     if problem := _compile(learner, epoch.plan, progress):
         raise DeviceError(
