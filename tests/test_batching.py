@@ -1,9 +1,5 @@
 """The plan of an epoch: what forms an update, how it is cut, and the tensors that come of it."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -234,7 +230,7 @@ def test_a_batch_holds_each_side_shifted_and_masked_only_where_padded(lengths):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> TokenStore:
+def store(tmp_path):
     with StoreWriter(tmp_path, "train", (100, 100)) as writer:
         writer.append([([5, 6], [7]), ([8], [9, 10]), ([11, 12], [13])])
         writer.close()

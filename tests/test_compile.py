@@ -1,9 +1,6 @@
 """Compiled layers compute what they did before, and training takes them where they are faster."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +22,7 @@ TRIAL = Trial(update_s=1.0, tokens_per_s=100.0, peak_bytes=1, n_micro_batches=1.
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
+def nothing_compiled():
     torch.compiler.reset()
     counters.clear()
     yield

@@ -1,7 +1,5 @@
 """Configs: what loads, what is refused and in which words, and that a dump loads back."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -42,7 +40,7 @@ data:
 
 
 @pytest.fixture(autouse=True)
-def _in_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
@@ -72,7 +70,7 @@ def problem(text: str, *overrides: str) -> str:
 # -- what loads ------------------------------------------------------------------------------
 
 
-def test_defaults() -> None:
+def test_defaults():
     config = load(MINIMAL)
     assert config.data.train == (FilesEntry(source="train.en", target="train.de"),)
     assert config.data.valid is None
@@ -88,7 +86,7 @@ def test_defaults() -> None:
     assert load(MINIMAL + "run: elsewhere/x\n").run_dir == Path("elsewhere/x")
 
 
-def test_mixing_tags_and_tokenizers_that_do_not_fit_together() -> None:
+def test_mixing_tags_and_tokenizers_that_do_not_fit_together():
     text = MINIMAL.replace("train.de}", "train.de, tag: bt, weight: 2}")
     assert load(text).data.train[0].tag == "bt"
     assert "either the temperature or the weights" in problem(text, "data.temperature=2")
@@ -102,7 +100,7 @@ def test_mixing_tags_and_tokenizers_that_do_not_fit_together() -> None:
     assert "no choice" in problem(MINIMAL, "tokenizer={type: char, sampling: 0.1}")
 
 
-def test_both_directions_need_the_same_ids_on_both_sides() -> None:
+def test_both_directions_need_the_same_ids_on_both_sides():
     both = "train.both_directions=0.4"
     assert load(MINIMAL, both).train.both_directions == 0.4
     assert "`tokenizer.shared: true`" in problem(MINIMAL, both, "tokenizer.shared=false")
@@ -110,7 +108,7 @@ def test_both_directions_need_the_same_ids_on_both_sides() -> None:
     assert "does not support tags" in problem(tagged, both)
 
 
-def test_the_config_of_the_contract() -> None:
+def test_the_config_of_the_contract():
     config = load(
         """
         name: my-model
@@ -130,7 +128,7 @@ def test_the_config_of_the_contract() -> None:
     assert config.train.max_steps == 20000
 
 
-def test_every_kind_of_entry() -> None:
+def test_every_kind_of_entry():
     config = load(
         MINIMAL.split("data:")[0]
         + """\
@@ -162,7 +160,7 @@ data:
         ("big", (1024, 4096, 16, 6, 6)),
     ],
 )
-def test_presets(preset: str, sizes: tuple[int, ...]) -> None:
+def test_presets(preset, sizes):
     model = load(MINIMAL + f"model: {{preset: {preset}}}").model
     assert (
         model.d_model,
@@ -174,13 +172,13 @@ def test_presets(preset: str, sizes: tuple[int, ...]) -> None:
     assert model.norm == "pre"
 
 
-def test_sizes_beside_a_preset() -> None:
+def test_sizes_beside_a_preset():
     model = load(MINIMAL + "model: {preset: tiny, n_encoder_layers: 2, d_ff: null}").model
     assert (model.d_model, model.n_encoder_layers, model.n_decoder_layers) == (128, 2, 4)
     assert model.d_ff == 256
 
 
-def test_tied_is_output_where_each_side_has_its_vocabulary() -> None:
+def test_tied_is_output_where_each_side_has_its_vocabulary():
     assert load(MINIMAL + "tokenizer: {shared: false}").model.tied == "output"
     assert load(MINIMAL + "tokenizer: {shared: false}\nmodel: {tied: none}").model.tied == "none"
 
@@ -189,40 +187,40 @@ def test_tied_is_output_where_each_side_has_its_vocabulary() -> None:
     ("written", "value"),
     [("3e-4", 3e-4), ("1e-9", 1e-9), ("1", 1.0), (".5", 0.5), ("+2.", 2.0), ("010", 10.0)],
 )
-def test_numbers_of_yaml_1_2(written: str, value: float) -> None:
+def test_numbers_of_yaml_1_2(written, value):
     config = load(MINIMAL, f"train.optim.learning_rate={written}")
     assert config.train.optim.learning_rate == value
     assert isinstance(config.train.optim.learning_rate, float)
 
 
 @pytest.mark.parametrize("word", ["1:30", "yes", "0b1", "1_000", "2024-01-01", "<<", "="])
-def test_text_of_yaml_1_2(word: str) -> None:
+def test_text_of_yaml_1_2(word):
     assert load(MINIMAL, f"run={word}").run == word
 
 
-def test_integers_of_yaml_1_2() -> None:
+def test_integers_of_yaml_1_2():
     assert load(MINIMAL, "train.seed=010").train.seed == 10
     assert load(MINIMAL, "train.seed=0o10").train.seed == 8
     assert load(MINIMAL, "train.seed=0x10").train.seed == 16
 
 
 @pytest.mark.parametrize("section", ["model:", "model: {}", "model: ~", "train: {threads: null}"])
-def test_null_is_the_default(section: str) -> None:
+def test_null_is_the_default(section):
     assert load(MINIMAL + section) == load(MINIMAL)
 
 
-def test_a_byte_order_mark_and_windows_lines_are_no_surprise() -> None:
+def test_a_byte_order_mark_and_windows_lines_are_no_surprise():
     assert load("\ufeff" + MINIMAL.replace("\n", "\r\n")) == load(MINIMAL)
 
 
-def test_quoted_norwegian() -> None:
+def test_quoted_norwegian():
     assert load(MINIMAL.replace("de\ndata", '"no"\ndata')).target == "no"
 
 
 # -- what is refused -------------------------------------------------------------------------
 
 
-def test_unknown_key() -> None:
+def test_unknown_key():
     found = problem(MINIMAL + "model:\n  preset: tiny\n  droput: 0.3\n")
     assert found.startswith(
         "c.yaml:8: unknown key `model.droput` | "
@@ -230,31 +228,31 @@ def test_unknown_key() -> None:
     )
 
 
-def test_unknown_key_that_stands_elsewhere() -> None:
+def test_unknown_key_that_stands_elsewhere():
     assert "did you mean `train.optim.learning_rate`?" in problem(
         MINIMAL + "train: {learning_rate: 1}"
     )
 
 
-def test_a_key_of_an_earlier_version_is_to_be_removed() -> None:
+def test_a_key_of_an_earlier_version_is_to_be_removed():
     assert problem(MINIMAL + "train: {cuda_graphs: false}") == (
         "c.yaml:6: unknown key `train.cuda_graphs` | "
         "remove it: mtrain no longer records CUDA graphs"
     )
 
 
-def test_unknown_key_without_a_likeness_lists_the_keys() -> None:
+def test_unknown_key_without_a_likeness_lists_the_keys():
     assert problem(MINIMAL + "evaluate: {zzz: 1}") == (
         "c.yaml:6: unknown key `evaluate.zzz` | `evaluate` takes tokenize, lowercase, comet"
     )
 
 
-def test_misspelled_required_key_is_one_problem() -> None:
+def test_misspelled_required_key_is_one_problem():
     found = problem(MINIMAL.replace("source: en", "sorce: en"))
     assert found.startswith("c.yaml:2: unknown key `sorce` | did you mean `source`?")
 
 
-def test_duplicate_key_names_both_lines() -> None:
+def test_duplicate_key_names_both_lines():
     assert problem(MINIMAL + "name: other\n") == (
         "c.yaml:6: duplicate key `name` (first on line 1) | keep one of the two"
     )
@@ -304,24 +302,24 @@ def test_duplicate_key_names_both_lines() -> None:
         ("run: {a: b}", "`run` must be text, not a mapping"),
     ],
 )
-def test_wrong_values(line: str, expected: str) -> None:
+def test_wrong_values(line, expected):
     assert problem(MINIMAL + line) == f"c.yaml:6: {expected}"
 
 
-def test_a_name_is_a_slug() -> None:
+def test_a_name_is_a_slug():
     for name in ("a/b", "-a", ".a", "'a b'", '"a\\n"'):
         assert "`name` must be made of letters, digits" in problem(MINIMAL, f"name={name}")
 
 
 @pytest.mark.parametrize("word", ["no", "NO", "on", "off", "yes", "y", "true", "False"])
-def test_a_bare_word_is_no_language(word: str) -> None:
+def test_a_bare_word_is_no_language(word):
     assert problem(MINIMAL.replace("target: de", f"target: {word}")) == (
         f"c.yaml:3: `target` is an unquoted `{word}`, which many YAML parsers read "
         f'as a boolean | quote it: `target: "{word}"`'
     )
 
 
-def test_missing_keys() -> None:
+def test_missing_keys():
     assert problems("source: en\ndata: {valid: {cldr: 5}}\n") == [
         "c.yaml: missing key `name` | add `name`: name of the run and its data",
         "c.yaml: missing key `target` | add `target`: language code of the target, such as de",
@@ -329,12 +327,12 @@ def test_missing_keys() -> None:
     ]
 
 
-def test_a_required_key_without_a_value_is_missing_where_it_stands() -> None:
+def test_a_required_key_without_a_value_is_missing_where_it_stands():
     assert problem(MINIMAL.replace("name: toy", "name:")).startswith("c.yaml:1: missing key `name`")
     assert problem(MINIMAL, "name=").startswith("--set name=: missing key `name`")
 
 
-def test_all_problems_at_once_in_the_order_of_lines() -> None:
+def test_all_problems_at_once_in_the_order_of_lines():
     found = problems(
         """\
 name: toy
@@ -372,7 +370,7 @@ train: {max_steps: 10, optim: {schedule: linear, warmup_steps: 10}}
     ]
 
 
-def test_a_consequence_of_another_problem_is_not_reported() -> None:
+def test_a_consequence_of_another_problem_is_not_reported():
     assert problem(MINIMAL + "model: {d_model: wide, n_heads: 3}").startswith(
         "c.yaml:6: `model.d_model` must be a whole number"
     )
@@ -403,7 +401,7 @@ FORMS = (
         ),
     ],
 )
-def test_no_entry(entry: str, expected: str) -> None:
+def test_no_entry(entry, expected):
     assert problem(MINIMAL + f"  valid: {entry}") == f"c.yaml:6: `data.valid` {expected}"
 
 
@@ -428,12 +426,12 @@ def test_no_entry(entry: str, expected: str) -> None:
         ),
     ],
 )
-def test_wrong_entries(entry: str, expected: str) -> None:
+def test_wrong_entries(entry, expected):
     found = problems(MINIMAL + f"  valid: {entry}")
     assert any(line.startswith(f"c.yaml:6: {expected}") for line in found), found
 
 
-def test_text_in_one_language() -> None:
+def test_text_in_one_language():
     config = load(MINIMAL + "  mono: {mono: x.en, side: source}")
     assert config.data.mono == (MonoEntry(mono="x.en", side="source"),)
     assert problem(MINIMAL + "  mono: [{mono: x.en, sid: source}]").startswith(
@@ -441,16 +439,16 @@ def test_text_in_one_language() -> None:
     )
 
 
-def test_places_in_lists_of_entries() -> None:
+def test_places_in_lists_of_entries():
     text = MINIMAL.split("  train")[0] + "  train:\n    - {cldr: 5}\n    - cldr: many\n"
     assert problem(text) == "c.yaml:7: `data.train.1.cldr` must be a whole number, not `many`"
 
 
-def test_no_entries() -> None:
+def test_no_entries():
     assert problem(MINIMAL, "data.train=[]").startswith("--set data.train=[]: `data.train` is empt")
 
 
-def test_problems_of_a_single_test_entry_show_the_path_as_written() -> None:
+def test_problems_of_a_single_test_entry_show_the_path_as_written():
     assert problem(MINIMAL + "  test: {source: a, target: 3}").startswith(
         "c.yaml:6: `data.test.target` must be text"
     )
@@ -465,12 +463,12 @@ def test_problems_of_a_single_test_entry_show_the_path_as_written() -> None:
         ("a/b", "the name `data.test.a/b` must be made of letters"),
     ],
 )
-def test_names_of_test_sets(name: str, expected: str) -> None:
+def test_names_of_test_sets(name, expected):
     found = problem(MINIMAL + f"  test: {{{name}: {{cldr: 5}}}}")
     assert found.startswith(f"c.yaml:6: {expected}")
 
 
-def test_names_of_test_sets_are_text() -> None:
+def test_names_of_test_sets_are_text():
     config = load(MINIMAL + "  test: {2016: {cldr: 5}, no: {cldr: 6}, none:}")
     assert list(config.data.test) == ["2016", "no"]
 
@@ -503,17 +501,17 @@ def test_names_of_test_sets_are_text() -> None:
         ),
     ],
 )
-def test_conflicts(override: str, expected: str) -> None:
+def test_conflicts(override, expected):
     assert problem(MINIMAL, override).startswith(f"--set {override}: {expected}")
 
 
-def test_values_at_the_edge_of_a_conflict_load() -> None:
+def test_values_at_the_edge_of_a_conflict_load():
     load(MINIMAL, "train.micro_batch_tokens=257")
     load(MINIMAL, "train={max_steps: 10, optim: {schedule: linear, warmup_steps: 9}}")
     load(MINIMAL, "train={max_steps: 9, optim: {warmup_steps: 9}}")
 
 
-def test_tied_needs_a_shared_vocabulary() -> None:
+def test_tied_needs_a_shared_vocabulary():
     assert problem(MINIMAL + "tokenizer: {shared: false}\nmodel: {tied: all}") == (
         "c.yaml:7: `model.tied` is `all`, which needs one vocabulary for both sides "
         "(`tokenizer.shared: true`) | set `model.tied: output`, or share the vocabulary"
@@ -523,7 +521,7 @@ def test_tied_needs_a_shared_vocabulary() -> None:
 # -- overrides -------------------------------------------------------------------------------
 
 
-def test_overrides() -> None:
+def test_overrides():
     config = load(
         MINIMAL + "decode: {beam_size: 4}\n",
         "data.train.0.source=x.en",
@@ -546,14 +544,14 @@ def test_overrides() -> None:
     assert config.run == "a=b"
 
 
-def test_an_empty_override_is_the_default() -> None:
+def test_an_empty_override_is_the_default():
     text = MINIMAL + "  test: {a: {cldr: 1}, b: {cldr: 2}}\ndecode: {beam_size: 4}\n"
     config = load(text, "decode.beam_size=", "data.test.a=")
     assert config.decode.beam_size == 5
     assert list(config.data.test) == ["b"]
 
 
-def test_an_override_mends_the_file() -> None:
+def test_an_override_mends_the_file():
     assert load(MINIMAL + "decode: {beam_size: many}\n", "decode.beam_size=2").decode.beam_size == 2
 
 
@@ -571,14 +569,14 @@ def test_an_override_mends_the_file() -> None:
         ("no_such_key=", "unknown key `no_such_key`"),
     ],
 )
-def test_problems_of_overrides(override: str, expected: str) -> None:
+def test_problems_of_overrides(override, expected):
     assert problem(MINIMAL, override).startswith(f"--set {override}: {expected}")
 
 
 # -- files that are no configs ---------------------------------------------------------------
 
 
-def test_no_such_file() -> None:
+def test_no_such_file():
     Path("quickstart.yaml").write_text(MINIMAL)
     with pytest.raises(ConfigError) as caught:
         load_config(Path("quikstart.yaml"))
@@ -587,14 +585,14 @@ def test_no_such_file() -> None:
     )
 
 
-def test_a_directory_is_no_config() -> None:
+def test_a_directory_is_no_config():
     Path("d").mkdir()
     with pytest.raises(ConfigError, match=r"cannot read d: is a directory"):
         load_config(Path("d"))
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "~"])
-def test_an_empty_file(text: str) -> None:
+def test_an_empty_file(text):
     assert "this config is empty" in problem(text)
 
 
@@ -612,11 +610,11 @@ def test_an_empty_file(text: str) -> None:
         ("a: 1\n[b]: 2\n", "c.yaml:2: a key must be a word, not a list or mapping"),
     ],
 )
-def test_no_config(text: str, expected: str) -> None:
+def test_no_config(text, expected):
     assert any(line.startswith(expected) for line in problems(text)), problems(text)
 
 
-def test_a_file_that_is_not_utf_8() -> None:
+def test_a_file_that_is_not_utf_8():
     Path("c.yaml").write_bytes(b"name: a\nsource: \xff\n")
     with pytest.raises(ConfigError, match=r"c.yaml:2: this line is not UTF-8"):
         load_config(Path("c.yaml"))
@@ -651,7 +649,7 @@ KEYS = [
 
 @settings(max_examples=200)
 @given(changes=st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(ODD_VALUES)), max_size=4))
-def test_odd_values_load_or_are_explained(changes: list[tuple[str, str]]) -> None:
+def test_odd_values_load_or_are_explained(changes):
     try:
         load(MINIMAL, *(f"{key}={value}" for key, value in changes))
     except ConfigError as error:
@@ -731,24 +729,24 @@ def configs(draw: st.DrawFn) -> Config:
 
 @settings(max_examples=50)
 @given(config=configs())
-def test_any_config_survives_dump_and_load(config: Config) -> None:
+def test_any_config_survives_dump_and_load(config):
     text = dump_config(config)
     assert load(text) == config
     assert dump_config(load(text)) == text
 
 
-def test_a_dump_is_complete_and_in_order() -> None:
+def test_a_dump_is_complete_and_in_order():
     dumped = yaml.safe_load(dump_config(load(MINIMAL)))
     assert list(dumped) == list(Config.model_fields)
     assert list(dumped["train"]["optim"]) == list(type(load(MINIMAL).train.optim).model_fields)
 
 
-def test_configs_do_not_change() -> None:
+def test_configs_do_not_change():
     with pytest.raises(ValueError, match="frozen"):
         load(MINIMAL).name = "other"
 
 
-def test_the_config_of_a_run(tmp_path: Path) -> None:
+def test_the_config_of_a_run(tmp_path):
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     run.config.write_text(dump_config(load(MINIMAL)))
@@ -758,7 +756,7 @@ def test_the_config_of_a_run(tmp_path: Path) -> None:
         read_run_config(run)
 
 
-def test_the_schema_knows_the_short_forms() -> None:
+def test_the_schema_knows_the_short_forms():
     schema = json_schema()
     assert set(schema["required"]) == {"name", "source", "target", "data"}
     assert "required" not in schema["$defs"]["ModelConfig"]
@@ -776,7 +774,7 @@ def test_the_schema_knows_the_short_forms() -> None:
         ("{source: a, target: b, tagret: c}", "unknown key `tokenizer.model.tagret` | did you"),
     ],
 )
-def test_a_mapping_that_might_have_been_text(models: str, said: str) -> None:
+def test_a_mapping_that_might_have_been_text(models, said):
     [problem] = problems(MINIMAL, f"tokenizer={{shared: false, model: {models}}}")
     assert said in problem
 
@@ -838,13 +836,13 @@ name=
 
 
 @pytest.mark.parametrize("override", SHORT_FORMS.splitlines())
-def test_the_schema_takes_what_a_config_may_say(override: str) -> None:
+def test_the_schema_takes_what_a_config_may_say(override):
     load(MINIMAL, override)
     assert is_valid(written(override), json_schema(), json_schema())
 
 
 @pytest.mark.parametrize("override", WRONG_FORMS.splitlines())
-def test_the_schema_refuses_what_a_config_may_not_say(override: str) -> None:
+def test_the_schema_refuses_what_a_config_may_not_say(override):
     with pytest.raises(ConfigError):
         load(MINIMAL, override)
     assert not is_valid(written(override), json_schema(), json_schema())
@@ -885,7 +883,7 @@ def test_another_runs_weights_come_with_its_tokenizer(settings, model):
         ("train.optim.lr=0.1", "`train.optim.learning_rate`"),
     ],
 )
-def test_what_other_tools_call_it(setting: str, fix: str) -> None:
+def test_what_other_tools_call_it(setting, fix):
     assert fix in problem(MINIMAL, setting)
 
 
@@ -897,5 +895,5 @@ def test_what_other_tools_call_it(setting: str, fix: str) -> None:
         *("train.patience", "data.clean.max_words", "tokenizer.max_sentences"),
     ],
 )
-def test_numbers_have_an_upper_limit(key: str) -> None:
+def test_numbers_have_an_upper_limit(key):
     assert "at most" in problem(MINIMAL, f"{key}={10**22}")

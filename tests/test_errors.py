@@ -1,7 +1,5 @@
 """Bad input through the commands: one clear sentence, a way to mend it, and the right exit code."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -12,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import (
-    TrainedRun,
     invoke,
     mtrain_environment,
     run_mtrain,
@@ -54,7 +51,7 @@ def write_config(directory: Path, text: str = CONFIG) -> None:
 # -- the exceptions --------------------------------------------------------------------------
 
 
-def test_every_error_has_an_exit_code_of_the_contract() -> None:
+def test_every_error_has_an_exit_code_of_the_contract():
     documented = {
         errors.UsageError: 2,
         errors.ConfigError: 2,
@@ -91,20 +88,20 @@ def test_every_error_has_an_exit_code_of_the_contract() -> None:
         ["eval", "r", "--device", "tpu"],
     ],
 )
-def test_a_command_that_does_not_exist(arguments: list[str], tmp_path: Path) -> None:
+def test_a_command_that_does_not_exist(arguments, tmp_path):
     code, said = fails(*arguments, cwd=tmp_path)
     assert code == 2
     assert "--help" in said or "-h" in said
 
 
 @pytest.mark.parametrize("command", ["prepare", "train"])
-def test_a_config_that_is_not_there(command: str, tmp_path: Path) -> None:
+def test_a_config_that_is_not_there(command, tmp_path):
     code, said = fails(command, "missing.yaml", cwd=tmp_path)
     assert code == 2
     assert "missing.yaml" in said
 
 
-def test_all_problems_of_a_config_at_once_each_with_its_line(tmp_path: Path) -> None:
+def test_all_problems_of_a_config_at_once_each_with_its_line(tmp_path):
     text = CONFIG.replace("target: de", "target: no").replace("{preset", "{droput: 0.1, preset")
     write_config(tmp_path, text + "decode: {beam_size: five}\nname: twice\n")
     code, said = fails("train", "tiny.yaml", cwd=tmp_path)
@@ -114,7 +111,7 @@ def test_all_problems_of_a_config_at_once_each_with_its_line(tmp_path: Path) -> 
         assert words in start
 
 
-def test_a_problem_of_an_override_is_located_there(tmp_path: Path) -> None:
+def test_a_problem_of_an_override_is_located_there(tmp_path):
     write_config(tmp_path)
     code, said = fails("prepare", "tiny.yaml", "--set", "data.trian=x", cwd=tmp_path)
     assert code == 2
@@ -125,14 +122,14 @@ def test_a_problem_of_an_override_is_located_there(tmp_path: Path) -> None:
 # -- data ------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_of_text(tmp_path: Path) -> None:
+def test_a_missing_file_of_text(tmp_path):
     write_config(tmp_path)
     code, said = fails("prepare", "tiny.yaml", cwd=tmp_path)
     assert code == 3
     assert "train.src" in said or "valid.src" in said
 
 
-def test_a_missing_file_that_lies_beside_the_config(tmp_path: Path) -> None:
+def test_a_missing_file_that_lies_beside_the_config(tmp_path):
     (tmp_path / "project").mkdir()
     config = write_reverse_task(tmp_path / "project", n_train=20)
     code, said = fails("prepare", config.relative_to(tmp_path), cwd=tmp_path)
@@ -140,7 +137,7 @@ def test_a_missing_file_that_lies_beside_the_config(tmp_path: Path) -> None:
     assert "project/" in said
 
 
-def test_unequal_line_counts_are_both_named(tmp_path: Path) -> None:
+def test_unequal_line_counts_are_both_named(tmp_path):
     config = write_reverse_task(tmp_path, n_train=50)
     write_lines(tmp_path / "train.tgt", ["xa"] * 49)
     code, said = fails("prepare", config.name, cwd=tmp_path)
@@ -149,7 +146,7 @@ def test_unequal_line_counts_are_both_named(tmp_path: Path) -> None:
     assert "49" in said
 
 
-def test_nothing_left_after_cleaning(tmp_path: Path) -> None:
+def test_nothing_left_after_cleaning(tmp_path):
     config = write_reverse_task(tmp_path, n_train=50)
     for side in ("src", "tgt"):
         write_lines(tmp_path / f"train.{side}", ["  "] * 50)
@@ -159,9 +156,7 @@ def test_nothing_left_after_cleaning(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("data/*/*.tmp*"))
 
 
-def test_a_full_disk_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     config = write_reverse_task(tmp_path, n_train=50)
 
     def is_full(descriptor: int) -> None:
@@ -178,7 +173,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     ("arguments", "place"),
     [(["prepare"], "data"), (["train", "--set", "run=valid.src/run"], "valid.src/run")],
 )
-def test_a_place_that_cannot_be_written(arguments: list[str], place: str, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written(arguments, place, tmp_path):
     config = write_reverse_task(tmp_path, n_train=50)
     if place == "data":
         (tmp_path / "data").write_text("a file where a directory must be\n")
@@ -191,7 +186,7 @@ def test_a_place_that_cannot_be_written(arguments: list[str], place: str, tmp_pa
 
 
 @pytest.mark.parametrize("command", ["translate", "eval"])
-def test_a_path_that_is_no_run(command: str, tmp_path: Path) -> None:
+def test_a_path_that_is_no_run(command, tmp_path):
     code, said = fails(command, "runs/none", cwd=tmp_path)
     assert (code, "runs/none does not exist" in said) == (2, True)
     code, said = fails(command, ".", cwd=tmp_path)
@@ -199,14 +194,14 @@ def test_a_path_that_is_no_run(command: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def copied_run(trained_run: TrainedRun, tmp_path: Path) -> Path:
+def copied_run(trained_run, tmp_path):
     """A copy of the trained run, to be damaged."""
     shutil.copytree(trained_run.path, tmp_path / "run")
     return tmp_path / "run"
 
 
 @pytest.mark.parametrize("command", ["translate", "eval"])
-def test_a_run_without_checkpoints(command: str, copied_run: Path) -> None:
+def test_a_run_without_checkpoints(command, copied_run):
     (copied_run / "model.safetensors").unlink()
     shutil.rmtree(copied_run / "checkpoints")
     code, said = fails(command, "run", cwd=copied_run.parent)
@@ -216,7 +211,7 @@ def test_a_run_without_checkpoints(command: str, copied_run: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "empty"])
-def test_a_damaged_checkpoint(damage: str, copied_run: Path) -> None:
+def test_a_damaged_checkpoint(damage, copied_run):
     weights = copied_run / "model.safetensors"
     content = bytearray(weights.read_bytes())
     if damage == "one bit":
@@ -233,27 +228,27 @@ def test_a_damaged_checkpoint(damage: str, copied_run: Path) -> None:
     ("name", "code"),
     [("config.yaml", 2), ("tokenizer.model", 3), ("data/manifest.json", 3)],
 )
-def test_other_files_of_a_run_cut_short(name: str, code: int, copied_run: Path) -> None:
+def test_other_files_of_a_run_cut_short(name, code, copied_run):
     path = copied_run / name
     path.write_bytes(path.read_bytes()[:20])
     found, said = fails("translate", "run", cwd=copied_run.parent)
     assert (found, path.name in said) == (code, True), said
 
 
-def test_a_checkpoint_that_is_not_there(trained_run: TrainedRun) -> None:
+def test_a_checkpoint_that_is_not_there(trained_run):
     code, said = fails("eval", "runs/reverse", "--checkpoint", "step-7", cwd=trained_run.directory)
     assert code == 4
     assert "no checkpoint named `step-7`" in said
     assert "best" in said
 
 
-def test_a_split_that_is_not_there(trained_run: TrainedRun) -> None:
+def test_a_split_that_is_not_there(trained_run):
     code, said = fails("eval", "runs/reverse", "--split", "test", cwd=trained_run.directory)
     assert code == 2
     assert "found: valid, reversed" in said
 
 
-def test_cuda_where_there_is_none(trained_run: TrainedRun) -> None:
+def test_cuda_where_there_is_none(trained_run):
     done = run_mtrain("eval", "runs/reverse", "--device", "cuda", cwd=trained_run.directory)
     assert (done.returncode, done.stdout) == (2, "")  # run_mtrain hides what CUDA there is
     assert done.stderr.startswith("error: device `cuda` was requested")
@@ -264,14 +259,14 @@ def test_cuda_where_there_is_none(trained_run: TrainedRun) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "."])
-def test_an_input_that_cannot_be_read(name: str, trained_run: TrainedRun) -> None:
+def test_an_input_that_cannot_be_read(name, trained_run):
     code, said = fails("translate", "runs/reverse", name, cwd=trained_run.directory)
     assert code == 3
     assert said.startswith(f"error: cannot read {name}: ")
 
 
 @pytest.mark.parametrize("name", ["missing/out.txt", ".", "test.src/out.txt"])
-def test_an_output_that_cannot_be_written(name: str, trained_run: TrainedRun) -> None:
+def test_an_output_that_cannot_be_written(name, trained_run):
     code, said = fails(
         "translate", "runs/reverse", "test.src", "-o", name, cwd=trained_run.directory
     )
@@ -280,7 +275,7 @@ def test_an_output_that_cannot_be_written(name: str, trained_run: TrainedRun) ->
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_under_the_output(trained_run: TrainedRun) -> None:
+def test_a_full_disk_under_the_output(trained_run):
     code, said = fails(
         "translate", "runs/reverse", "test.src", "-o", "/dev/full", cwd=trained_run.directory
     )
@@ -288,7 +283,7 @@ def test_a_full_disk_under_the_output(trained_run: TrainedRun) -> None:
     assert "no space left on the disk while writing /dev/full" in said
 
 
-def test_more_hypotheses_than_the_beam_holds(trained_run: TrainedRun) -> None:
+def test_more_hypotheses_than_the_beam_holds(trained_run):
     code, said = fails(
         "translate", "runs/reverse", "--beam-size", "2", "--n-best", "3", cwd=trained_run.directory
     )
@@ -296,7 +291,7 @@ def test_more_hypotheses_than_the_beam_holds(trained_run: TrainedRun) -> None:
     assert "--beam-size" in said
 
 
-def test_an_ensemble_of_different_vocabularies(copied_run: Path, trained_run: TrainedRun) -> None:
+def test_an_ensemble_of_different_vocabularies(copied_run, trained_run):
     config = TokenizerConfig(vocab_size=300)
     texts = [(f"quite other words {n}", f"ganz andere {n}") for n in range(50)]
     train_tokenizers(config, lambda: texts, len(texts), copied_run, 1)
@@ -321,18 +316,14 @@ def test_an_ensemble_of_different_vocabularies(copied_run: Path, trained_run: Tr
         (["--with", "runs/none"], 2, "runs/none does not exist"),
     ],
 )
-def test_what_does_not_go_together(
-    trained_run: TrainedRun, arguments: list[str], code: int, said: str
-) -> None:
+def test_what_does_not_go_together(trained_run, arguments, code, said):
     write_lines(trained_run.directory / "short", ["ba"] * 3)
     found = fails("translate", "runs/reverse", *arguments, cwd=trained_run.directory)
     assert (found[0], said in found[1]) == (code, True), found[1]
 
 
 @pytest.mark.parametrize("pair", [["--source", "test.src"], ["--hypothesis", "test.src"]])
-def test_files_of_unequal_length_cannot_be_scored(
-    pair: list[str], trained_run: TrainedRun, tmp_path: Path
-) -> None:
+def test_files_of_unequal_length_cannot_be_scored(pair, trained_run, tmp_path):
     write_lines(tmp_path / "ref", ["ba"] * 79)
     code, said = fails(
         "eval", "runs/reverse", *pair, "--reference", tmp_path / "ref", cwd=trained_run.directory
@@ -345,7 +336,7 @@ def test_files_of_unequal_length_cannot_be_scored(
 # -- ends that are nobody's fault, and defects -----------------------------------------------
 
 
-def test_a_defect_shows_its_trace(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_a_defect_shows_its_trace(trained_run, tmp_path):
     (tmp_path / "sacrebleu.py").write_text("raise RuntimeError('a defect')\n")
     paths = os.pathsep.join([str(tmp_path), mtrain_environment()["PYTHONPATH"]])
     given = ["--hypothesis", "test.src", "--reference", "test.tgt"]
@@ -382,14 +373,8 @@ def test_a_defect_shows_its_trace(trained_run: TrainedRun, tmp_path: Path) -> No
     ],
 )
 def test_memory_that_runs_out_is_a_sentence(
-    trained_run: TrainedRun,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type[Exception],
-    said: str,
-    shown: str,
-    where: str,
-    command: list[str],
-) -> None:
+    trained_run, monkeypatch, kind, said, shown, where, command
+):
     def run_out(*arguments: object) -> None:
         raise kind(said)
 
@@ -412,6 +397,6 @@ def test_memory_that_runs_out_is_a_sentence(
     ],
     ids=str,
 )
-def test_memory_that_ran_out_is_known_by_all_its_names(error: Exception) -> None:
+def test_memory_that_ran_out_is_known_by_all_its_names(error):
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shapes do not match"))

@@ -1,7 +1,5 @@
 """The chunked loss and its gradients, against torch's own cross-entropy over all logits at once."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Learning rates at steps that can be checked by hand, what decays, and the average of weights."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

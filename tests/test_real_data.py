@@ -3,8 +3,6 @@
 Needs the shared data beside the checkout; skipped without.
 """
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import hashlib
@@ -12,7 +10,7 @@ import io
 import json
 import lzma
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +46,13 @@ pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared da
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server():
     with running_server() as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def _surroundings(tmp_path, server, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MTRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MTRAIN_MIRROR", raising=False)
@@ -142,11 +140,11 @@ KINDS: dict[str, Callable[[Server], Entry]] = {
 
 
 @pytest.mark.parametrize("convert", KINDS.values(), ids=KINDS)
-def test_python_docs_come_out_whole(convert: Callable[[Server], Entry], server: Server) -> None:
+def test_python_docs_come_out_whole(convert, server):
     assert read(convert(server)) == (lines(PYTHON_DOCS, "en"), lines(PYTHON_DOCS, "fr"))
 
 
-def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set(tmp_path, monkeypatch):
     """Tatoeba's validation set as two shards of a data set."""
     stem = SHARED / "tatoeba.en-de" / "valid"
     pairs = list(zip(lines(stem, "en"), lines(stem, "de"), strict=True))
@@ -162,7 +160,7 @@ def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert read(entry) == (lines(stem, "en"), lines(stem, "de"))
 
 
-def test_a_sacrebleu_test_set(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sacrebleu_test_set(server, monkeypatch):
     """Multi30k's 2016 test set, packed as sacreBLEU downloads it."""
     from sacrebleu.dataset import DATASETS
 
@@ -185,7 +183,7 @@ def test_a_sacrebleu_test_set(server: Server, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("lost", [10, 5_000, 19_900])
-def test_a_lost_line_of_europarl_is_found(lost: int) -> None:
+def test_a_lost_line_of_europarl_is_found(lost):
     stem = SHARED / "europarl.de-en" / "train-20k"
     english = lines(stem, "en")
     del english[lost]

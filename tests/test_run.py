@@ -1,7 +1,5 @@
 """The run directory: names, damage, and files that are written whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -16,7 +14,7 @@ from mtrain.storage import atomic_write, storage_errors, write_json
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
+def run(tmp_path):
     """A run with a config and one split, and no checkpoint yet."""
     run = RunDir(tmp_path / "x")
     run.data.mkdir(parents=True)

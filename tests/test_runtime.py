@@ -1,7 +1,5 @@
 """Device, precision, threads and seeds."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -361,7 +359,7 @@ def test_what_a_gpu_can_spare_is_what_was_never_in_use(monkeypatch):
     assert runtime.spare_bytes(CPU) is None
 
 
-def test_the_environment_is_noted_once_and_again_where_it_changes(tmp_path: Path) -> None:
+def test_the_environment_is_noted_once_and_again_where_it_changes(tmp_path):
     here = runtime.environment(torch.device("cpu"))
     assert here["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert here["threads"] == str(torch.get_num_threads())

@@ -1,7 +1,5 @@
 """The search, against scorers that are tables, against brute force, and over a real Transformer."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
@@ -444,7 +442,7 @@ class Uncached:
 
 
 @pytest.fixture(scope="module")
-def model() -> Transformer:
+def model():
     torch.manual_seed(1)
     config = ModelConfig(
         d_model=16, d_ff=32, n_heads=2, n_encoder_layers=2, n_decoder_layers=2, dropout=0.0

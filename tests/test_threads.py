@@ -1,11 +1,9 @@
 """Threads: work side by side, gradients of replicas, and writes beside training."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,7 +22,7 @@ TIMEOUT_S = 20
 
 
 @pytest.fixture
-def threads() -> Iterator[None]:
+def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -186,7 +184,7 @@ def test_shares_hold_each_item_once_and_are_about_even(sizes, n_shares):
 
 
 @pytest.fixture
-def writer() -> Writer:
+def writer():
     return Writer(torch.device("cpu"))
 
 

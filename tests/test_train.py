@@ -1,8 +1,6 @@
 """Training as a whole, on a task small enough to be trained dozens of times: stopped anywhere, it
 goes on as if it had not been."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math
@@ -102,7 +100,7 @@ class Workspace:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("copy")
     generator = random.Random(0)
     lines: dict[str, None] = {}
@@ -116,13 +114,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workspace(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(directory, monkeypatch):
     monkeypatch.chdir(directory)
     return Workspace(Path("copy.yaml"))
 
 
 @pytest.fixture(scope="module")
-def straight(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def straight(directory, tmp_path_factory):
     """A run of 12 steps that nothing disturbed."""
     run = tmp_path_factory.mktemp("runs") / "straight"
     with pytest.MonkeyPatch.context() as patch:
@@ -588,9 +586,7 @@ def test_smaller_micro_batches_give_the_same_training(workspace, tmp_path):
         (100_000, 1, "cuda", 4),
     ],
 )
-def test_every_worker_has_as_many_micro_batches(
-    batch_tokens: int, n_workers: int, device: str, n_shares: int
-) -> None:
+def test_every_worker_has_as_many_micro_batches(batch_tokens, n_workers, device, n_shares):
     tokens = token_limit("auto", batch_tokens, 9, n_workers, device)
     room = micro_batches.ROOM[device]
     assert tokens * n_shares == pytest.approx(room * batch_tokens, abs=n_shares)

@@ -1,7 +1,5 @@
 """The model, against torch.nn.Transformer, explicit formulas, and itself computed another way."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

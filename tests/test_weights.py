@@ -1,7 +1,5 @@
 """Weights on disk: a round trip, every kind of damage, and what does not fit a model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -43,7 +41,7 @@ def tensors() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_tensors(path, tensors(), {"step": 12, "valid": {"chrf": 51.5}})
     return path
