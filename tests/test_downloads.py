@@ -55,17 +55,14 @@ def test_a_file_is_fetched_once(server, lock, cache):
     assert server.ranges == [None]
     assert lock.files[url] == {"sha256": SHA256, "size_bytes": len(CONTENT)}
     assert [file.name for file in cache.iterdir()] == [path.name]  # nothing half-done stays
+    path.write_bytes(b"damaged")
+    assert fetch(url, None, lock).read_bytes() == CONTENT
 
 
-def test_equal_base_names_do_not_collide(server, lock):
-    server.files = {"/en/train.txt": b"a\n", "/de/train.txt": b"b\n"}
-    assert fetch(server.url("/en/train.txt"), None, lock).read_bytes() == b"a\n"
-    assert fetch(server.url("/de/train.txt"), None, lock).read_bytes() == b"b\n"
-
-
-def test_a_url_with_spaces_and_other_scripts(server, lock):
-    server.files = {"/%C3%BC%20b.txt": b"a\n"}
+def test_a_url_with_spaces_and_other_scripts_and_a_base_name_that_is_there(server, lock):
+    server.files = {"/%C3%BC%20b.txt": b"a\n", "/de/%C3%BC%20b.txt": b"b\n"}
     assert fetch(server.url("/ü b.txt"), None, lock).read_bytes() == b"a\n"
+    assert fetch(server.url("/de/ü b.txt"), None, lock).read_bytes() == b"b\n"
 
 
 @pytest.mark.parametrize("etag", ['"v1"', None])
@@ -84,12 +81,6 @@ def test_a_server_that_ignores_range_sends_all_again(server, lock):
     assert server.ranges == [None] + ["bytes=100000-"] * (downloads.ATTEMPTS - 1)
     server.cut_after = None
     assert fetch(url, None, lock).read_bytes() == CONTENT
-
-
-def test_the_next_command_resumes(server, lock):
-    _leave_a_part(server, lock, n_bytes=60_000)
-    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT
-    assert server.ranges == ["bytes=60000-"]
 
 
 def test_a_part_of_another_version_is_not_resumed(server, lock):
@@ -143,19 +134,6 @@ def test_a_file_that_changed_since_the_lock(server, lock, tmp_path):
     assert lock.expect(url) == WRONG
 
 
-def test_a_damaged_cache_is_replaced(server, lock):
-    url = server.url("/a/corpus.txt")
-    fetch(url, None, lock).write_bytes(b"damaged")
-    assert fetch(url, None, lock).read_bytes() == CONTENT
-
-
-def test_a_missing_file_is_named_with_its_status(server, lock):
-    url = server.url("/absent.txt")
-    with pytest.raises(DownloadError, match=f"{url} answered 404"):
-        fetch(url, None, lock)
-    assert len(server.ranges) == 1
-
-
 def test_a_redirect_is_followed(server, lock):
     server.redirects = {"/latest.txt": "/moved.txt", "/moved.txt": "/a/corpus.txt"}
     path = fetch(server.url("/latest.txt"), None, lock)
@@ -163,23 +141,28 @@ def test_a_redirect_is_followed(server, lock):
     assert lock.expect(server.url("/latest.txt")) == SHA256
 
 
-def test_a_redirect_in_a_circle_ends(server, lock):
-    server.redirects = {"/x.txt": "/y.txt", "/y.txt": "/x.txt"}
-    with pytest.raises(DownloadError, match=r"/x\.txt is redirected in a circle"):
-        fetch(server.url("/x.txt"), None, lock)
+TO_ITSELF = {"/a/corpus.txt": "/y.txt", "/y.txt": "/a/corpus.txt"}
+NOWHERE = ("http://[::1", "http://a..b/", "http://" + "a" * 70, "http:///x")
 
 
-def test_a_redirect_to_a_page_of_a_login(server, lock):
-    server.redirects = {"/corpus.tgz": "/login"}
-    server.files["/login"] = b"<!doctype html><title>Log in</title>"
-    with pytest.raises(DownloadError, match=r"/corpus\.tgz is an HTML page"):
-        fetch(server.url("/corpus.tgz"), None, lock)
-
-
-def test_a_length_that_is_too_large(server, lock):
-    server.said_length, server.knows_range = len(CONTENT) + 1, False
-    with pytest.raises(DownloadError, match=r"the connection was closed early"):
+@pytest.mark.parametrize(
+    ("told", "message", "most_requests"),
+    [
+        ({"files": {}}, "/a/corpus.txt answered 404", 1),
+        ({"status": 204}, "204", 1),
+        ({"redirects": TO_ITSELF}, r"/a/corpus\.txt is redirected in a circle", 10),
+        ({"redirects": {"/a/corpus.txt": "ftp://127.0.0.1:9/x"}}, "in a circle, or nowhere", 1),
+        *(({"redirects": {"/a/corpus.txt": url}}, r"/a/corpus\.txt", 4) for url in NOWHERE),
+        ({"said_length": LAST + 2, "knows_range": False}, "the connection was closed early", 4),
+        ({"cut_after": 1}, "could not be downloaded", downloads.ATTEMPTS),
+        ({"cut_after": 100_000, "refuses_range": True}, "could not be downloaded", 8),
+    ],
+)
+def test_a_server_that_answers_something_else(server, lock, told, message, most_requests):
+    vars(server).update(told)
+    with pytest.raises(DownloadError, match=message):
         fetch(server.url("/a/corpus.txt"), None, lock)
+    assert len(server.ranges) <= most_requests
 
 
 def test_a_length_that_is_too_small(server, lock):
@@ -189,23 +172,89 @@ def test_a_length_that_is_too_small(server, lock):
         fetch(server.url("/a/corpus.txt"), SHA256, lock)
 
 
-def test_a_page_is_no_data(server, lock):
-    server.files["/page"] = b"\n<!DOCTYPE html><html>Sign in</html>"
-    with pytest.raises(DownloadError, match="is an HTML page"):
-        fetch(server.url("/page"), None, lock)
+@pytest.mark.parametrize("length", ["many", "-5", "1e6", "²"])
+def test_a_length_that_is_no_number(server, lock, length):
+    server.length_header = length.encode().decode("latin-1")
+    server.files["/a/corpus.txt"] = b"text\n"
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == b"text\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [("http://127.0.0.1:9/x", "refused"), ("http://127.0.0.1:port/x", "is no valid URL")],
+)
+def test_a_url_without_a_server(lock, url, message):
+    with pytest.raises(DownloadError, match=message) as error:
+        fetch(url, None, lock)
+    assert ("MTRAIN_MIRROR" in str(error.value)) is (message == "refused")
+
+
+# -- HTML ------------------------------------------------------------------------------------
+
+PAGES = [
+    b"<html><body>Log in</body></html>",
+    b"\n<!DOCTYPE html><html>Sign in</html>",
+    b"\xef\xbb\xbf \n<!DOCTYPE HTML>",
+    b"<!-- " + b"x" * 5000 + b" -->\n<!-- again --><HTML>",
+    b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0">',
+    b"\n<head><title>404</title>",
+    b"<title>Log in</title><p>please\n",
+    b'<SCRIPT>location="/login"</SCRIPT>\n',
+    b"<!--" + b"x" * 100_000 + b"--><html>",
+    b'<meta charset="utf-8"><p>\n',
+]
+
+
+@pytest.mark.parametrize("page", [*PAGES, gzip.compress(PAGES[0], mtime=0)])
+def test_a_page_is_no_data(server, lock, page):
+    server.redirects = {"/corpus.tgz": "/login"}
+    server.files["/login"] = page
+    with pytest.raises(DownloadError, match=r"/corpus\.tgz is an HTML page"):
+        fetch(server.url("/corpus.tgz"), None, lock)
     with pytest.raises(DownloadError, match=r"wrong sha256.*\(an HTML page\)"):
-        fetch(server.url("/page"), WRONG, lock)
+        fetch(server.url("/corpus.tgz"), WRONG, lock)
 
 
-def test_no_server(server, lock):
-    with pytest.raises(DownloadError, match="refused") as error:
-        fetch("http://127.0.0.1:9/x", None, lock)
-    assert "MTRAIN_MIRROR" in str(error.value)
+def test_nothing_is_no_data(server, lock):
+    server.files["/a/corpus.txt"] = b""
+    with pytest.raises(DownloadError, match="is empty"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
 
 
-def test_an_invalid_url(lock):
-    with pytest.raises(DownloadError, match="is no valid URL"):
-        fetch("http://127.0.0.1:port/x", None, lock)
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"<?xml version='1.0'?>\n<tmx>", b"<!-- a\n", b"<seg>x</seg>", b"<titles>\n", b"<P>\n"),
+        *(b"<headline>x</headline>\n", b"\x1f\x8bdamaged"),
+        gzip.compress(CONTENT, mtime=0),
+        gzip.compress(CONTENT, mtime=0)[:100],
+    ],
+)
+def test_data_that_resembles_a_page(server, lock, data):
+    server.files["/a/corpus.txt"] = data
+    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == data
+
+
+@pytest.mark.parametrize("kind", ["text/html", "Text/HTML; charset=utf-8", "application/xhtml+xml"])
+def test_pages_by_their_type(lock, kind):
+    """Refused before they are read, unless the sha256 says that they are the right file."""
+
+    def answer(request: str) -> Iterable[bytes]:
+        return [_answer("200 OK", b"Please log in\n", Content_Type=kind)]
+
+    with raw_server(answer) as server:
+        with pytest.raises(DownloadError, match="is an HTML page"):
+            fetch(f"{server.address}/x", None, lock)
+        sha256 = hashlib.sha256(b"Please log in\n").hexdigest()
+        assert fetch(f"{server.address}/x", sha256, lock).is_file()
+
+
+def test_a_page_in_between_leaves_the_part(server, lock, cache):
+    _leave_a_part(server, lock, n_bytes=60_000)
+    server.content_type = "text/html"
+    with pytest.raises(DownloadError, match="is an HTML page"):
+        fetch(server.url("/a/corpus.txt"), None, lock)
+    assert next(cache.glob("*.part")).stat().st_size == 60_000
 
 
 class TestMirror:
@@ -311,20 +360,6 @@ def test_the_cache_is_the_users(monkeypatch):
 # -- they end --------------------------------------------------------------------------------
 
 
-def test_a_server_that_cuts_and_then_refuses_ranges(server, lock):
-    server.cut_after, server.refuses_range = 100_000, True
-    with pytest.raises(DownloadError, match="could not be downloaded"):
-        fetch(server.url("/a/corpus.txt"), None, lock)
-    assert len(server.ranges) <= 2 * downloads.ATTEMPTS
-
-
-def test_one_byte_a_request_is_no_progress(server, lock):
-    server.cut_after = 1
-    with pytest.raises(DownloadError, match="could not be downloaded"):
-        fetch(server.url("/a/corpus.txt"), None, lock)
-    assert len(server.ranges) == downloads.ATTEMPTS
-
-
 def test_a_byte_now_and_then_is_no_progress(server, lock, monkeypatch):
     monkeypatch.setenv("MTRAIN_DOWNLOAD_STALL", "0.2")
     server.pause_s = 0.01
@@ -355,13 +390,6 @@ def test_another_range_than_the_one_asked_for_is_not_appended(server, lock, span
     assert server.ranges[-1] is None
 
 
-@pytest.mark.parametrize("length", ["many", "-5", "1e6", "²"])
-def test_a_length_that_is_no_number(server, lock, length):
-    server.length_header = length.encode().decode("latin-1")
-    server.files["/a/corpus.txt"] = b"text\n"
-    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == b"text\n"
-
-
 @pytest.mark.parametrize(
     "target", ["http://127.0.0.1/x", "ftp://127.0.0.1/x", "file:///etc/passwd"]
 )
@@ -373,44 +401,6 @@ def test_https_is_redirected_to_https_only(target):
         asked, io.BytesIO(), 302, "", Message(), "https://example.net/y"
     )
     assert again is not None
-
-
-@pytest.mark.parametrize(
-    "target", ["http://[::1", "http://a..b/", "http://" + "a" * 70, "http:///x"]
-)
-def test_a_redirect_to_no_host(server, lock, target):
-    server.redirects["/a/corpus.txt"] = target
-    with pytest.raises(DownloadError):
-        fetch(server.url("/a/corpus.txt"), None, lock)
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        b"<html><body>Log in</body></html>",
-        b"\xef\xbb\xbf \n<!DOCTYPE HTML>",
-        b"<!-- " + b"x" * 5000 + b" -->\n<!-- again --><HTML>",
-        b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0">',
-        b"\n<head><title>404</title>",
-        b"",
-    ],
-)
-def test_a_page_or_nothing_is_no_data(server, lock, page):
-    server.files["/a/corpus.txt"] = page
-    with pytest.raises(DownloadError, match=r"is an HTML page|is empty"):
-        fetch(server.url("/a/corpus.txt"), None, lock)
-
-
-@pytest.mark.parametrize("text", [b"<?xml version='1.0'?>\n<tmx>", b"<!-- a\n", b"<seg>x</seg>"])
-def test_xml_and_text_are_data(server, lock, text):
-    server.files["/a/corpus.txt"] = text
-    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == text
-
-
-def test_no_content(server, lock):
-    server.status = 204
-    with pytest.raises(DownloadError, match="204"):
-        fetch(server.url("/a/corpus.txt"), None, lock)
 
 
 # -- ranges ----------------------------------------------------------------------------------
@@ -552,12 +542,6 @@ def test_the_body_of_a_redirect_is_not_read(lock):
     assert server.n_sent < 500 * 65536
 
 
-def test_a_redirect_to_ftp_is_not_followed(server, lock):
-    server.redirects["/a/corpus.txt"] = "ftp://127.0.0.1:9/x"
-    with pytest.raises(DownloadError, match="is redirected in a circle, or nowhere"):
-        fetch(server.url("/a/corpus.txt"), None, lock)
-
-
 CHUNKED = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhi\n\r\n"
 
 
@@ -612,62 +596,6 @@ def test_a_restart_of_a_large_file_is_progress(server, lock, monkeypatch):
     server.etag, server.files["/a/corpus.txt"] = '"v2"', CONTENT[:1000]
     server.pause_s = 0.001
     assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == CONTENT[:1000]
-
-
-# -- HTML ------------------------------------------------------------------------------------
-
-
-PAGES = [
-    b"<title>Log in</title><p>please\n",
-    b'<SCRIPT>location="/login"</SCRIPT>\n',
-    b"<!--" + b"x" * 100_000 + b"--><html>",
-    b'<meta charset="utf-8"><p>\n',
-]
-
-
-@pytest.mark.parametrize("page", [*PAGES, *(gzip.compress(page, mtime=0) for page in PAGES)])
-def test_pages_by_their_content(server, lock, page):
-    server.files["/a/corpus.txt"] = page
-    with pytest.raises(DownloadError, match="is an HTML page"):
-        fetch(server.url("/a/corpus.txt"), None, lock)
-
-
-@pytest.mark.parametrize("kind", ["text/html", "Text/HTML; charset=utf-8", "application/xhtml+xml"])
-def test_pages_by_their_type(lock, kind):
-    """Refused before they are read, unless the sha256 says that they are the right file."""
-
-    def answer(request: str) -> Iterable[bytes]:
-        return [_answer("200 OK", b"Please log in\n", Content_Type=kind)]
-
-    with raw_server(answer) as server:
-        with pytest.raises(DownloadError, match="is an HTML page"):
-            fetch(f"{server.address}/x", None, lock)
-        sha256 = hashlib.sha256(b"Please log in\n").hexdigest()
-        assert fetch(f"{server.address}/x", sha256, lock).is_file()
-
-
-def test_a_page_in_between_leaves_the_part(server, lock, cache):
-    _leave_a_part(server, lock, n_bytes=60_000)
-    server.content_type = "text/html"
-    with pytest.raises(DownloadError, match="is an HTML page"):
-        fetch(server.url("/a/corpus.txt"), None, lock)
-    assert next(cache.glob("*.part")).stat().st_size == 60_000
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        gzip.compress(CONTENT, mtime=0),
-        gzip.compress(CONTENT, mtime=0)[:100],
-        b"\x1f\x8bdamaged",
-        b"<headline>x</headline>\n",
-        b"<titles>\n",
-        b"<P>\n",
-    ],
-)
-def test_data_that_resembles_a_page(server, lock, data):
-    server.files["/a/corpus.txt"] = data
-    assert fetch(server.url("/a/corpus.txt"), None, lock).read_bytes() == data
 
 
 def _leave_a_part(server: Server, lock: Lock, n_bytes: int) -> None:
