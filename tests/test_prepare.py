@@ -32,6 +32,7 @@ CONFIG = Path("toy.yaml")
 ANIMALS = ["dog", "cat", "bird", "horse", "cow", "pig", "fox", "bear", "mouse", "goat"]
 PAIRS = [(f"the {a} sees a {b}", f"ein {b} wird vom {a} gesehn") for a in ANIMALS for b in ANIMALS]
 VALID = [("all new here", "ganz neu hier"), ("Yes.", "Ja.")]
+NONE = FilesEntry(source="none.en", target="none.de")
 TEST = [("one two three four five", "eins zwei drei vier fünf")]
 
 
@@ -209,13 +210,6 @@ def test_each_pair_keeps_its_entry_and_the_hash_of_its_target():
     assert target_hashes.tolist() == [hash_text(target) for _, target in PAIRS[:60]]
 
 
-def test_several_entries_are_read_in_order():
-    entries = (files("a", PAIRS[:30]), files("b", PAIRS[20:60]))
-    prepared = prepare(make_config(train=entries), CONFIG)
-    assert stored_text(prepared) == PAIRS[:60]
-    assert table(prepared)["repeated"] == 10
-
-
 def test_valid_and_test_sets_keep_their_text_line_by_line():
     raw = [
         ("  two  spaces ", "cafe\u0301\u2028x"),
@@ -256,28 +250,12 @@ def test_the_manifest_says_what_the_store_holds():
     assert manifest["vocab_sizes"] == [source.vocab_size, target.vocab_size]
 
 
-def test_one_vocabulary_a_side():
-    config = make_config(tokenizer={"shared": False, "vocab_size": 300})
-    prepared = prepare(config, CONFIG)
-    assert stored_text(prepared) == PAIRS
-    assert {"tokenizer.source.model", "tokenizer.target.model"} <= set(prepared.manifest["files"])
-
-
-def test_without_valid_two_percent_are_held_out(capsys):
-    prepared = prepare(make_config(has_valid=False), CONFIG)
-    assert table(prepared)["held out as valid"] == 2
-    assert table(prepared)["kept"] == 98
-    sides = [(prepared.path / f"valid.{side}").read_text().split("\n")[:-1] for side in SIDES]
-    held_out = list(zip(*sides, strict=True))
-    assert sorted(stored_text(prepared) + held_out) == sorted(PAIRS)
-    assert "2 of 100 training pairs are held out" in capsys.readouterr().err
-
-
-def test_held_out_pairs_share_no_sentence_with_training():
+def test_held_out_pairs_share_no_sentence_with_training(capsys):
     pairs = [(f"source {i // 2}", f"target {(i + 1) // 2}") for i in range(200)]  # a long chain
     prepared = prepare(make_config(pairs, has_valid=False), CONFIG)
     counts = table(prepared)
     assert counts["held out as valid"] == 4
+    assert "4 of 200 training pairs are held out" in capsys.readouterr().err
     assert counts["sharing a sentence with valid"] > 0
     kept = stored_text(prepared)
     assert counts["kept"] == len(kept)
@@ -421,12 +399,24 @@ def test_the_lock_records_the_files():
 # -- failures --------------------------------------------------------------------------------
 
 
-def test_nothing_left_names_the_filter():
-    config = make_config([("", "x"), ("a", ""), *TEST])
-    with pytest.raises(DataError, match="left of 3: 2 with an empty side, 1 in valid or test"):
-        prepare(config, CONFIG)
-    with pytest.raises(DataError, match="left of 100: 100 over-long"):
-        prepare(make_config(max_length=2), CONFIG)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"pairs": [("", "x"), ("a", ""), *TEST]},
+            "left of 3: 2 with an empty side, 1 in valid or test",
+        ),
+        ({"max_length": 2}, "left of 100: 100 over-long"),
+        ({"pairs": PAIRS[:1], "has_valid": False}, "left of 1: 1 held out as valid"),
+        ({"pairs": []}, r"data\.train holds no sentence pairs"),
+        ({"valid": NONE}, r"data\.valid holds no sentence pairs"),
+        ({"test": {"t": NONE}}, r"data\.test\.t holds no sentence pairs"),
+    ],
+)
+def test_nothing_left_is_an_error_that_names_the_filter(settings, said):
+    files("none", [])
+    with pytest.raises(DataError, match=said):
+        prepare(make_config(**settings), CONFIG)
     assert leftovers() == []
 
 
@@ -450,23 +440,6 @@ def test_swapped_sides_are_an_error():
     with pytest.raises(DataError, match=r"data.train.0: the sides are swapped: its source text is"):
         prepare(make_config(pairs), CONFIG)
     assert not list(Path("data").glob("*/*/manifest.json"))
-
-
-def test_no_training_pairs_at_all():
-    with pytest.raises(DataError, match=r"data\.train holds no sentence pairs"):
-        prepare(make_config([]), CONFIG)
-
-
-def test_an_empty_valid_or_test_set_is_an_error():
-    with pytest.raises(DataError, match=r"data\.valid holds no sentence pairs"):
-        prepare(make_config(valid=files("none", [])), CONFIG)
-    with pytest.raises(DataError, match=r"data\.test\.t holds no sentence pairs"):
-        prepare(make_config(test={"t": files("none", [])}), CONFIG)
-
-
-def test_one_pair_cannot_be_both_trained_on_and_held_out():
-    with pytest.raises(DataError, match="left of 1: 1 held out as valid"):
-        prepare(make_config(PAIRS[:1], has_valid=False), CONFIG)
 
 
 def test_a_directory_that_cannot_be_written():

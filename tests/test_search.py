@@ -364,13 +364,6 @@ def test_an_ensemble_averages_probabilities(beam_size):
         assert best.log_prob == pytest.approx(total, abs=1e-5)
 
 
-def test_an_ensemble_of_one_is_that_one():
-    alone = search(RandomTable(9), n=6, n_best=2)
-    together = search(EnsembleScorer([RandomTable(9)]), n=6, n_best=2)
-    for one, other in zip(alone, together, strict=True):
-        assert [h.tokens for h in one] == [h.tokens for h in other]
-
-
 # -- batches ---------------------------------------------------------------------------------
 
 
