@@ -20,10 +20,11 @@ from mtrain.config.load import dump_config, read_run_config
 from mtrain.data.catalogues import SacrebleuSource
 from mtrain.data.cleaning import hash_text
 from mtrain.data.files import StoredFile
+from mtrain.data.store import Sentences, StoreWriter
 from mtrain.decoding.engine import Search
 from mtrain.decoding.translate import Translation
 from mtrain.errors import DataError, MtrainError, UsageError
-from mtrain.evaluation import analysis, evaluate, metrics
+from mtrain.evaluation import evaluate, metrics
 from mtrain.evaluation.analysis import Analysis
 from mtrain.evaluation.evaluate import (
     Decoding,
@@ -501,10 +502,13 @@ def test_contaminated_scores_say_so(run, table, capsys, decontaminated):
     assert run.read_scores()["flickr"]["contaminated"] is not decontaminated
 
 
-def test_given_files_are_looked_up_in_the_training_data(run, table, tmp_path, monkeypatch, capsys):
+def test_given_files_are_looked_up_in_the_training_data(run, table, tmp_path, capsys):
     hashes = np.array([hash_text(text) for text in REFERENCES[:4]], dtype="<u8")
-    monkeypatch.setattr(RunDir, "prepared_data", lambda self: tmp_path)
-    monkeypatch.setattr(analysis, "read_target_hashes", lambda directory: hashes)
+    with StoreWriter(tmp_path, "train", (10, 10)) as writer:
+        four = Sentences.of([[5]] * 4, np.dtype("<u2"))
+        writer.extend(four, four, target_hashes=hashes)
+        writer.close()
+    write_json(run.manifest, run.read_manifest() | {"path": str(tmp_path)})
     source, reference = (
         write_lines(tmp_path / "s", SOURCES),
         write_lines(tmp_path / "r", REFERENCES),
