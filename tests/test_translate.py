@@ -333,11 +333,6 @@ def test_the_maximum_length_is_learnt(make):
     assert [s.max_length for s in segments] == [-int(-2.1 * n // 1), n_short + 10]
 
 
-def test_more_hypotheses_than_the_beam_finds_are_refused(make):
-    with pytest.raises(UsageError, match=r"3 hypotheses per line .* a beam of 2"):
-        make().translate_detailed(["A dog."], n_best=3)
-
-
 def test_one_string_is_no_list_of_lines(make):
     with pytest.raises(TypeError, match="list of lines"):
         make().translate("A dog.")
@@ -440,11 +435,6 @@ def test_what_agrees_most_is_chosen(network, monkeypatch):
     monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: [next(texts) for _ in ids])
     [found] = network.translate_detailed(["A dog."], method="mbr", samples=4, n_best=2)
     assert [h.text for h in found.hypotheses] == ["a dog runs", "a dog ran"]
-
-
-def test_more_than_the_samples_hold_is_refused(network):
-    with pytest.raises(UsageError, match=r"3 hypotheses per line .* 2 samples hold 1 to 2"):
-        Search.of(network.config.decode, method="mbr", samples=2, n_best=3)
 
 
 def test_given_translations_are_scored_by_teacher_forcing(network):
