@@ -476,12 +476,15 @@ def test_the_config_of_a_run(tmp_path):
         read_run_config(run)
 
 
+SCHEMA = json_schema()
+
+
 def test_the_schema_knows_the_short_forms():
-    schema = json_schema()
-    assert set(schema["required"]) == {"name", "source", "target", "data"}
-    assert "required" not in schema["$defs"]["ModelConfig"]
-    assert schema["$defs"]["ModelConfig"]["additionalProperties"] is False
-    assert schema["$defs"]["OptimConfig"]["properties"]["learning_rate"]["default"] == 7e-4
+    definitions = SCHEMA["$defs"]
+    assert set(SCHEMA["required"]) == {"name", "source", "target", "data"}
+    assert "required" not in definitions["ModelConfig"]
+    assert definitions["ModelConfig"]["additionalProperties"] is False
+    assert definitions["OptimConfig"]["properties"]["learning_rate"]["default"] == 7e-4
 
 
 SHORT_FORMS = """\
@@ -543,14 +546,14 @@ name=
 @pytest.mark.parametrize("override", SHORT_FORMS.splitlines())
 def test_the_schema_takes_what_a_config_may_say(override):
     load(MINIMAL, override)
-    assert is_valid(written(override), json_schema(), json_schema())
+    assert is_valid(written(override), SCHEMA, SCHEMA)
 
 
 @pytest.mark.parametrize("override", WRONG_FORMS.splitlines())
 def test_the_schema_refuses_what_a_config_may_not_say(override):
     with pytest.raises(ConfigError):
         load(MINIMAL, override)
-    assert not is_valid(written(override), json_schema(), json_schema())
+    assert not is_valid(written(override), SCHEMA, SCHEMA)
 
 
 def written(override: str) -> Any:
