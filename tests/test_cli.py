@@ -137,24 +137,6 @@ def test_a_wheel_brings_its_configs(tmp_path):
     assert (tmp_path / "mine" / "my-corpus.yaml").is_file()
 
 
-# -- prepare, train --------------------------------------------------------------------------
-
-
-def test_training_writes_no_results_to_standard_output(trained_run):
-    assert trained_run.train_stdout == ""
-
-
-def test_prepare_and_train_are_done_once(trained_run):
-    weights = (trained_run.path / "model.safetensors").stat().st_mtime_ns
-    prepared = invoke("prepare", trained_run.config.name, cwd=trained_run.directory)
-    assert prepared.returncode == 0
-    assert "is up to date" in prepared.stderr
-    trained = invoke("train", trained_run.config.name, cwd=trained_run.directory)
-    assert trained.returncode == 0
-    assert "nothing to do" in trained.stderr
-    assert (trained_run.path / "model.safetensors").stat().st_mtime_ns == weights
-
-
 # -- translate -------------------------------------------------------------------------------
 
 
@@ -173,19 +155,6 @@ def test_a_run_needs_nothing_beside_it(trained_run, tmp_path):
     done = invoke("translate", "elsewhere", cwd=tmp_path, stdin="ba de fo\n")
     assert (done.stdout, done.returncode) == ("fo de ba\n", 0)
     assert invoke("eval", "elsewhere", "--json", cwd=tmp_path).returncode == 0
-
-
-def test_n_lines_in_n_lines_out(trained_run):
-    lines = [b"ba de fo", b"", b"  \t ", b"\xff\xfe", "漢字 🎉".encode(), b"gu hi\r", b"ka"]
-    done = invoke(
-        "translate", "runs/reverse", "-", cwd=trained_run.directory, stdin=b"\n".join(lines)
-    )
-    assert done.returncode == 0, done.stderr
-    translations = done.stdout.split("\n")
-    assert len(translations) == len(lines) + 1
-    assert translations[:3] == ["fo de ba", "", ""]
-    assert translations[5] == "hi gu"
-    assert "line 4" in done.stderr
 
 
 def test_every_way_to_translate(trained_run, tmp_path):
@@ -228,51 +197,6 @@ def test_scores_of_given_pairs(trained_run, tmp_path):
     assert sum(a > b for a, b in zip(right, wrong, strict=True)) > 0.9 * len(right)
 
 
-def test_n_best_as_text_and_as_json_lines(trained_run):
-    arguments = ["translate", "runs/reverse", "--n-best", "3"]
-    stdin = "ba de fo\n\ngu hi\n"
-    text = invoke(*arguments, cwd=trained_run.directory, stdin=stdin).stdout
-    rows = [line.split("\t") for line in text.split("\n")[:-1]]
-    assert [row[0] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["3"] * 3
-    assert rows[0][2] == "fo de ba"
-    assert float(rows[0][1]) > float(rows[1][1]) > float(rows[2][1])
-
-    written = invoke(*arguments, "--format", "jsonl", cwd=trained_run.directory, stdin=stdin)
-    objects = [json.loads(line) for line in written.stdout.split("\n")[:-1]]
-    assert [o["line"] for o in objects] == [1, 2, 3]
-    assert [o["source"] for o in objects] == ["ba de fo", "", "gu hi"]
-    assert [o["translation"] for o in objects] == ["fo de ba", "", "hi gu"]
-    assert set(objects[0]) == {
-        "line",
-        "source",
-        "translation",
-        "score",
-        "hypotheses",
-        "warnings",
-    }
-    best = objects[0]["hypotheses"][0]
-    assert set(best) == {"text", "score", "tokens"}
-    assert (best["text"], best["score"]) == ("fo de ba", objects[0]["score"])
-
-
-def test_an_output_file_is_complete_or_not_there(trained_run, tmp_path):
-    output = tmp_path / "out.txt"
-    done = invoke("translate", "runs/reverse", "test.src", "-o", output, cwd=trained_run.directory)
-    assert (done.returncode, done.stdout) == (0, "")
-    piped = invoke("translate", "runs/reverse", "test.src", cwd=trained_run.directory)
-    assert output.read_text(encoding="utf-8") == piped.stdout
-    assert list(tmp_path.iterdir()) == [output]
-
-
-@pytest.fixture
-def interruptible():
-    """Processes begin as in a terminal: a shell has those in the background ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
@@ -318,7 +242,7 @@ def test_a_closed_output_ends_quietly(trained_run, tmp_path):
         assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["eval", "--help"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["eval", "--help"]])
 def test_help_into_a_closed_pipe_is_quiet(arguments, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
@@ -402,20 +326,7 @@ def test_files_to_score_come_in_pairs(arguments):
     assert "fix: give " in result.stderr
 
 
-# -- Python ----------------------------------------------------------------------------------
-
-
-def test_a_run_is_loaded_in_python(trained_run):
-    translator = mtrain.load(trained_run.path, device="cpu")
-    assert translator.translate(["ba de fo", "", "gu hi"]) == ["fo de ba", "", "hi gu"]
-    assert translator.translate(["ba de fo"], beam_size=1) == ["fo de ba"]
-
-
-@pytest.mark.parametrize("command", [["translate"], ["eval"]])
-def test_an_unknown_tag_is_an_error(trained_run, command):
-    done = invoke(*command, trained_run.path, "--tag", "bt", cwd=trained_run.directory)
-    assert done.returncode == 2
-    assert "knows no tag `bt` (it knows: none)" in done.stderr
+# -- paths and streams -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -440,7 +351,7 @@ def test_a_path_of_5000_characters(tmp_path, arguments):
 def test_messages_on_a_full_disk_change_no_exit_code(tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            mtrain_command("translate", "nope"),
+            mtrain_command("report", "nope"),
             stderr=full,
             cwd=tmp_path,
             env=mtrain_environment(),

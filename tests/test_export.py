@@ -64,10 +64,10 @@ def test_what_this_machine_cannot_compute_in_is_said(run, tmp_path):
 
 def test_an_earlier_export_gives_way_and_nothing_else_does(run, tmp_path):
     pytest.importorskip("ctranslate2")
-    for quantization in ("float32", "int8"):
+    for quantization in ("float32", "float16"):
         export_ctranslate2(run, tmp_path / "model", quantization)
     note = json.loads((tmp_path / "model" / "mtrain.json").read_text(encoding="utf-8"))
-    assert note["quantization"] == "int8"
+    assert note["quantization"] == "float16"
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("precious")
     with pytest.raises(UsageError, match="not an exported model"):
@@ -217,12 +217,3 @@ def test_where_it_cannot_be_written(run, tmp_path, name, error):
     with pytest.raises(error):
         export_safetensors(run, tmp_path / name)
     assert not list(tmp_path.iterdir())
-
-
-def test_quantization_is_not_for_our_own_file(run, tmp_path):
-    done = invoke(
-        *("export", run, "--to", "safetensors", "--quantization", "int8", "-o", "x.safetensors"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    assert "ctranslate2" in done.stderr

@@ -34,7 +34,8 @@ def test_hostile_inputs_are_refused_or_come_back(kind, bench):
 @pytest.mark.slow
 def test_a_hundred_thousand_of_them():
     n_inputs = int(os.environ.get("MTRAIN_FUZZ_INPUTS", "100000"))
-    tallies = fuzzing.tally_in_processes(SEED, n_inputs, list(KINDS), os.cpu_count() or 1)
+    n_processes = 1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1
+    tallies = fuzzing.tally_in_processes(SEED, n_inputs, list(KINDS), n_processes)
     print(fuzzing.table(tallies))
     failures = fuzzing.failures_of(tallies)
     assert not failures, fuzzing.described(failures)

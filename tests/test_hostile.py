@@ -157,13 +157,11 @@ def test_the_config_of_a_run_loads_no_comet_model(run, monkeypatch, capsys):
     assert "add --comet 'evil/model; rm -rf x'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_tokenizer_is_held_to_its_hash(run, damage):
+def test_a_tokenizer_is_held_to_its_hash(run):
     path = run / "tokenizer.model"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    changed = {"flip": bytes(content), "cut": bytes(content[:-9]), "empty": b""}
-    path.write_bytes(changed[damage])
+    path.write_bytes(content)
     done = invoke("translate", run, cwd=run, stdin="ba de\n")
     assert done.returncode == 3
     assert "tokenizer.model is damaged" in done.stderr

@@ -104,19 +104,3 @@ def test_a_picture_of_one_way(tmp_path):
     write_json(run.sweep, [asdict(one) for one in recommend([point(1, 30, 50, 10)])])
     assert save_speeds(run) == tmp_path / "sweep.svg"
     assert "recommended: beam 1, penalty 1" in (tmp_path / "sweep.svg").read_text()
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--adopt"],
-        ["--sweep", "--split", "valid"],
-        ["--sweep", "--sacrebleu", "wmt20"],
-        ["--sweep", "--beam-size", "2"],
-        ["--sweep", "--tag", "<news>"],
-    ],
-)
-def test_what_does_not_go_together_is_said(trained_run, tmp_path, arguments):
-    done = invoke("eval", trained_run.path, *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--sweep" in done.stderr

@@ -359,34 +359,6 @@ def test_a_second_call_has_nothing_to_do(workspace, straight, capsys):
     assert [path for path in before | after if before.get(path) != after.get(path)] == []
 
 
-def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(
-    workspace, straight, tmp_path, capsys
-):
-    run = RunDir(tmp_path / "run")
-    with pytest.raises(StoppedBySignal):
-        workspace.train(run.path, on_step=raise_signal(signal.SIGTERM, at=10))
-    weights = run.checkpoints / "step-10" / "optimizer.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    workspace.train(run.path)
-    said = capsys.readouterr().err
-    assert "warning: " in said
-    assert "optimizer.safetensors is damaged or cut short" in said
-    assert "kept as damaged-step-10, resuming from step-9" in said
-    shutil.rmtree(run.checkpoints / "damaged-step-10")
-    assert_alike(run, straight)
-
-
-def test_no_whole_checkpoint_is_an_error_each_time(workspace, straight, tmp_path):
-    run = RunDir(shutil.copytree(straight.path, tmp_path / "run"))
-    for _, path in run.step_checkpoints():
-        (path / "state.json").write_text("{}")
-    for _ in range(2):  # never a silent beginning from the start
-        with pytest.raises(CheckpointError, match="is intact") as raised:
-            workspace.train(run.path, "train.max_steps=13")
-        assert "--fresh" in (raised.value.fix or "")
-    assert len(run.step_checkpoints()) == 2
-
-
 # -- another config --------------------------------------------------------------------------
 
 
