@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mtrain.config.entries import CldrEntry
 from mtrain.config.sections import DataConfig
 from mtrain.data import order
-from mtrain.data.order import Mixture, Permutation
+from mtrain.data.order import EpochOrder, Mixture, Permutation
 
 
 def rng(*seed: int) -> np.random.Generator:
@@ -37,6 +37,10 @@ def test_a_computed_permutation_looks_random(monkeypatch):
     cells = np.bincount(items * 100 // n + 100 * (np.arange(n) * 100 // n), minlength=10_000)
     assert 0.85 < cells.var() / cells.mean() < 1.15  # as of independent draws, nearly
     assert (items != Permutation(n, rng(2)).at(np.arange(n))).mean() > 0.999
+
+
+def test_small_orders_are_those_of_numpy():
+    assert EpochOrder(50, rng(7, 3)).stretch(0, 50).tolist() == rng(7, 3).permutation(50).tolist()
 
 
 def epoch_of(mixture: Mixture, epoch: int, seed: int = 1) -> list[int]:

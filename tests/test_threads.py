@@ -1,9 +1,11 @@
 """Threads: work side by side, gradients of replicas, and writes beside training."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ TIMEOUT_S = 20
 
 
 @pytest.fixture
-def threads():
+def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -184,7 +186,7 @@ def test_shares_hold_each_item_once_and_are_about_even(sizes, n_shares):
 
 
 @pytest.fixture
-def writer():
+def writer() -> Writer:
     return Writer(torch.device("cpu"))
 
 
