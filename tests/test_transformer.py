@@ -198,6 +198,16 @@ def test_attention_on_a_cpu_is_float32_in_spite_of_autocast(dropout_rate):
         assert torch.equal(found, plain)
 
 
+def test_attention_dropout_is_for_training_only():
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(8, 2, dropout=0.5)
+    x = torch.randn(1, 4, 8)
+    attention.eval()
+    assert torch.equal(attention(x, None, None, False), attention(x, None, None, False))
+    attention.train()
+    assert not torch.equal(attention(x, None, None, False), attention(x, None, None, False))
+
+
 @pytest.mark.parametrize("lengths", [None, [5, 3]])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_weights_shown_are_those_of_the_fused_kernel(norm, lengths, monkeypatch):
