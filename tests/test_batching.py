@@ -70,6 +70,12 @@ def test_a_sentence_longer_than_the_budget_is_an_update_of_its_own():
     assert sorted(listed(plan)) == [[0], [1], [2]]
 
 
+@given(pairs, budgets)
+@settings(max_examples=30)
+def test_the_same_seed_and_epoch_give_the_same_plan(lengths, budget):
+    assert listed(plan_of(lengths, budget)) == listed(plan_of(lengths, budget))
+
+
 def test_another_epoch_or_seed_gives_another_plan():
     src, tgt = multi30k_like(2000)
     plans = [
