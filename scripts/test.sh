@@ -9,10 +9,9 @@ venv=${MTRAIN_VENV:-.venv-test}
 make_environment "$venv" ".[dev,ctranslate2,langid,tensorboard]"
 python=$venv/bin/python
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # ignore plugins of the machine's own Python
-export MTRAIN_FUZZ_INPUTS=${MTRAIN_FUZZ_INPUTS:-30000} # `pytest -m slow` by itself: 100,000
+export MTRAIN_FUZZ_INPUTS=${MTRAIN_FUZZ_INPUTS:-5000} # `pytest -m slow` by itself: 100,000
 
 "$python" -m ruff format --check .
 "$python" -m ruff check .
 "$python" -m mypy
-"$python" -m pytest -q -rs -p xdist -n 2 --dist load -m "slow and not gpu and not network"
-"$python" -m pytest -q -rs -p xdist -n 2 --dist loadfile # one process per file: it shares fixtures
+"$python" -m pytest -q -rs --durations=10 -p xdist -n 2 --dist worksteal -m "not gpu and not network"

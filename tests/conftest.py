@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +35,11 @@ WORDS = [a + b for a, b in zip("bdfghjklmnprstvx", "aeouiaeiuoaiouae", strict=Tr
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only `pytest -m gpu` sees a GPU, so that all other tests mean the same on every machine."""
+    """Only `pytest -m gpu` sees a GPU, so that all other tests mean the same on every machine.
+
+    One thread a process: several processes of tests, each with a thread for every core, take turns.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -101,8 +107,6 @@ class TrainedRun:
 
     directory: Path  # where the commands ran
     path: Path  # the run directory
-    config: Path
-    train_stdout: str
     test_sources: list[str]
 
 
@@ -111,7 +115,7 @@ def write_reverse_task(directory: Path, n_train: int = 3000, seed: int = 1) -> P
     generator = random.Random(seed)
     lines: dict[str, None] = {}
     while len(lines) < n_train + 160:
-        lines[" ".join(generator.choices(WORDS, k=generator.randint(1, 6)))] = None
+        lines[" ".join(generator.choices(WORDS, k=generator.randint(1, 4)))] = None
     unique = list(lines)
     generator.shuffle(unique)
     parts = {"test": unique[:80], "valid": unique[80:160], "train": unique[160:]}
@@ -132,10 +136,10 @@ data:
 tokenizer: {vocab_size: 300}
 model: {d_model: 64, d_ff: 128, n_heads: 4, n_encoder_layers: 1, n_decoder_layers: 1, dropout: 0}
 train:
-  max_steps: 600
+  max_steps: 420
   batch_tokens: 600
-  validate_every: 200
-  save_every: 200
+  validate_every: 140
+  save_every: 140
   precision: fp32  # the same on every CPU
   both_directions: 0
   optim:
@@ -178,11 +182,18 @@ def forker() -> Iterator[Forker]:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """Prepared and trained once for all tests, through the command line."""
-    directory = tmp_path_factory.mktemp("trained")
-    config = write_reverse_task(directory)
-    for command in ("prepare", "train"):
-        done = invoke(command, config.name, cwd=directory)
-        assert done.returncode == 0, done.stderr
+    """Trained once by the commands; each process of tests has a copy."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with open(shared / "trained.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "trained").exists():
+            (shared / "training").mkdir()
+            write_reverse_task(shared / "training")
+            for command in ("prepare", "train"):
+                done = invoke(command, "reverse.yaml", cwd=shared / "training")
+                assert (done.returncode, done.stdout) == (0, ""), done.stderr
+            (shared / "training").rename(shared / "trained")
+    directory = Path(shutil.copytree(shared / "trained", tmp_path_factory.mktemp("run") / "copy"))
     sources = (directory / "test.src").read_text(encoding="utf-8").split("\n")[:-1]
-    return TrainedRun(directory, directory / "runs" / "reverse", config, done.stdout, sources)
+    return TrainedRun(directory, directory / "runs" / "reverse", sources)

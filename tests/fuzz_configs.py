@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mutations import (
 )
 
 from mtrain.config.load import dump_config, json_schema, load_config
+from mtrain.errors import ConfigError
 
 # -- configs ---------------------------------------------------------------------------------
 
@@ -107,7 +109,13 @@ def make_config(random: Random, bench: Bench) -> Given:
 
 def check_config(given: Given, bench: Bench) -> None:
     bench.write({"c.yaml": given["c.yaml"]})
-    config = load_config(Path("c.yaml"), given.get("set", ()))
+    try:
+        config = load_config(Path("c.yaml"), given.get("set", ()))
+    except ConfigError as error:
+        for problem in error.problems:
+            assert re.match(r"--set |c\.yaml", problem.message), "a problem has no place"
+            assert "\n" not in problem.message, "a problem has several lines"
+        raise
     Path("again.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_config(Path("again.yaml")) == config, "a config that is written is another"
 

@@ -1,14 +1,11 @@
 """Word links: Model 1 against hand-made corpora, words against pieces, links against a reversal."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TrainedRun, invoke, reverse, write_lines
+from conftest import invoke, reverse, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +16,7 @@ from mtrain.run import RunDir
 WORDS = st.lists(st.sampled_from("abcde"), max_size=5)
 
 
-def test_model_1_learns_from_who_comes_with_whom() -> None:
+def test_model_1_learns_from_who_comes_with_whom():
     """das Haus, das Buch, ein Buch: the textbook's corpus."""
     pairs = [
         (["das", "Haus"], ["the", "house"]),
@@ -32,7 +29,7 @@ def test_model_1_learns_from_who_comes_with_whom() -> None:
     assert found[1][1, 1] > 0.5
 
 
-def test_model_1_first_step_is_the_textbooks() -> None:
+def test_model_1_first_step_is_the_textbooks():
     """From equal probabilities, worked out by hand below."""
     from mtrain.decoding import alignment
 
@@ -50,7 +47,7 @@ def test_model_1_first_step_is_the_textbooks() -> None:
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=6))
-def test_model_1_gives_probabilities(pairs: list[tuple[list[str], list[str]]]) -> None:
+def test_model_1_gives_probabilities(pairs):
     if not any(target for _, target in pairs):
         return
     for (source, target), posterior in zip(pairs, model_1(pairs), strict=True):
@@ -70,17 +67,15 @@ def test_model_1_gives_probabilities(pairs: list[tuple[list[str], list[str]]]) -
         ([], "en", [], []),
     ],
 )
-def test_words_are_made_of_pieces(
-    pieces: list[str], language: str, words: list[str], owners: list[int]
-) -> None:
+def test_words_are_made_of_pieces(pieces, language, words, owners):
     assert Side.of(pieces, language) == Side(words, owners)
 
 
-def test_links_are_written_as_pharaoh_does() -> None:
+def test_links_are_written_as_pharaoh_does():
     assert str(Alignment(["a", "b"], ["c"], [(0, 0), (1, 0)])) == "0-0 1-0"
 
 
-def test_the_chosen_head_shows_a_reversal(trained_run: TrainedRun) -> None:
+def test_the_chosen_head_shows_a_reversal(trained_run):
     translator = Translator.from_run(trained_run.path, device="cpu", precision="fp32")
     valid = RunDir.open(trained_run.path).read_split("valid")
     head = choose_head(translator, valid.sources, valid.references)
@@ -100,7 +95,7 @@ def test_the_chosen_head_shows_a_reversal(trained_run: TrainedRun) -> None:
     assert right / total > 0.8
 
 
-def test_lines_without_links_stay_in_their_place(trained_run: TrainedRun) -> None:
+def test_lines_without_links_stay_in_their_place(trained_run):
     translator = Translator.from_run(trained_run.path, device="cpu", precision="fp32")
     head = choose_head(translator, ["ba de"], ["de ba"])
     long = "ba " * 3000
@@ -108,7 +103,7 @@ def test_lines_without_links_stay_in_their_place(trained_run: TrainedRun) -> Non
     assert [alignment.links for alignment in found] == [[], [(0, 0)], []]
 
 
-def test_links_on_the_command_line(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_links_on_the_command_line(trained_run, tmp_path):
     run = tmp_path / "run"  # without what another test may have had it remember
     shutil.copytree(trained_run.path, run, ignore=shutil.ignore_patterns("alignment.json"))
     lines = [*trained_run.test_sources[:3], ""]
@@ -131,7 +126,7 @@ def test_links_on_the_command_line(trained_run: TrainedRun, tmp_path: Path) -> N
     assert alignment["source_words"] == lines[0].split()
 
 
-def test_given_pairs_are_linked_too(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_given_pairs_are_linked_too(trained_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained_run.path, run)
     line = next(line for line in trained_run.test_sources if len(set(line.split())) == 4)
@@ -149,6 +144,6 @@ def test_given_pairs_are_linked_too(trained_run: TrainedRun, tmp_path: Path) -> 
     assert json.loads(done.stdout.splitlines()[1])["alignment"]["links"] == [[0, 0]]
 
 
-def test_without_them_the_output_is_as_before(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_without_them_the_output_is_as_before(trained_run, tmp_path):
     done = invoke("translate", trained_run.path, "--format", "jsonl", cwd=tmp_path, stdin="ba\n")
     assert set(json.loads(done.stdout)["hypotheses"][0]) == {"text", "score", "tokens"}

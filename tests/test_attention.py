@@ -1,12 +1,9 @@
 """Attention maps of a trained run: their pieces, their sums, their way through JSON."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
 import pytest
-from conftest import TrainedRun
 
 from mtrain.decoding.attention import AttentionMaps, maps_of_ids, maps_of_lines
 from mtrain.decoding.engine import Search
@@ -15,7 +12,7 @@ from mtrain.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def translator(trained_run: TrainedRun) -> Translator:
+def translator(trained_run):
     return Translator.from_run(trained_run.path, device="cpu", precision="fp32")
 
 
@@ -32,13 +29,11 @@ def maps_of(translator: Translator, source: str, target: str | None = None) -> A
 
 
 @pytest.fixture(scope="module")
-def maps(translator: Translator, trained_run: TrainedRun) -> AttentionMaps:
+def maps(translator, trained_run):
     return maps_of(translator, trained_run.test_sources[0])
 
 
-def test_every_piece_has_its_row_and_column(
-    translator: Translator, trained_run: TrainedRun, maps: AttentionMaps
-) -> None:
+def test_every_piece_has_its_row_and_column(translator, trained_run, maps):
     source = trained_run.test_sources[0]
     (translation,) = translator.translate_detailed([source])
     tokens = translation.hypotheses[0].tokens
@@ -51,15 +46,13 @@ def test_every_piece_has_its_row_and_column(
     assert maps.cross.shape == (n_layers, n_heads, t, s)
 
 
-def test_weights_sum_to_one_and_none_looks_ahead(maps: AttentionMaps) -> None:
+def test_weights_sum_to_one_and_none_looks_ahead(maps):
     for weights in (maps.encoder, maps.decoder, maps.cross):
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     assert not np.triu(maps.decoder, 1).any()
 
 
-def test_a_reversal_is_seen_in_the_attention_to_the_source(
-    translator: Translator, trained_run: TrainedRun
-) -> None:
+def test_a_reversal_is_seen_in_the_attention_to_the_source(translator, trained_run):
     """The word that is written comes from the word that some head looks at."""
     line = next(line for line in trained_run.test_sources if len(set(line.split())) == 4)
     maps = maps_of(translator, line, " ".join(reversed(line.split())))
@@ -70,14 +63,12 @@ def test_a_reversal_is_seen_in_the_attention_to_the_source(
     assert max(shares) > 0.5
 
 
-def test_a_given_translation_is_forced(translator: Translator) -> None:
+def test_a_given_translation_is_forced(translator):
     maps = maps_of(translator, "ba de", "ba")
     assert "".join(maps.written) == "▁ba</s>"
 
 
-def test_padding_and_companions_change_nothing(
-    translator: Translator, trained_run: TrainedRun
-) -> None:
+def test_padding_and_companions_change_nothing(translator, trained_run):
     from mtrain.decoding.attention import forced_attention
 
     lines = sorted(trained_run.test_sources[:8], key=len)
@@ -90,7 +81,7 @@ def test_padding_and_companions_change_nothing(
     np.testing.assert_allclose(together.encoder[0, ..., :s, :s], alone.encoder[0], atol=1e-5)
 
 
-def test_json_keeps_all_to_a_255th(maps: AttentionMaps) -> None:
+def test_json_keeps_all_to_a_255th(maps):
     back = AttentionMaps.from_json(json.loads(json.dumps(maps.to_json())))
     assert (back.source, back.written, back.read) == (maps.source, maps.written, maps.read)
     for name in ("encoder", "decoder", "cross"):
@@ -98,6 +89,6 @@ def test_json_keeps_all_to_a_255th(maps: AttentionMaps) -> None:
 
 
 @pytest.mark.parametrize(("line", "said"), [(" ", "blank"), ("ba " * 3000, "too long")])
-def test_what_has_no_picture_is_said(translator: Translator, line: str, said: str) -> None:
+def test_what_has_no_picture_is_said(translator, line, said):
     with pytest.raises(UsageError, match=said):
         maps_of(translator, line)

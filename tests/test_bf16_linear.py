@@ -1,7 +1,5 @@
 """Products in bfloat16 in few shapes: what autocast computes, and nothing of the added rows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

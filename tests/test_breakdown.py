@@ -1,7 +1,5 @@
 """Groups are test sets of their own, words are counted on both sides, ranks tell of calibration."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -26,7 +24,7 @@ def grouping(breakdown: Breakdown, name: str) -> Grouping:
     return next(found for found in breakdown.groupings if found.name == name)
 
 
-def test_every_sentence_is_in_one_group_of_each_grouping() -> None:
+def test_every_sentence_is_in_one_group_of_each_grouping():
     counts = {"word": 5}
     breakdown = break_lines(training_counts=counts)
     names = ["source_length", "sentence_chrf", "rarest_word"]
@@ -36,7 +34,7 @@ def test_every_sentence_is_in_one_group_of_each_grouping() -> None:
     assert [group.label for group in grouping(breakdown, "rarest_word").groups] == ["1-9 times"]
 
 
-def test_a_group_scores_as_a_test_set_of_its_own() -> None:
+def test_a_group_scores_as_a_test_set_of_its_own():
     found = grouping(break_lines(), "source_length")
     assert [group.label for group in found.groups] == [
         *("1-2 words", "3-4 words", "5-6 words", "7-8 words", "9-10 words")
@@ -49,14 +47,14 @@ def test_a_group_scores_as_a_test_set_of_its_own() -> None:
     assert found.groups[1].chrf > found.groups[4].chrf
 
 
-def test_the_whole_scores_as_score_all_does() -> None:
+def test_the_whole_scores_as_score_all_does():
     expected = score_all(OUTPUTS, REFERENCES, "de", intervals=False)
     for name, score in expected.items():
         found = statistics(name, OUTPUTS, REFERENCES, "de").score(range(100))
         assert found == pytest.approx(score.score, abs=1e-9)
 
 
-def test_sentences_are_banded_by_their_own_chrf() -> None:
+def test_sentences_are_banded_by_their_own_chrf():
     breakdown = break_lines()
     alone = score_all([OUTPUTS[9]], [REFERENCES[9]], "de", intervals=False)["chrf"].score
     assert breakdown.sentence_chrf[9] == pytest.approx(alone, abs=1e-9)
@@ -65,7 +63,7 @@ def test_sentences_are_banded_by_their_own_chrf() -> None:
     assert (groups[-1].label, groups[-1].n_sentences) == ("90-100", best)
 
 
-def test_words_produced_too_often_and_too_seldom() -> None:
+def test_words_produced_too_often_and_too_seldom():
     breakdown = break_lines()
     assert breakdown.over_produced == [WordBalance("immer", 50, 0)]
     assert breakdown.under_produced[0] == WordBalance("wort5", 0, 50)
@@ -74,7 +72,7 @@ def test_words_produced_too_often_and_too_seldom() -> None:
     }
 
 
-def test_a_model_that_knows_when_it_is_wrong() -> None:
+def test_a_model_that_knows_when_it_is_wrong():
     chrf = np.array(break_lines().sentence_chrf)
     knows = break_lines(model_scores=(chrf**3).tolist()).calibration  # ranks are all that counts
     assert knows is not None
@@ -88,7 +86,7 @@ def test_a_model_that_knows_when_it_is_wrong() -> None:
     assert noise.low < 0 < noise.high
 
 
-def test_what_cannot_be_known_is_skipped_with_a_sentence() -> None:
+def test_what_cannot_be_known_is_skipped_with_a_sentence():
     skipped = break_lines().skipped
     assert set(skipped) == {"rarest_word", "calibration"}
     assert break_lines(model_scores=[0.0] * 100).skipped["calibration"].startswith("too few")

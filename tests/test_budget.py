@@ -1,7 +1,5 @@
 """A time budget becomes steps: by hand, and for a machine of any speed."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -1,19 +1,15 @@
 """Corpora by name: archives of OPUS, and sacreBLEU's test sets as sacreBLEU reads them."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sacrebleu.dataset import DATASETS
 from test_files import make_zip
 from test_sources import read
-from web_server import Server, running_server
+from web_server import running_server
 
 from mtrain.config.entries import Entry, OpusEntry, SacrebleuEntry
 from mtrain.data import catalogues
@@ -24,13 +20,13 @@ from mtrain.errors import DataError, DownloadError
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server():
     with running_server() as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MTRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MTRAIN_MIRROR", raising=False)
     monkeypatch.setenv("no_proxy", "*")
@@ -38,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lock:
+def lock(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return Lock.open(tmp_path / "my.yaml")
 
@@ -51,7 +47,7 @@ class TestOpus:
     """`opus: Corpus/version`"""
 
     @pytest.fixture(autouse=True)
-    def _opus(self, server: Server, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _opus(self, server, lock, monkeypatch):
         make_zip(
             "de-en.txt.zip",
             {
@@ -70,9 +66,7 @@ class TestOpus:
         )
 
     @pytest.mark.parametrize("languages", [("en", "de"), ("de", "en")])
-    def test_either_direction_comes_from_one_archive(
-        self, lock: Lock, languages: tuple[str, str]
-    ) -> None:
+    def test_either_direction_comes_from_one_archive(self, lock, languages):
         entry = OpusEntry(opus="Toy/v1", languages=languages)
         pairs = read(entry, lock)
         expected = [Pair("dog", "Hund"), Pair("cat", "Katze")]
@@ -83,18 +77,13 @@ class TestOpus:
         assert facts["licence"] == "CC-BY 4.0: do as you like"
         assert facts["pairs"] == 2
 
-    def test_its_own_codes_and_the_lock(self, lock: Lock, server: Server) -> None:
+    def test_its_own_codes_and_the_lock(self, lock, server):
         entry = OpusEntry(opus="Toy/v1", languages=("en", "de"), name="toy")
         ((url, sha256),) = files_of(entry, lock).items()
         assert url.endswith("/OPUS-Toy/v1/moses/de-en.txt.zip")
         assert sha256 == hashlib.sha256(Path("de-en.txt.zip").read_bytes()).hexdigest()
 
-    def test_a_changed_archive_is_an_error(
-        self,
-        lock: Lock,
-        server: Server,
-        cache: Path,
-    ) -> None:
+    def test_a_changed_archive_is_an_error(self, lock, server, cache):
         entry = OpusEntry(opus="Toy/v1", languages=("en", "de"))
         read(entry, lock)
         for path in cache.iterdir():
@@ -103,13 +92,7 @@ class TestOpus:
         with pytest.raises(DownloadError, match=r"data.train.0: .*de-en\.txt\.zip has changed"):
             read(entry, lock)
 
-    def test_the_lock_and_the_mirror_need_no_network(
-        self,
-        lock: Lock,
-        server: Server,
-        cache: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def test_the_lock_and_the_mirror_need_no_network(self, lock, server, cache, monkeypatch):
         entry = OpusEntry(opus="Toy/v1", languages=("en", "de"))
         files_of(entry, lock)
         for path in cache.iterdir():
@@ -118,14 +101,14 @@ class TestOpus:
         monkeypatch.setenv("MTRAIN_MIRROR", ".")
         assert len(read(entry, lock)) == 2
 
-    def test_what_opus_does_not_have(self, lock: Lock) -> None:
+    def test_what_opus_does_not_have(self, lock):
         for keys in ({"opus": "Toy/v2"}, {"opus": "Toy/v1", "languages": ("en", "fr")}):
             entry = OpusEntry(**{"languages": ("en", "de")} | keys)
             with pytest.raises(DownloadError, match=r"data.train.0: .* answered 404") as error:
                 read(entry, lock)
             assert "opus.nlpl.eu" in str(error.value)
 
-    def test_an_archive_without_a_side(self, lock: Lock, server: Server) -> None:
+    def test_an_archive_without_a_side(self, lock, server):
         make_zip("x.zip", {"Toy.de-en.de": b"Hund\n"})
         server.files["/OPUS-Toy/v1/moses/de-en.txt.zip"] = Path("x.zip").read_bytes()
         entry = OpusEntry(opus="Toy/v1", languages=("en", "de"))
@@ -133,7 +116,7 @@ class TestOpus:
             read(entry, lock)
 
 
-def test_the_address_of_opus() -> None:
+def test_the_address_of_opus():
     entry = OpusEntry(opus="Europarl/v8", languages=("fr", "en"))
     url = "https://object.pouta.csc.fi/OPUS-Europarl/v8/moses/en-fr.txt.zip"
     assert files_of(entry, Lock(Path("my.lock")), may_ask=False) == {url: None}
@@ -169,7 +152,7 @@ class TestSacrebleu:
     """`sacrebleu: wmt14/full`"""
 
     @pytest.fixture
-    def test_set(self, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def test_set(self, tmp_path, server, monkeypatch):
         content = archive_of_newstest()
         known = DATASETS["wmt14/full"]
         monkeypatch.setattr(known, "data", [server.url("/wmt14/test-full.tgz")])
@@ -178,7 +161,7 @@ class TestSacrebleu:
         server.files = {"/wmt14/test-full.tgz": content}
         return known
 
-    def test_source_and_reference(self, lock: Lock, test_set: Any, server: Server) -> None:
+    def test_source_and_reference(self, lock, test_set, server):
         entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("en", "de"))
         ((_, sha256),) = files_of(entry, lock).items()
         assert sha256 == hashlib.sha256(archive_of_newstest()).hexdigest()
@@ -188,12 +171,7 @@ class TestSacrebleu:
         assert read(entry, lock) == pairs
         assert len(server.ranges) == 1
 
-    def test_what_sacrebleu_has_itself_needs_no_network(
-        self,
-        lock: Lock,
-        test_set: Any,
-        server: Server,
-    ) -> None:
+    def test_what_sacrebleu_has_itself_needs_no_network(self, lock, test_set, server):
         raw = Path(test_set._rawdir, "wmt14_full.test-full.tgz")
         raw.parent.mkdir(parents=True)
         raw.write_bytes(archive_of_newstest())
@@ -201,13 +179,7 @@ class TestSacrebleu:
         assert len(read(entry, lock)) == 2
         assert server.ranges == []
 
-    def test_the_lock_and_the_mirror_need_no_network(
-        self,
-        lock: Lock,
-        test_set: Any,
-        server: Server,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def test_the_lock_and_the_mirror_need_no_network(self, lock, test_set, server, monkeypatch):
         Path("test-full.tgz").write_bytes(archive_of_newstest())
         lock.record(test_set.data[0], hashlib.sha256(archive_of_newstest()).hexdigest(), 1)
         monkeypatch.setenv("MTRAIN_MIRROR", ".")
@@ -215,12 +187,7 @@ class TestSacrebleu:
         assert len(read(entry, lock)) == 2
         assert server.ranges == []
 
-    def test_bytes_that_sacrebleu_does_not_know(
-        self,
-        lock: Lock,
-        test_set: Any,
-        server: Server,
-    ) -> None:
+    def test_bytes_that_sacrebleu_does_not_know(self, lock, test_set, server):
         server.files = {"/wmt14/test-full.tgz": archive_of_newstest("Other.")}
         entry = SacrebleuEntry(sacrebleu="wmt14/full", languages=("en", "de"))
         with pytest.raises(DownloadError, match=r"test-full\.tgz has the wrong md5: sacreBLEU ex"):
@@ -236,9 +203,7 @@ class TestSacrebleu:
             ),
         ],
     )
-    def test_what_sacrebleu_does_not_have(
-        self, lock: Lock, keys: dict[str, Any], message: str
-    ) -> None:
+    def test_what_sacrebleu_does_not_have(self, lock, keys, message):
         entry = SacrebleuEntry(**{"sacrebleu": "wmt14/full", "languages": ("en", "de")} | keys)
         with pytest.raises(DataError, match=message):
             read(entry, lock)

@@ -1,7 +1,5 @@
 """Phrase pairs from CLDR: right, unambiguous, never repeated, the same every time."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import random
@@ -25,21 +23,21 @@ def fingerprint(parts: list[list[Pair]]) -> str:
 
 
 @pytest.fixture(scope="module")
-def parts() -> list[list[Pair]]:
+def parts():
     return cldr_pairs("en", "de", [200, 100, 5000], seed=1)
 
 
-def test_the_counts_are_met(parts: list[list[Pair]]) -> None:
+def test_the_counts_are_met(parts):
     assert [len(part) for part in parts] == [200, 100, 5000]
 
 
-def test_no_text_occurs_twice_on_either_side(parts: list[list[Pair]]) -> None:
+def test_no_text_occurs_twice_on_either_side(parts):
     pairs = [pair for part in parts for pair in part]
     assert len({_folded(pair.src) for pair in pairs}) == len(pairs)
     assert len({_folded(pair.tgt) for pair in pairs}) == len(pairs)
 
 
-def test_the_same_seed_gives_the_same_pairs_in_every_process(parts: list[list[Pair]]) -> None:
+def test_the_same_seed_gives_the_same_pairs_in_every_process(parts):
     code = (
         "from test_cldr import cldr_pairs, fingerprint;"
         "print(fingerprint(cldr_pairs('en', 'de', [200, 100], seed=1)))"
@@ -57,11 +55,11 @@ def test_the_same_seed_gives_the_same_pairs_in_every_process(parts: list[list[Pa
         assert done.stdout.strip() == fingerprint(parts[:2])
 
 
-def test_another_seed_gives_other_pairs(parts: list[list[Pair]]) -> None:
+def test_another_seed_gives_other_pairs(parts):
     assert fingerprint(cldr_pairs("en", "de", [200, 100], seed=2)) != fingerprint(parts[:2])
 
 
-def test_a_part_does_not_depend_on_those_after_it(parts: list[list[Pair]]) -> None:
+def test_a_part_does_not_depend_on_those_after_it(parts):
     assert cldr_pairs("en", "de", [200], seed=1) == parts[:1]
 
 
@@ -80,7 +78,7 @@ def test_a_part_does_not_depend_on_those_after_it(parts: list[list[Pair]]) -> No
         ("ja", {"Germany": "ドイツ", "Welsh": "ウェールズ語", "Swiss Franc": "スイス フラン"}),
     ],
 )
-def test_names_are_those_of_cldr(target: str, known: dict[str, str]) -> None:
+def test_names_are_those_of_cldr(target, known):
     phrases = _Phrases(_locale("en"), _locale(target), random.Random(1))
     tables = phrases.places, phrases.languages, phrases.currencies
     names = {name.src: name.tgt for table in tables for name in table.values()}
@@ -88,7 +86,7 @@ def test_names_are_those_of_cldr(target: str, known: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(babel.__version__ != "2.18.0", reason="other data of CLDR, other phrases")
-def test_phrases_of_all_kinds_are_right() -> None:
+def test_phrases_of_all_kinds_are_right():
     """One phrase of each kind, checked by a person."""
     phrases = _Phrases(_locale("en"), _locale("de"), random.Random(5))
     assert {make.__name__: _spaced(make()) for make in phrases.kinds()} == {
@@ -115,7 +113,7 @@ def _spaced(pair: Pair) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("languages", [("en", "de"), ("de", "en"), ("fr", "en"), ("en", "ja")])
-def test_one_source_has_one_answer(languages: tuple[str, str]) -> None:
+def test_one_source_has_one_answer(languages):
     """Before repeated texts are left out: nothing is hidden by that."""
     phrases = _Phrases(*map(_locale, languages), random.Random(3))
     answers: dict[str, str] = {}
@@ -125,7 +123,7 @@ def test_one_source_has_one_answer(languages: tuple[str, str]) -> None:
             assert answers.setdefault(src, tgt) == tgt
 
 
-def test_may_is_not_taken_for_an_abbreviation() -> None:
+def test_may_is_not_taken_for_an_abbreviation():
     """`May 7, 2024` is the long and the medium form in English, but not in German."""
     phrases = _Phrases(_locale("en"), _locale("de"), random.Random(3))
     pairs = [phrases.calendar_date() for _ in range(3000)]
@@ -135,17 +133,17 @@ def test_may_is_not_taken_for_an_abbreviation() -> None:
 
 
 @pytest.mark.parametrize("code", ["pt_BR", "pt-BR", "zh_Hant", "ar", "sw", "yo", "chr", "no"])
-def test_other_locales(code: str) -> None:
+def test_other_locales(code):
     ((first, *rest),) = cldr_pairs("en", code, [300], seed=4)
     assert all(pair.src and pair.tgt for pair in [first, *rest])
 
 
-def test_from_a_language_to_its_variant() -> None:
+def test_from_a_language_to_its_variant():
     (pairs,) = cldr_pairs("de", "de_CH", [300], seed=4)
     assert len(pairs) == 300
 
 
-def test_an_unknown_language_is_a_sentence() -> None:
+def test_an_unknown_language_is_a_sentence():
     with pytest.raises(UsageError, match="CLDR has no locale `xq`") as error:
         cldr_pairs("en", "xq", [1], seed=1)
     assert error.value.exit_code == 2
@@ -153,7 +151,7 @@ def test_an_unknown_language_is_a_sentence() -> None:
         cldr_pairs("en", "de_CX", [1], seed=1)
 
 
-def test_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_there_are(monkeypatch):
     monkeypatch.setattr(_Phrases, "kinds", lambda self: {self.name: 1})
     monkeypatch.setattr(cldr, "MAX_REPEATS", 20_000)
     with pytest.raises(DataError, match=r"only 626 different phrase pairs .* en-de, but 1,001"):
@@ -161,7 +159,7 @@ def test_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_quickstarts_pairs_take_seconds() -> None:
+def test_the_quickstarts_pairs_take_seconds():
     started = time.perf_counter()
     cldr_pairs("en", "de", [31_000], seed=1)
     assert time.perf_counter() - started < 20

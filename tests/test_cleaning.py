@@ -43,14 +43,14 @@ from mtrain.data.cleaning import (
         ("\u2581", "\u2581"),
     ],
 )
-def test_normalize(raw: str, clean: str) -> None:
+def test_normalize(raw, clean):
     assert normalize(raw) == clean
 
 
 @given(st.text(st.characters(exclude_categories=[])))
 @example("\u00a0\u0301")
 @example("\x00 \x00")
-def test_normalized_text_is_one_clean_line_and_stays_as_it_is(text: str) -> None:
+def test_normalized_text_is_one_clean_line_and_stays_as_it_is(text):
     clean = normalize(text)
     assert normalize(clean) == clean
     assert unicodedata.is_normalized("NFC", clean)
@@ -63,11 +63,11 @@ def test_normalized_text_is_one_clean_line_and_stays_as_it_is(text: str) -> None
     ("text", "n_words"),
     [("a dog", 2), ("", 0), ("ein Häuschen", 2), ("犬が走る。", 3), ("Lee 李小龍 x", 4)],
 )
-def test_count_words(text: str, n_words: int) -> None:
+def test_count_words(text, n_words):
     assert count_words(text) == n_words
 
 
-def test_hashes_do_not_depend_on_the_process() -> None:
+def test_hashes_do_not_depend_on_the_process():
     assert hash_text("A dog.") == 3500680608643026813
     assert hash_text("A dog") != hash_text("A dog.")
 
@@ -89,7 +89,7 @@ LONG_SRC, LONG_TGT = "one two three four five", "eins zwei drei vier fünf"
         (LONG_TGT, LONG_SRC, False),  # the sides are kept apart
     ],
 )
-def test_a_leak_is_one_long_side_or_two_short_ones(source: str, target: str, leaks: bool) -> None:
+def test_a_leak_is_one_long_side_or_two_short_ones(source, target, leaks):
     known = EvaluationText(
         {"a": [(f" {LONG_SRC}\u00a0", LONG_TGT), ("", "")], "b": [("Yes.", "Ja.")]}
     )
@@ -97,7 +97,7 @@ def test_a_leak_is_one_long_side_or_two_short_ones(source: str, target: str, lea
     assert bool(sets) is leaks
 
 
-def test_a_leak_names_the_sets_it_is_in() -> None:
+def test_a_leak_names_the_sets_it_is_in():
     known = EvaluationText({"a": [("Yes.", "x")], "b": [("y", "Ja.")], "c": [("Yes.", "Ja.")]})
     assert known.find("Yes.", "Ja.", (digest("Yes."), digest("Ja."))) == ["a", "b", "c"]
     assert known.find("Yes.", "x", (digest("Yes."), digest("x"))) == ["a", "c"]
@@ -107,14 +107,14 @@ def hashes(*values: int) -> np.ndarray:
     return np.array(values, np.uint64)
 
 
-def test_the_first_of_equal_pairs_stays() -> None:
+def test_the_first_of_equal_pairs_stays():
     is_repeat = find_repeats(hashes(1, 2, 1, 1, 2), hashes(5, 6, 5, 6, 1))
     assert is_repeat.tolist() == [False, False, True, False, False]
     assert find_repeats(hashes(), hashes()).tolist() == []
 
 
 @given(st.lists(st.integers(0, 5)), st.integers(1, 3), st.booleans())
-def test_so_many_of_one_hash_stay(values: list[int], limit: int, in_parts: bool) -> None:
+def test_so_many_of_one_hash_stay(values, limit, in_parts):
     spread = [value << 61 for value in values]  # parts are told by the highest bits
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cleaning, "_MAX_SORTED", 2 if in_parts else 1000)
@@ -122,15 +122,13 @@ def test_so_many_of_one_hash_stay(values: list[int], limit: int, in_parts: bool)
     assert is_excess == [values[:i].count(value) >= limit for i, value in enumerate(values)]
 
 
-def test_loosened_text_has_neither_case_nor_digits_nor_punctuation() -> None:
+def test_loosened_text_has_neither_case_nor_digits_nor_punctuation():
     assert loosen("A Dog, 3 straßen!") == "a dog strassen"
     assert loosen("12:30") == "12:30"
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1), st.data())
-def test_chosen_valid_pairs_share_no_sentence_with_what_stays(
-    pairs: list[tuple[int, int]], data: st.DataObject
-) -> None:
+def test_chosen_valid_pairs_share_no_sentence_with_what_stays(pairs, data):
     n_valid = data.draw(st.integers(1, len(pairs)))
     sources, targets = (hashes(*side) for side in zip(*pairs, strict=True))
     chosen, leaves = choose_valid(sources, targets, n_valid, seed=1)
@@ -142,7 +140,7 @@ def test_chosen_valid_pairs_share_no_sentence_with_what_stays(
     assert again.tolist() == chosen.tolist()
 
 
-def test_sentences_that_occur_once_are_chosen_first() -> None:
+def test_sentences_that_occur_once_are_chosen_first():
     sources, targets = hashes(1, 1, 2, 3, 4), hashes(1, 2, 3, 4, 4)
     chosen, leaves = choose_valid(sources, targets, 1, seed=7)
     assert chosen.tolist() == [2]

@@ -1,7 +1,5 @@
 """Paired tests are sacreBLEU's to the last digit, and say in words what they mean."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -48,31 +46,31 @@ def run_sacrebleu(directory: Path, *options: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def compared() -> Comparison:
+def compared():
     """The system against the baseline."""
     return compare(*make_systems(), "de")
 
 
 @pytest.fixture(autouse=True)
-def another_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def another_seed(monkeypatch):
     """In the environment, which would change sacreBLEU's trials."""
     monkeypatch.setenv("SACREBLEU_SEED", "1")
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
+def files(tmp_path):
     """A directory with `system`, `baseline` and `ref`."""
     for name, lines in zip(("system", "baseline", "ref"), make_systems(), strict=True):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return tmp_path
 
 
-def test_one_metric_alone_is_tested_as_among_others(compared: Comparison) -> None:
+def test_one_metric_alone_is_tested_as_among_others(compared):
     alone = compare(*make_systems(), "de", metrics=["bleu"])
     assert alone.metrics == {"bleu": compared.metrics["bleu"]}
 
 
-def test_every_digit_of_approximate_randomization(compared: Comparison, files: Path) -> None:
+def test_every_digit_of_approximate_randomization(compared, files):
     baseline, system = json.loads(run_sacrebleu(files, "--paired-ar", "-f", "json"))
     for name, label in LABELS.items():
         score = compared.metrics[name]
@@ -82,7 +80,7 @@ def test_every_digit_of_approximate_randomization(compared: Comparison, files: P
         assert "ar:10000|seed:12345" in score.signature_randomization
 
 
-def test_every_digit_of_the_paired_bootstrap(compared: Comparison, files: Path) -> None:
+def test_every_digit_of_the_paired_bootstrap(compared, files):
     """Its JSON cannot be printed (sacreBLEU 2.6); its table shows four digits of p."""
     printed = run_sacrebleu(files, "--paired-bs", "-w", "8", "-f", "text")
     p_values = [float(p) for p in re.findall(r"p = (\d\.\d+)", printed)]
@@ -93,7 +91,7 @@ def test_every_digit_of_the_paired_bootstrap(compared: Comparison, files: Path) 
         assert score.signature_bootstrap in printed.replace("\n", "")
 
 
-def test_lowercase_and_tokenizer_are_those_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lowercase_and_tokenizer_are_those_of_the_scores(monkeypatch):
     monkeypatch.setattr(PairedTest, "_DEFAULT_SAMPLES", {"ar": 10, "bs": 10})
     found = compare(["A b c d"], ["a c"], ["a b c d"], "zh", lowercase=True).metrics
     assert "ar:10|seed:12345|case:lc|eff:no|tok:zh" in found["bleu"].signature_randomization
@@ -101,7 +99,7 @@ def test_lowercase_and_tokenizer_are_those_of_the_scores(monkeypatch: pytest.Mon
     assert found["chrf"].score == pytest.approx(100)
 
 
-def test_equal_systems_do_not_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_systems_do_not_differ(monkeypatch):
     monkeypatch.setattr(PairedTest, "_DEFAULT_SAMPLES", {"ar": 10, "bs": 10})
     system, _, references = make_systems()
     comparison = compare(system, system, references, "de")
@@ -109,7 +107,7 @@ def test_equal_systems_do_not_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     assert comparison.sentences()[0] == "BLEU equals that of the baseline"
 
 
-def test_json_has_the_difference(compared: Comparison) -> None:
+def test_json_has_the_difference(compared):
     found: dict[str, Any] = compared.to_json()
     assert found["baseline"] == "the baseline"
     assert found["ter"]["difference"] == found["ter"]["score"] - found["ter"]["baseline_score"] < 0
@@ -131,18 +129,18 @@ def test_json_has_the_difference(compared: Comparison) -> None:
         ("bleu", 40.0, 40.0, 1.0, "BLEU equals that of runs/b"),
     ],
 )
-def test_what_it_means(metric: str, score: float, baseline: float, p: float, sentence: str) -> None:
+def test_what_it_means(metric, score, baseline, p, sentence):
     paired = PairedScore(score, baseline, p, p, "", "")
     assert Comparison("runs/b", {metric: paired}).sentences() == [sentence]
 
 
-def test_both_tests_must_agree() -> None:
+def test_both_tests_must_agree():
     assert not PairedScore(41.0, 40.0, 0.04, 0.06, "", "").is_significant
     assert PairedScore(41.0, 40.0, 0.04, 0.05, "", "").is_significant
     unsure = Comparison("b", {"bleu": PairedScore(45.5, 40.0, 0.0001, 0.09, "", "")})
     assert unsure.sentences() == ["the difference of 5.5 BLEU to b is within noise, p = 0.09"]
 
 
-def test_unequal_counts_are_refused() -> None:
+def test_unequal_counts_are_refused():
     with pytest.raises(DataError, match="2 hypotheses cannot be scored against 1 references"):
         compare(["a"], ["a", "b"], ["a"], "de")

@@ -1,20 +1,21 @@
 """Compiled layers compute what they did before, and training takes them where they are faster."""
 
-from __future__ import annotations
-
+import re
+import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import test_train
 import torch
-from torch import Tensor
+from test_train import outcome, raise_signal
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from mtrain.config.sections import ModelConfig
-from mtrain.errors import DeviceError
+from mtrain.errors import DeviceError, StoppedBySignal
 from mtrain.machine import runtime
 from mtrain.model.transformer import Transformer
 from mtrain.training import trial
@@ -25,7 +26,7 @@ TRIAL = Trial(update_s=1.0, tokens_per_s=100.0, peak_bytes=1, n_micro_batches=1.
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
+def nothing_compiled():
     torch.compiler.reset()
     counters.clear()
     yield
@@ -180,3 +181,70 @@ def test_a_machine_that_cannot_compile_says_so_where_it_is_asked_to(monkeypatch,
 )
 def test_when_compiling_is_tried(wish, device, training_s, expected):
     assert should_compile(wish, torch.device(device), training_s) is expected
+
+
+# -- a whole training ------------------------------------------------------------------------
+
+directory, workspace = test_train.directory, test_train.workspace
+
+
+def compile_in_python(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let layers be traced, but not turned into C++; -> how many were, each time"""
+    numbers: list[int] = []
+
+    def compile_layers(layers: list[nn.Module]) -> None:
+        numbers.append(len(layers))
+        for layer in layers:
+            layer.compile(backend="eager", dynamic=True)
+
+    monkeypatch.setattr(runtime, "compile_layers", compile_layers)
+    return numbers
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, on its way
+def test_a_compiled_run_is_the_same_and_resumes_compiled(workspace, tmp_path, monkeypatch, capsys):
+    expected = workspace.train(tmp_path / "straight", "train.max_steps=4")
+    numbers = compile_in_python(monkeypatch)
+    settings = ["train.max_steps=4", "train.compile=true"]
+    with pytest.raises(StoppedBySignal):
+        workspace.train(tmp_path / "run", *settings, on_step=raise_signal(signal.SIGTERM, at=2))
+    assert re.search(r"^layers +compiled$", capsys.readouterr().err, re.MULTILINE)
+    assert numbers == [2]
+    run = workspace.train(tmp_path / "run", settings[0], "train.compile=auto")
+    assert numbers == [2, 2]
+    assert outcome(run).progress["is_compiled"]
+    ours, theirs = outcome(run).tensors, outcome(expected).tensors
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_resumed_run_may_leave_compiling(workspace, tmp_path, monkeypatch):
+    numbers: list[int] = []
+    monkeypatch.setattr(runtime, "compile_layers", lambda layers: numbers.append(len(layers)))
+    workspace.train(tmp_path / "run", "train.compile=true", "train.max_steps=1")
+    run = workspace.train(tmp_path / "run", "train.compile=false", "train.max_steps=2")
+    assert numbers == [2]
+    assert not outcome(run).progress["is_compiled"]
+
+
+def test_a_compiled_run_says_where_it_cannot_be_compiled_again(
+    workspace, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runtime, "compile_layers", lambda layers: None)
+    workspace.train(tmp_path / "run", "train.compile=true", "train.max_steps=1")
+
+    def break_layers(layers: list[nn.Module]) -> None:
+        def fail(module: nn.Module, args: Any) -> None:
+            raise RuntimeError("Failed to find C compiler.")
+
+        for layer in layers:
+            layer.register_forward_pre_hook(fail)
+
+    monkeypatch.setattr(runtime, "compile_layers", break_layers)
+    with pytest.raises(DeviceError, match="C compiler") as raised:
+        workspace.train(tmp_path / "run", "train.max_steps=2", "train.compile=auto")
+    assert "`train.compile` to `false`" in raised.value.fix
+    workspace.train(tmp_path / "run", "train.max_steps=1")  # nothing to do, so nothing compiled
+    assert "nothing to do" in capsys.readouterr().err
+    run = workspace.train(tmp_path / "run", "train.max_steps=2", "train.compile=false")
+    assert outcome(run).progress["step"] == 2

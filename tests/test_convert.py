@@ -1,9 +1,6 @@
 """CTranslate2 computes with converted weights what we compute with ours."""
 
-from __future__ import annotations
-
 import builtins
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +69,14 @@ def their_log_probs(model: Transformer, directory: Path, quantization: str) -> l
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_every_model_of_ours_scores_the_same(changes: Mapping[str, str], tmp_path: Path) -> None:
+def test_every_model_of_ours_scores_the_same(changes, tmp_path):
     model = make(**changes)
     theirs = their_log_probs(model, tmp_path, "float32")
     for our_row, their_row in zip(our_log_probs(model), theirs, strict=True):
         assert their_row == pytest.approx(our_row, abs=2e-5)
 
 
-def test_a_quantised_model_scores_nearly_the_same(tmp_path: Path) -> None:
+def test_a_quantised_model_scores_nearly_the_same(tmp_path):
     model = make()
     theirs = their_log_probs(model, tmp_path, "int8")  # first: the weights must stay as they were
     ours = our_log_probs(model)
@@ -88,7 +85,7 @@ def test_a_quantised_model_scores_nearly_the_same(tmp_path: Path) -> None:
     assert np.corrcoef(np.concatenate(ours), np.concatenate(theirs))[0, 1] > 0.9
 
 
-def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
     real_import = builtins.__import__
 
     def refuse(name: str, *rest: Any) -> Any:

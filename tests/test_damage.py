@@ -4,8 +4,6 @@ Each command either says in a sentence what is wrong (exit code 2, 3 or 4), or d
 does with the whole run. It never ends in a traceback, and never in another translation.
 """
 
-from __future__ import annotations
-
 import builtins
 import errno
 import json
@@ -155,7 +153,7 @@ COMMANDS = {  # those that change the run come last
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory):
     """The directory of a run that was trained for 150 steps, scored, and asked for word links."""
     directory = tmp_path_factory.mktemp("whole")
     write_reverse_task(directory, n_train=600)
@@ -175,12 +173,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def directory(whole: Path, tmp_path: Path) -> Path:
+def directory(whole, tmp_path):
     return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
-def expected(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def expected(whole, tmp_path_factory):
     """What each command makes of the whole run."""
     copy = Path(shutil.copytree(whole, tmp_path_factory.mktemp("expected") / "copy"))
     results = {name: command(copy) for name, command in COMMANDS.items()}
@@ -199,20 +197,16 @@ def check(directory: Path, expected: dict[str, object], name: str, kind: str) ->
 EVERY = [(name, kind) for name in FILES for kind in (*DAMAGES, *PLACES)]
 
 
-@pytest.mark.parametrize(("name", "kind"), [*EVERY[::37], ("config.yaml", "pipe")])
-def test_some_damage_before_every_command(
-    directory: Path, expected: dict[str, object], name: str, kind: str
-) -> None:
+@pytest.mark.parametrize(("name", "kind"), [*EVERY[::61], ("config.yaml", "pipe")])
+def test_some_damage_before_every_command(directory, expected, name, kind):
     check(directory, expected, name, kind)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_more_damage_before_every_command(
-    whole: Path, expected: dict[str, object], tmp_path: Path, name: str
-) -> None:
-    """Every eighth; `MTRAIN_DAMAGE_STRIDE=1` for all."""
-    stride = int(os.environ.get("MTRAIN_DAMAGE_STRIDE", "8"))
+def test_more_damage_before_every_command(whole, expected, tmp_path, name):
+    """Every sixteenth; `MTRAIN_DAMAGE_STRIDE=1` for all."""
+    stride = int(os.environ.get("MTRAIN_DAMAGE_STRIDE", "16"))
     for number, (file, kind) in enumerate(EVERY):
         if file == name and number % stride == 0:
             copy = Path(shutil.copytree(whole, tmp_path / str(number)))
@@ -220,7 +214,7 @@ def test_more_damage_before_every_command(
             shutil.rmtree(copy)
 
 
-def test_translations_of_an_older_run_that_are_cut_short(directory: Path) -> None:
+def test_translations_of_an_older_run_that_are_cut_short(directory):
     """It has the text alone, without its sources."""
     stem = directory / RUN / "translations" / "reversed.best"
     stem.with_name("reversed.best.jsonl").unlink()
@@ -231,7 +225,7 @@ def test_translations_of_an_older_run_that_are_cut_short(directory: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["valid.source", "reversed.target"])
-def test_a_report_says_that_text_was_changed(directory: Path, name: str) -> None:
+def test_a_report_says_that_text_was_changed(directory, name):
     damage(directory / RUN / "data" / name, "lines lost")
     done = invoke("report", RUN, cwd=directory)
     split = name.partition(".")[0]
@@ -257,7 +251,7 @@ def test_a_report_says_that_text_was_changed(directory: Path, name: str) -> None
     ids=" ".join,
 )
 @pytest.mark.parametrize("max_steps", [150, 151])
-def test_training_deletes_no_results(directory: Path, gone: list[str], max_steps: int) -> None:
+def test_training_deletes_no_results(directory, gone, max_steps):
     """Part of a run is gone, perhaps to save room: the rest stays, and --fresh is named."""
     run = directory / RUN
     for path in [path for pattern in gone for path in run.glob(pattern)]:
@@ -275,7 +269,7 @@ def test_training_deletes_no_results(directory: Path, gone: list[str], max_steps
     assert after == before
 
 
-def test_fresh_keeps_the_rest_under_another_name(directory: Path) -> None:
+def test_fresh_keeps_the_rest_under_another_name(directory):
     run = directory / RUN
     shutil.rmtree(run / "checkpoints")
     weights = (run / "model.safetensors").read_bytes()
@@ -286,14 +280,13 @@ def test_fresh_keeps_the_rest_under_another_name(directory: Path) -> None:
 
 # -- prepared data ---------------------------------------------------------------------------
 
+SOME = ("cut", "empty", "list of lists", "retyped", "deep", "not UTF-8", "directory", "removed")
 PREPARED = ("source.ids", "target.ids", "source.offsets", "target.offsets", "sources")
 
 
 @pytest.mark.parametrize("resumes", [False, True], ids=["new", "resumed"])
 @pytest.mark.parametrize("name", [f"train.{name}" for name in PREPARED])
-def test_prepared_numbers_that_cannot_be_are_refused(
-    directory: Path, name: str, resumes: bool
-) -> None:
+def test_prepared_numbers_that_cannot_be_are_refused(directory, name, resumes):
     """All bits of some number in the middle are set: the size of the file is what it was."""
     if not resumes:
         shutil.rmtree(directory / RUN)
@@ -315,7 +308,7 @@ def test_prepared_numbers_that_cannot_be_are_refused(
         *("word_counts.json", "report.json"),
     ],
 )
-def test_a_new_run_takes_no_prepared_file_with_a_flipped_bit(directory: Path, name: str) -> None:
+def test_a_new_run_takes_no_prepared_file_with_a_flipped_bit(directory, name):
     shutil.rmtree(directory / RUN)
     [path] = directory.glob(f"data/reverse/*/{name}")
     path.write_bytes(flipped(path.read_bytes()))
@@ -325,8 +318,8 @@ def test_a_new_run_takes_no_prepared_file_with_a_flipped_bit(directory: Path, na
     assert not (directory / RUN / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("kind", [*DAMAGES, "removed", "directory"])
-def test_the_manifest_of_prepared_data(directory: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", SOME)
+def test_the_manifest_of_prepared_data(directory, kind):
     """Data without a whole manifest is prepared again, or refused."""
     shutil.rmtree(directory / RUN)
     [path] = directory.glob("data/reverse/*/manifest.json")
@@ -336,10 +329,8 @@ def test_the_manifest_of_prepared_data(directory: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["reverse.lock", "data/reverse/inputs.json"])
-@pytest.mark.parametrize("kind", [*DAMAGES, *PLACES])
-def test_what_prepare_remembers_of_its_sources(directory: Path, name: str, kind: str) -> None:
-    if not (directory / name).exists():
-        pytest.skip("local files need no lock")
+@pytest.mark.parametrize("kind", SOME)
+def test_what_prepare_remembers_of_its_sources(directory, name, kind):
     damage(directory / name, kind)
     done = invoke("train", "reverse.yaml", *SMALL, "--set=train.max_steps=151", cwd=directory)
     assert done.returncode in {0, *REFUSED}, done.stderr
@@ -348,9 +339,7 @@ def test_what_prepare_remembers_of_its_sources(directory: Path, name: str, kind:
 # -- a run that cannot be written ------------------------------------------------------------
 
 
-def test_eval_of_a_run_that_cannot_be_written_shows_its_scores(
-    directory: Path, expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eval_of_a_run_that_cannot_be_written_shows_its_scores(directory, expected, monkeypatch):
     closed = (directory / RUN).resolve()
     with monkeypatch.context() as patch:
         close(patch, closed)

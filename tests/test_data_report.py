@@ -1,7 +1,5 @@
 """Tests of mtrain.data.data_report: counts and examples, however they were gathered."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import random
@@ -38,7 +36,7 @@ def make(kept: Sequence[Kept], dropped: Sequence[tuple[int, str, tuple[str, str]
     return report
 
 
-def test_what_is_counted() -> None:
+def test_what_is_counted():
     report = make(
         [(0, ("ein Haus", "a house"), ([4, 9], [5])), (1, ("ja", "a house"), ([4], [8, 8, 8]))],
         [(1, "numbers", ("3 Häuser", "4 houses"))],
@@ -80,7 +78,7 @@ def test_what_is_counted() -> None:
     assert table_of_entries({"entries": tree["entries"] * 4})[0] == ["training text", "pairs"]
 
 
-def test_parts_merge_to_the_same_report_in_any_order() -> None:
+def test_parts_merge_to_the_same_report_in_any_order():
     generator = random.Random(1)
     kept: list[Kept] = [
         (generator.randrange(2), (f"satz {i}", "sentence"), ([i % 10], [1, 2])) for i in range(40)
@@ -98,7 +96,7 @@ def test_parts_merge_to_the_same_report_in_any_order() -> None:
     assert len({tuple(example) for example in examples}) == N_EXAMPLES
 
 
-def test_near_matches_show_both_sentences() -> None:
+def test_near_matches_show_both_sentences():
     report = make([], [])
     match = NearMatch("valid", 7, "target", "known text", 0.8)
     report.add_near_match(match, ("source", "found text"))
@@ -107,7 +105,7 @@ def test_near_matches_show_both_sentences() -> None:
     ]
 
 
-def test_suspicions_that_counts_give_rise_to() -> None:
+def test_suspicions_that_counts_give_rise_to():
     kept: list[Kept] = [(0, (f"s{i}", f"t{i}"), ([9] * 5, [1])) for i in range(30)]
     report = make(kept, [(0, "numbers", (f"{i}", "x")) for i in range(20)])
     numbers, in_bytes = suspicions_of_report(report, {})
@@ -115,7 +113,7 @@ def test_suspicions_that_counts_give_rise_to() -> None:
     assert "100% of the source pieces spell a character in bytes" in in_bytes
 
 
-def test_repeated_texts_are_counted_by_their_hashes() -> None:
+def test_repeated_texts_are_counted_by_their_hashes():
     hashes = np.array([7, 5, 9, 5, 7, 5, 1], np.uint64)
     assert find_repeated(hashes) == [(1, 3), (0, 2)]
     assert find_repeated(hashes[:0]) == []
@@ -125,7 +123,7 @@ def test_repeated_texts_are_counted_by_their_hashes() -> None:
     assert len(find_repeated(many)) == N_REPEATED
 
 
-def test_a_target_that_is_too_frequent_is_suspicious() -> None:
+def test_a_target_that_is_too_frequent_is_suspicious():
     report = make([(0, (f"s{i}", "t"), ([1], [1])) for i in range(1001)], [])
     report.repeated_targets = [("Page not found", 20)]
     tree = report.to_json()

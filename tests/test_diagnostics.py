@@ -1,7 +1,5 @@
 """Planted faults are found, references raise no alarm, and what is unusual but right is let be."""
 
-from __future__ import annotations
-
 import random
 from itertools import product
 
@@ -48,7 +46,7 @@ def plant(**faults: tuple[int, str]) -> Diagnosis:
     return diagnose_lines(SOURCES, outputs, REFERENCES)
 
 
-def test_references_raise_no_alarm() -> None:
+def test_references_raise_no_alarm():
     for references in (REFERENCES, None):
         assert found(diagnose_lines(SOURCES, REFERENCES, references)) == {}
     diagnosis = diagnose_lines(SOURCES, REFERENCES, REFERENCES)
@@ -56,7 +54,7 @@ def test_references_raise_no_alarm() -> None:
     assert [d.name for d in diagnosis.diagnostics if d.reference_rate is None] == ["names"]
 
 
-def test_each_planted_fault_is_found_by_its_diagnostic() -> None:
+def test_each_planted_fault_is_found_by_its_diagnostic():
     rng = random.Random(5)
     faults: dict[str, list[str]] = {
         "copied": SOURCES,
@@ -85,14 +83,14 @@ def test_each_planted_fault_is_found_by_its_diagnostic() -> None:
         assert named == set(lines), name  # nothing else is accused
 
 
-def test_a_lost_name_is_named() -> None:
+def test_a_lost_name_is_named():
     line = REFERENCES.index(next(text for text in REFERENCES if text.startswith("Anna")))
     diagnosis = plant(name=(line, REFERENCES[line].replace("Anna", "Sie")))
     assert found(diagnosis) == {"names": [line]}
     assert "names" not in found(plant(name=(line, REFERENCES[line].replace("Anna", "Annas"))))
 
 
-def test_the_worst_come_first() -> None:
+def test_the_worst_come_first():
     one = REFERENCES[3][:-1]
     diagnosis = plant(a=(3, f"{one} im Dorf im Dorf."), b=(9, "Ein " + "Mann " * 9 + "."))
     [repeated] = [d for d in diagnosis.diagnostics if d.name == "repeated"]
@@ -100,13 +98,13 @@ def test_the_worst_come_first() -> None:
     assert repeated.worst[0] == Suspect(9, 8, "“mann” 9 times in a row")
 
 
-def test_at_most_twenty_are_shown_and_all_are_listed() -> None:
+def test_at_most_twenty_are_shown_and_all_are_listed():
     diagnosis = diagnose_lines(SOURCES, [""] * len(PAIRS), REFERENCES)
     assert len(diagnosis.diagnostics[0].worst) == 20
     assert diagnosis.diagnostics[0].lines == list(range(len(PAIRS)))
 
 
-def test_what_was_learnt_by_heart() -> None:
+def test_what_was_learnt_by_heart():
     known = set(REFERENCES[:6])
     diagnosis = diagnose(
         *(SOURCES, REFERENCES, REFERENCES),
@@ -124,7 +122,7 @@ def test_what_was_learnt_by_heart() -> None:
     )
 
 
-def test_control_characters_in_the_corpus_are_named() -> None:
+def test_control_characters_in_the_corpus_are_named():
     diagnosis = plant(control=(4, REFERENCES[4].replace(" ", "\x07 ", 1)))
     [unknown] = [d for d in diagnosis.diagnostics if d.name == "unknown_characters"]
     assert unknown.worst == [Suspect(4, 1, "U+0007")]
@@ -132,13 +130,13 @@ def test_control_characters_in_the_corpus_are_named() -> None:
     assert found(diagnose_lines(SOURCES, references, references)) == {}  # as the reference has them
 
 
-def test_few_sentences_know_no_language() -> None:
+def test_few_sentences_know_no_language():
     diagnosis = diagnose_lines(["A dog."], ["Ein Hund."], ["Ein Hund."])
     assert "too few" in diagnosis.skipped["language"]
     assert set(diagnosis.skipped) | {d.name for d in diagnosis.diagnostics} == set(TITLES)
 
 
-def test_unequal_counts_are_refused() -> None:
+def test_unequal_counts_are_refused():
     with pytest.raises(DataError, match="2 hypotheses cannot be scored against 1 references"):
         diagnose_lines(["a"], ["a", "b"], None)
 
@@ -148,7 +146,7 @@ texts = st.text(max_size=40)
 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=8))
-def test_any_text_can_be_judged(lines: list[tuple[str, str, str]]) -> None:
+def test_any_text_can_be_judged(lines):
     sources, outputs, references = (list(side) for side in zip(*lines, strict=True))
     for diagnostic in diagnose_lines(sources, outputs, references).diagnostics:
         assert 0 <= diagnostic.low <= diagnostic.rate <= diagnostic.high <= 1
@@ -181,7 +179,7 @@ def test_any_text_can_be_judged(lines: list[tuple[str, str, str]]) -> None:
         ("May 5", "5. Mai"),
     ],
 )
-def test_numbers_are_the_same_in_any_notation(source: str, target: str) -> None:
+def test_numbers_are_the_same_in_any_notation(source, target):
     numbers = Numbers("en", "de")
     assert numbers.lost(Sentence(0, source, target, None)) is None
     assert numbers.invented(Sentence(0, source, target, None)) is None
@@ -197,15 +195,13 @@ def test_numbers_are_the_same_in_any_notation(source: str, target: str) -> None:
         ("from 34 to 56", "von 34 bis 57", "56 missing", "57 invented"),
     ],
 )
-def test_other_numbers_are_not(
-    source: str, target: str, lost: str | None, invented: str | None
-) -> None:
+def test_other_numbers_are_not(source, target, lost, invented):
     numbers, sentence = Numbers("en", "de"), Sentence(0, source, target, None)
     for fault, detail in ((numbers.lost(sentence), lost), (numbers.invented(sentence), invented)):
         assert (fault.detail if fault else None) == detail
 
 
-def test_the_reference_excuses() -> None:
+def test_the_reference_excuses():
     numbers = Numbers("en", "de")
     assert numbers.lost(Sentence(0, "in 1999", "vor Jahren", "damals")) is None
     assert numbers.lost(Sentence(0, "in 1999", "vor Jahren", "1999")) is not None
@@ -219,7 +215,7 @@ def test_the_reference_excuses() -> None:
 # -- shares ----------------------------------------------------------------------------------
 
 
-def test_the_interval_of_wilson() -> None:
+def test_the_interval_of_wilson():
     # by hand: (0.1 + 0.0192 -+ 1.96 sqrt(0.0009 + 0.000096)) / 1.0384
     assert wilson_interval(10, 100) == pytest.approx((0.0552, 0.1744), abs=1e-4)
     assert wilson_interval(0, 100) == pytest.approx((0, 0.0370), abs=1e-4)

@@ -1,7 +1,5 @@
 """Several processes train one model: the same mathematics as one, whatever their number."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -59,7 +57,7 @@ decode: {beam_size: 1}
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("words")
     generator = random.Random(0)
     lines = {" ".join(generator.choices("abcdef", k=generator.randint(2, 9))) for _ in range(90)}
@@ -131,7 +129,7 @@ def assert_near(run: RunDir, other: RunDir) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(forker: Forker, directory: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def alone(forker, directory, tmp_path_factory):
     return train(forker, directory, tmp_path_factory.mktemp("alone") / "run", 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TrainedRun, invoke
+from conftest import invoke
 
 from mtrain.decoding.ctranslate2 import CTranslate2Engine
 from mtrain.decoding.engine import Pair, Search, Segment
@@ -19,18 +19,16 @@ ctranslate2 = pytest.importorskip("ctranslate2")
 
 
 @pytest.fixture(scope="module")
-def ours(trained_run: TrainedRun) -> Translator:
+def ours(trained_run):
     return Translator.from_run(trained_run.path, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
-def theirs(ours: Translator) -> Translator:
+def theirs(ours):
     return ours.with_ctranslate2()
 
 
-def test_greedy_search_is_the_same_in_both(
-    ours: Translator, theirs: Translator, trained_run: TrainedRun
-) -> None:
+def test_greedy_search_is_the_same_in_both(ours, theirs, trained_run):
     lines = ["", *trained_run.test_sources, " "]
     mine = ours.translate_detailed(lines, beam_size=1)
     other = theirs.translate_detailed(lines, beam_size=1)
@@ -39,9 +37,7 @@ def test_greedy_search_is_the_same_in_both(
     assert [t.hypotheses[0].tokens for t in other] == [t.hypotheses[0].tokens for t in mine]
 
 
-def test_their_beam_mostly_finds_the_same_and_nothing_better(
-    ours: Translator, theirs: Translator, trained_run: TrainedRun
-) -> None:
+def test_their_beam_mostly_finds_the_same_and_nothing_better(ours, theirs, trained_run):
     """Ours goes on where a live hypothesis is better than those finished."""
     mine = ours.translate_detailed(trained_run.test_sources, beam_size=3)
     other = theirs.translate_detailed(trained_run.test_sources, beam_size=3)
@@ -50,16 +46,14 @@ def test_their_beam_mostly_finds_the_same_and_nothing_better(
     assert all(b.score < a.score + 1e-4 for a, b in zip(mine, other, strict=True))
 
 
-def test_their_n_best_come_best_first(theirs: Translator, trained_run: TrainedRun) -> None:
+def test_their_n_best_come_best_first(theirs, trained_run):
     (line,) = theirs.translate_detailed(trained_run.test_sources[:1], beam_size=4, n_best=3)
     assert len(line.hypotheses) == 3
     scores = [hypothesis.score for hypothesis in line.hypotheses]
     assert scores == sorted(scores, reverse=True)
 
 
-def test_their_score_is_that_of_the_forced_output(
-    ours: Translator, theirs: Translator, trained_run: TrainedRun
-) -> None:
+def test_their_score_is_that_of_the_forced_output(ours, theirs, trained_run):
     source = trained_run.test_sources[3]
     (found,) = theirs.translate_detailed([source], beam_size=2, length_penalty=1.0)
     ids = [
@@ -70,26 +64,24 @@ def test_their_score_is_that_of_the_forced_output(
     assert found.score == pytest.approx(sum(log_probs) / len(log_probs), abs=1e-5)
 
 
-def test_an_exact_stop_is_refused(theirs: Translator) -> None:
+def test_an_exact_stop_is_refused(theirs):
     with pytest.raises(UsageError, match="exact stop"):
         theirs.check(Search.of(theirs.config.decode, exact_stop=True))
 
 
-def test_both_score_given_pairs_alike(
-    ours: Translator, theirs: Translator, trained_run: TrainedRun
-) -> None:
+def test_both_score_given_pairs_alike(ours, theirs, trained_run):
     pairs = trained_run.test_sources[:5], trained_run.test_sources[5:10]
     mine, other = ours.score(*pairs), theirs.score(*pairs)
     assert [p.log_prob for p in other] == pytest.approx([p.log_prob for p in mine], abs=1e-3)
 
 
-def test_a_prefix_is_refused(theirs: Translator) -> None:
+def test_a_prefix_is_refused(theirs):
     segment = Segment(0, [5], max_length=9, prefix=[6], key=0)
     with pytest.raises(UsageError, match="does not support prefixes"):
         list(theirs.engine.search([[segment]], Search(beam_size=1, length_penalty=1.0)))
 
 
-def test_on_the_command_line(trained_run: TrainedRun, ours: Translator) -> None:
+def test_on_the_command_line(trained_run, ours):
     sources = trained_run.test_sources[:5]
     done = invoke(
         *("translate", trained_run.path, "--engine", "ctranslate2", "--quantization", "float32"),
@@ -124,9 +116,7 @@ def test_it_computes_on_the_gpu_where_the_model_is(
         (["--engine", "ctranslate2", "--quantization", "int8_float16"], "int8_float16"),
     ],
 )
-def test_what_cannot_be_done_is_said(
-    trained_run: TrainedRun, tmp_path: Path, arguments: list[str], said: str
-) -> None:
+def test_what_cannot_be_done_is_said(trained_run, tmp_path, arguments, said):
     done = invoke("translate", trained_run.path, *arguments, cwd=tmp_path, stdin="a\n")
     assert done.returncode == 2
     assert said in done.stderr

@@ -43,7 +43,7 @@ def drawn(config: Config, prepared: Prepared, number: int, name: str = "x") -> d
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_every_epoch_draws_the_same_text_anew(kind: str) -> None:
+def test_every_epoch_draws_the_same_text_anew(kind):
     settings = {"sampling": 0.3, "type": kind}
     config = make_config(tokenizer=settings)
     prepared = prepare(config, CONFIG)
@@ -66,7 +66,7 @@ def test_every_epoch_draws_the_same_text_anew(kind: str) -> None:
 
 
 @pytest.mark.parametrize("sampling", [0.0, 0.3])
-def test_in_two_epochs_of_both_directions_every_pair_comes_once_each_way(sampling: float) -> None:
+def test_in_two_epochs_of_both_directions_every_pair_comes_once_each_way(sampling):
     config = make_config(tokenizer={"sampling": sampling, "type": "bpe"})
     prepared = prepare(config, CONFIG)
     made = epochs_of(config, prepared)
@@ -86,7 +86,7 @@ def test_in_two_epochs_of_both_directions_every_pair_comes_once_each_way(samplin
     assert text_of(made.open(6).store, prepared) == PAIRS
 
 
-def test_several_processes_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_draw_the_same(monkeypatch):
     config = make_config(tokenizer={"sampling": 0.3, "type": "bpe"})
     for module in (corpus, identity, epochs):
         monkeypatch.setattr(module, "CHUNK_PAIRS", 20)
@@ -97,7 +97,7 @@ def test_several_processes_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     assert drawn(config, prepared, 3) == one
 
 
-def test_a_pair_that_is_cut_too_small_keeps_its_best_pieces() -> None:
+def test_a_pair_that_is_cut_too_small_keeps_its_best_pieces():
     config = make_config(tokenizer={"sampling": 0.9, "type": "bpe"})
     longest = max(map(len, encode(config)))
     config = make_config(tokenizer={"sampling": 0.9, "type": "bpe"}, max_length=longest)
@@ -117,7 +117,7 @@ def encode(config: Config) -> list[list[int]]:
     ]
 
 
-def test_without_sampling_no_text_is_kept_and_nothing_is_drawn() -> None:
+def test_without_sampling_no_text_is_kept_and_nothing_is_drawn():
     config = make_config()
     prepared = prepare(config, CONFIG)
     assert not (prepared.path / "train.text").exists()
@@ -127,7 +127,7 @@ def test_without_sampling_no_text_is_kept_and_nothing_is_drawn() -> None:
     assert not Path("x").exists()
 
 
-def test_how_much_is_drawn_and_mixed_needs_no_new_data() -> None:
+def test_how_much_is_drawn_and_mixed_needs_no_new_data():
     prepared = prepare(make_config(tokenizer={"sampling": 0.1}), CONFIG)
     train = files("train", PAIRS).model_copy(update={"weight": 2.0})
     for other in (
@@ -140,7 +140,7 @@ def test_how_much_is_drawn_and_mixed_needs_no_new_data() -> None:
 
 
 @pytest.mark.parametrize("sampling", [0.0, 0.3])
-def test_tags_stand_in_front_of_the_sources_of_their_entries(sampling: float) -> None:
+def test_tags_stand_in_front_of_the_sources_of_their_entries(sampling):
     plain, tagged = files("a", PAIRS[:40]), files("b", PAIRS[40:])
     tagged = tagged.model_copy(update={"tag": "bt"})
     test = {"toy": files("test", TEST).model_copy(update={"tag": "bt"})}

@@ -1,11 +1,8 @@
 """Hostile inputs, a few of each kind; `slow`: 100,000; `tests/fuzzing.py N`: any number."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fuzzing
@@ -21,13 +18,13 @@ INPUTS = numbered(2000, list(KINDS))
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
+def bench():
     with fuzzing.opened_bench() as opened:
         yield opened
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hostile_inputs_are_refused_or_come_back(kind: str, bench: Bench) -> None:
+def test_hostile_inputs_are_refused_or_come_back(kind, bench):
     inputs = [each for each in INPUTS if each[0] == kind]
     tallies = fuzzing.tally(bench, SEED, inputs)
     assert sum(tallies[kind].counts) == len(inputs)
@@ -35,9 +32,10 @@ def test_hostile_inputs_are_refused_or_come_back(kind: str, bench: Bench) -> Non
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_of_them() -> None:
+def test_a_hundred_thousand_of_them():
     n_inputs = int(os.environ.get("MTRAIN_FUZZ_INPUTS", "100000"))
-    tallies = fuzzing.tally_in_processes(SEED, n_inputs, list(KINDS), os.cpu_count() or 1)
+    n_processes = 1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1
+    tallies = fuzzing.tally_in_processes(SEED, n_inputs, list(KINDS), n_processes)
     print(fuzzing.table(tallies))
     failures = fuzzing.failures_of(tallies)
     assert not failures, fuzzing.described(failures)
@@ -95,9 +93,7 @@ def take_memory(given: Given, bench: Bench) -> None:
         (take_memory, FAILED, "MiB"),
     ],
 )
-def test_what_an_input_does_is_noticed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, check, outcome: int, place: str
-) -> None:
+def test_what_an_input_does_is_noticed(bench, monkeypatch, check, outcome, place):
     if check is take_long:
         monkeypatch.setattr(fuzzing, "LIMIT_S", 0.2)
     monkeypatch.setitem(KINDS, "tried", Kind(1, lambda random, bench: {"a": 1}, check))
@@ -109,16 +105,14 @@ def test_what_an_input_does_is_noticed(
     assert bench.strangers() == []
 
 
-def test_a_seed_gives_the_same_inputs(bench: Bench) -> None:
+def test_a_seed_gives_the_same_inputs(bench):
     for kind in KINDS.values():
         kind.prepare(bench)
         once, again = (kind.make(fuzzing.generator_of(SEED, "x", 1), bench) for _ in range(2))
         assert once == again
 
 
-def test_a_crash_is_noted_and_the_rest_tried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_is_noted_and_the_rest_tried(tmp_path, monkeypatch):
     """The process of the inputs ends by a signal: here before its second one, by hand."""
     crashing = tmp_path / "fuzzing.py"
     crashing.write_text(

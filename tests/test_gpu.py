@@ -1,7 +1,5 @@
 """What only a GPU can show, on a small model that learns: `pytest -m gpu`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -20,7 +18,7 @@ DEVICE = "cuda"
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def task(tmp_path_factory):
     """A config whose data is prepared."""
     config = write_reverse_task(tmp_path_factory.mktemp("gpu"))
     assert invoke("prepare", config.name, cwd=config.parent).returncode == 0
@@ -37,7 +35,7 @@ def train(task: Path, name: str, *settings: str) -> RunDir:
 
 
 @pytest.fixture(scope="module")
-def run(task: Path) -> RunDir:
+def run(task):
     return train(task, "plain")
 
 

@@ -1,16 +1,13 @@
 """Hub data sets, read by the real libraries from a hub on loopback."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, run_mtrain
-from hub_server import Hub, Repository, card, environment, running_hub, translations, use_hub
+from hub_server import Repository, card, environment, running_hub, translations, use_hub
 from sacrebleu.dataset import DATASETS
 from test_catalogues import archive_of_newstest, files_of
 from test_sources import read as read_entry
@@ -46,13 +43,13 @@ def toy_repository() -> Repository:
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
+def hub():
     with running_hub() as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _surroundings(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     use_hub(hub, tmp_path, monkeypatch)
     hub.repositories = {"wmt/toy": toy_repository()}
@@ -60,7 +57,7 @@ def _surroundings(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def lock(tmp_path: Path) -> Lock:
+def lock(tmp_path):
     return Lock.open(tmp_path / "my.yaml")
 
 
@@ -72,7 +69,7 @@ def read(lock: Lock, **keys: Any) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in read_entry(entry(**keys), lock)]
 
 
-def test_a_split_is_read_and_locked(lock: Lock, hub: Hub) -> None:
+def test_a_split_is_read_and_locked(lock, hub):
     assert read(lock, name="toy") == TRAIN
     facts = lock.sources["hub:wmt/toy de-en train"]
     assert facts["name"] == "toy"
@@ -86,16 +83,14 @@ def test_a_split_is_read_and_locked(lock: Lock, hub: Hub) -> None:
     assert read(lock, split="validation", languages=("de", "en")) == [("eine Katze", "one cat")]
 
 
-def test_what_is_locked_and_cached_needs_no_network(lock: Lock, hub: Hub) -> None:
+def test_what_is_locked_and_cached_needs_no_network(lock, hub):
     read(lock)
     hub.requests.clear()
     assert read(lock) == TRAIN
     assert hub.requests == []
 
 
-def test_the_lock_and_the_mirror_need_no_hub(
-    lock: Lock, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lock_and_the_mirror_need_no_hub(lock, hub, tmp_path, monkeypatch):
     files_of(entry(), lock)
     for path in (FIRST, SECOND):
         mirrored = tmp_path / "mirror" / "any" / "folder" / Path(path).name
@@ -107,7 +102,7 @@ def test_the_lock_and_the_mirror_need_no_hub(
     assert hub.requests == []
 
 
-def test_a_newer_commit_does_not_change_what_is_locked(lock: Lock, hub: Hub) -> None:
+def test_a_newer_commit_does_not_change_what_is_locked(lock, hub):
     read(lock)
     hub.repositories["wmt/toy"].revision = "b" * 40
     hub.repositories["wmt/toy"].files[FIRST] = translations(VALID, ("en", "de"))
@@ -115,20 +110,20 @@ def test_a_newer_commit_does_not_change_what_is_locked(lock: Lock, hub: Hub) -> 
     assert lock.sources["hub:wmt/toy de-en train"]["revision"] == REVISION
 
 
-def test_a_file_that_changed_under_its_commit_is_an_error(lock: Lock, hub: Hub) -> None:
+def test_a_file_that_changed_under_its_commit_is_an_error(lock, hub):
     files_of(entry(), lock)
     hub.repositories["wmt/toy"].files[FIRST] = translations(VALID, ("en", "de"))
     with pytest.raises(DownloadError, match=r"train-00000-of-00002\.parquet of wmt/toy has the wr"):
         read(lock)
 
 
-def test_large_sets_are_streamed(lock: Lock, hub: Hub, tmp_path: Path) -> None:
+def test_large_sets_are_streamed(lock, hub, tmp_path):
     assert read(lock, stream_above_gib=0.0) == TRAIN
     assert lock.sources["hub:wmt/toy de-en train"]["pairs"] == 10
     assert not list((tmp_path / "cache").rglob("*.parquet"))
 
 
-def test_other_formats_are_streamed(lock: Lock, hub: Hub) -> None:
+def test_other_formats_are_streamed(lock, hub):
     lines = "".join(json.dumps({"text": s, "gold": t}) + "\n" for s, t in TRAIN)
     hub.repositories["wmt/json"] = Repository({"train.jsonl": lines.encode()})
     keys = {"hub": "wmt/json", "config": None, "source_column": "text", "target_column": "gold"}
@@ -148,16 +143,14 @@ def test_other_formats_are_streamed(lock: Lock, hub: Hub) -> None:
         ({"languages": ("en", "cs")}, "no column of text `translation.cs` or `cs` or `target`"),
     ],
 )
-def test_what_is_not_there_is_named(
-    lock: Lock, hub: Hub, keys: dict[str, Any], message: str
-) -> None:
+def test_what_is_not_there_is_named(lock, hub, keys, message):
     hub.repositories["wmt/closed"] = Repository({}, is_gated=True)
     with pytest.raises(DataError, match=message) as error:
         read(lock, **keys)
     assert error.value.fix
 
 
-def test_no_hub_at_all(lock: Lock, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_hub_at_all(lock, hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="the hub data set wmt/toy cannot be read") as error:
         read(lock)
@@ -165,9 +158,7 @@ def test_no_hub_at_all(lock: Lock, hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("size", ["base", "big"])
-def test_the_shipped_wmt14_configs_find_their_data(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
-) -> None:
+def test_the_shipped_wmt14_configs_find_their_data(hub, tmp_path, monkeypatch, size):
     """From hub and sacreBLEU to prepared data, with a few pairs instead of 4.5 million."""
     shards = [TRAIN[:4], TRAIN[4:8], TRAIN[8:]]
     files = {
@@ -200,7 +191,7 @@ def test_the_shipped_wmt14_configs_find_their_data(
 
 
 @pytest.mark.slow
-def test_the_command_obeys_hf_endpoint(hub: Hub, tmp_path: Path) -> None:
+def test_the_command_obeys_hf_endpoint(hub, tmp_path):
     """The round trip of a user: a process of its own that knows the hub by its environment."""
     (tmp_path / "toy.yaml").write_text(
         """\

@@ -1,7 +1,5 @@
 """One pass and two: what each is given, and what is compared."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -15,7 +13,7 @@ IDS = [torch.randint(4, 30, (n,), generator=torch.Generator().manual_seed(n)) fo
 
 
 @pytest.fixture
-def batch() -> Batch:
+def batch():
     return batch_of([ids.numpy() for ids in IDS], [ids.numpy()[::-1] for ids in IDS])
 
 

@@ -1,10 +1,7 @@
 """Outputs: nothing is overwritten by mistake, two writers are told apart, no option is ignored."""
 
-from __future__ import annotations
-
 import fcntl
 import gzip
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,20 +9,16 @@ from typing import Any
 
 import pytest
 import typer
-from conftest import TrainedRun, invoke, mtrain_command, mtrain_environment, write_lines
+from conftest import invoke, mtrain_command, mtrain_environment, write_lines
 
 from mtrain import console
 from mtrain.cli import app
 from mtrain.commands import translate
 from mtrain.commands.output import check_output
-from mtrain.decoding.attention import maps_of_ids
-from mtrain.decoding.translate import Translator
-from mtrain.errors import UsageError
-from mtrain.report.attention import attention_page
 
 
 @pytest.fixture
-def here(trained_run: TrainedRun, tmp_path: Path) -> Path:
+def here(trained_run, tmp_path):
     """A directory with a copy of the run, its corpora, and a file to translate."""
     shutil.copytree(trained_run.path, tmp_path / "run")
     for path in trained_run.directory.glob("*.???"):
@@ -56,9 +49,7 @@ def here(trained_run: TrainedRun, tmp_path: Path) -> Path:
         (["export", "run", "--to", "safetensors", "-o"], "in.txt"),
     ],
 )
-def test_an_output_is_no_input_and_no_file_of_another_kind(
-    here: Path, arguments: list[str], output: str
-) -> None:
+def test_an_output_is_no_input_and_no_file_of_another_kind(here, arguments, output):
     (here / "linked").symlink_to("in.txt")
     (here / "page.html").write_text("<!doctype html>\n<title>a page</title>")
     before = (here / output).read_bytes()
@@ -68,24 +59,25 @@ def test_an_output_is_no_input_and_no_file_of_another_kind(
     assert (here / output).read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "valid.source", "train.source.ids"])
-def test_prepared_data_is_not_overwritten(here: Path, name: str) -> None:
+def test_prepared_data_is_not_overwritten(here):
     prepared = here / "data" / "x" / "hash"
     prepared.mkdir(parents=True)
-    for file in ("manifest.json", "valid.source", "train.source.ids"):
-        (prepared / file).write_text("kept\n")
-    done = invoke("translate", "run", "in.txt", "-o", prepared / name, cwd=here)
-    assert done.returncode == 2, done.stderr
-    assert (prepared / name).read_text() == "kept\n"
+    names = ("manifest.json", "valid.source", "train.source.ids")
+    for name in names:
+        (prepared / name).write_text("kept\n")
+    for name in names:
+        done = invoke("translate", "run", "in.txt", "-o", prepared / name, cwd=here)
+        assert done.returncode == 2, done.stderr
+        assert (prepared / name).read_text() == "kept\n"
 
 
-def test_two_outputs_with_one_name(here: Path) -> None:
+def test_two_outputs_with_one_name(here):
     done = invoke("translate", "run", "in.txt", "-o", "x.svg", "--attention", "x.svg", cwd=here)
     assert done.returncode == 2
     assert "--attention both name" in done.stderr
 
 
-def test_standard_input_is_an_input_too(here: Path) -> None:
+def test_standard_input_is_an_input_too(here):
     before = (here / "in.txt").read_bytes()
     with open(here / "in.txt", "rb") as stdin:
         done = subprocess.run(
@@ -100,38 +92,33 @@ def test_standard_input_is_an_input_too(here: Path) -> None:
     assert (here / "in.txt").read_bytes() == before
 
 
+GZIP = gzip.compress(b"text", mtime=0)
+CYRILLIC = "кот видит собаку\n"
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("arguments", "content"),
     [
-        gzip.compress(b"text", mtime=0),
-        "text\n".encode("utf-16"),
-        "кот видит собаку\n".encode("utf-16-le"),
-        "кот видит собаку\n".encode("utf-16-be"),
-        b"one\rtwo\r",
+        ("run bad", GZIP),
+        ("run bad", "text\n".encode("utf-16")),
+        ("run bad", CYRILLIC.encode("utf-16-le")),
+        ("run bad", CYRILLIC.encode("utf-16-be")),
+        ("run bad", b"one\rtwo\r"),
+        ("run in.txt --prefix bad", GZIP),
+        ("run --score in.txt bad", GZIP),
+        ("run --score bad one.txt", GZIP),
+        ("run bad --attention x.html", GZIP),
     ],
-    ids=["gzip", "utf-16", "utf-16-le", "utf-16-be", "carriage-returns"],
 )
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["run", "bad"],
-        ["run", "in.txt", "--prefix", "bad"],
-        ["run", "--score", "in.txt", "bad"],
-        ["run", "--score", "bad", "in.txt"],
-        ["run", "bad", "--attention", "x.html"],
-    ],
-    ids=["source", "prefix", "target", "scored", "drawn"],
-)
-def test_every_input_is_recognised_as_text(
-    here: Path, arguments: list[str], content: bytes
-) -> None:
+def test_every_input_is_recognised_as_text(here, arguments, content):
     (here / "bad").write_bytes(content)
-    done = invoke("translate", *arguments, cwd=here)
+    (here / "one.txt").write_text("ba\n")
+    done = invoke("translate", *arguments.split(), cwd=here)
     assert done.returncode == 3, done.stderr
-    assert "error: bad " in done.stderr or "error: " in done.stderr
+    assert "error: bad " in done.stderr
 
 
-def test_a_line_that_is_too_long_to_be_scored(here: Path) -> None:
+def test_a_line_that_is_too_long_to_be_scored(here):
     (here / "long").write_bytes(b"x" * (1 << 20) + b"x\n" * 5)
     for files in (("in.txt", "long"), ("long", "in.txt")):
         done = invoke("translate", "run", "--score", *files, cwd=here)
@@ -143,7 +130,7 @@ def test_a_line_that_is_too_long_to_be_scored(here: Path) -> None:
     assert "more than" not in done.stderr
 
 
-def test_the_same_kind_is_overwritten_and_force_overwrites_all(here: Path) -> None:
+def test_the_same_kind_is_overwritten_and_force_overwrites_all(here):
     for _ in range(2):
         assert invoke("translate", "run", "in.txt", "-o", "out.txt", cwd=here).returncode == 0
         assert invoke("report", "run", "-o", "page.html", cwd=here).returncode == 0
@@ -153,7 +140,7 @@ def test_the_same_kind_is_overwritten_and_force_overwrites_all(here: Path) -> No
     assert (here / "page.html").read_bytes() == expected
 
 
-def test_a_new_or_empty_file_may_be_written(tmp_path: Path) -> None:
+def test_a_new_or_empty_file_may_be_written(tmp_path):
     (tmp_path / "empty").touch()
     for name in ("new", "empty"):
         check_output(tmp_path / name, "text", [], force=False)
@@ -163,7 +150,7 @@ def test_a_new_or_empty_file_may_be_written(tmp_path: Path) -> None:
 # -- two at once -----------------------------------------------------------------------------
 
 
-def test_the_second_writer_of_an_output_is_refused(here: Path) -> None:
+def test_the_second_writer_of_an_output_is_refused(here):
     with open(here / ".out.txt.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         done = invoke("translate", "run", "in.txt", "-o", "out.txt", cwd=here)
@@ -192,7 +179,7 @@ def run_shell(command: str, cwd: Path, **env: str) -> subprocess.CompletedProces
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_is_told(here: Path, unbuffered: str) -> None:
+def test_a_full_disk_is_told(here, unbuffered):
     many = [f"ba de fi {i}" for i in range(300)]
     write_lines(here / "many.txt", many)
     command = "ulimit -f 1; $MTRAIN translate run many.txt --beam-size 1 > out.txt"
@@ -204,7 +191,7 @@ def test_a_full_disk_is_told(here: Path, unbuffered: str) -> None:
 
 
 @pytest.mark.slow
-def test_with_standard_error_closed_no_warning_is_in_the_translation(here: Path) -> None:
+def test_with_standard_error_closed_no_warning_is_in_the_translation(here):
     (here / "odd.txt").write_bytes(b"ba \xff de\nfi\n")
     good = run_shell("$MTRAIN translate run odd.txt -o good.txt", here)
     assert b"warning" in good.stderr
@@ -217,26 +204,17 @@ def test_with_standard_error_closed_no_warning_is_in_the_translation(here: Path)
     assert (here / "out2.txt").read_bytes() == expected
 
 
-def test_control_characters_reach_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_reach_no_terminal(capsys):
     console.warn("a\x1b]0;title\x07b\x9bc\rd\u202ee\ud800")
     said = capsys.readouterr().err
     assert said == "warning: a\\x1b]0;title\\x07b\\x9bc\\x0dd\\u202ee\\ud800\n"
     assert console.printable("ü – שלום\u200f\tx\n") == "ü – שלום\u200f\tx\n"
 
 
-def test_commands_are_quoted_for_a_shell() -> None:
+def test_commands_are_quoted_for_a_shell():
     assert (
         console.command("mtrain", "eval", Path("runs/a b; rm x")) == "mtrain eval 'runs/a b; rm x'"
     )
-
-
-def test_the_attention_page_has_the_policy_of_the_report(trained_run: TrainedRun) -> None:
-    translator = Translator.from_run(trained_run.path, device="cpu")
-    ids = translator.src_tokenizer.encode(["ba <script>alert(1)</script>", "ba"])
-    page = attention_page([maps_of_ids(translator, *ids)])
-    assert page.count("<script>") == 1
-    assert "default-src 'none'" in page
-    assert "script-src 'sha256-" in page
 
 
 # -- options without effect ------------------------------------------------------------------
@@ -261,6 +239,7 @@ REFUSED = {
             ("--length-penalty", "1"), ("--device", "cpu"),
         )),
         *(["--adopt"], ["--sweep", "--beam-size", "3"], ["--sweep", "--split", "valid"]),
+        *(["--sweep", "--sacrebleu", "wmt20"], ["--sweep", "--tag", "<news>"]),
     ],
     "report": [["--force"], ["--markdown", "--watch"]],
     "export": [
@@ -276,18 +255,15 @@ REFUSED = {
     [(command, options) for command, many in REFUSED.items() for options in many],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_options_that_would_do_nothing_are_refused(
-    here: Path, command: str, options: list[str]
-) -> None:
-    first = "reverse.yaml" if command == "train" else "run"
-    shutil.copy(here / "run" / "config.yaml", here / "reverse.yaml")
-    done = invoke(command, first, *options, cwd=here)
+def test_options_that_would_do_nothing_are_refused(trained_run, command, options):
+    first = "reverse.yaml" if command == "train" else "runs/reverse"
+    done = invoke(command, first, *options, cwd=trained_run.directory)
     assert done.returncode == 2, done.stderr
     assert "\n  fix: " in done.stderr
     assert done.stdout == ""
 
 
-def test_every_option_is_known_to_have_an_effect_or_a_condition() -> None:
+def test_every_option_is_known_to_have_an_effect_or_a_condition():
     """A new option must be thought about: in `REFUSED`, or here."""
     always = {
         "prepare": {"overrides", "force", "processes"},
@@ -315,55 +291,7 @@ def test_every_option_is_known_to_have_an_effect_or_a_condition() -> None:
             assert has_condition or key in always[name], (name, key)
 
 
-def test_the_help_of_translate_groups_every_option() -> None:
+def test_the_help_of_translate_groups_every_option():
     group: Any = typer.main.get_command(app)
     named = [name for names in translate.GROUPS.values() for name in names]
     assert sorted(named) == sorted([*(p.name for p in group.commands["translate"].params), "help"])
-
-
-# -- a run that cannot be written ------------------------------------------------------------
-
-
-@pytest.fixture
-def read_only(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tests may run as root, whom no permission stops: opening for writing is what fails."""
-    real = os.open
-
-    def refuse(path: object, flags: int, *arguments: object, **keywords: object) -> int:
-        if str(path).startswith(str(here / "run")) and flags & (os.O_WRONLY | os.O_RDWR):
-            raise OSError(30, "Read-only file system", str(path))
-        return real(path, flags, *arguments, **keywords)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(os, "open", refuse)
-    return here / "run"
-
-
-def test_eval_shows_the_scores_of_a_read_only_run(
-    read_only: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from mtrain.evaluation.evaluate import evaluate_run
-
-    [result] = evaluate_run(read_only, ["valid"]).values()
-    assert result.kept_as is None
-    assert result.scores["bleu"].score > 0
-    assert "the scores of valid are not kept in the run: cannot write" in capsys.readouterr().err
-
-
-def test_a_sweep_of_a_read_only_run_does_not_begin(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mtrain.errors import StorageError
-    from mtrain.evaluation import sweep
-
-    def fail(*arguments: object) -> None:
-        raise AssertionError("something was decoded")
-
-    def refuse(directory: Path) -> None:
-        raise StorageError("read-only")
-
-    monkeypatch.setattr(sweep, "_measure", fail)
-    monkeypatch.setattr(sweep, "check_writable", refuse)
-    with pytest.raises(StorageError):
-        sweep.sweep(here / "run")
-    with pytest.raises(UsageError):
-        check_output(here / "run" / "config.yaml", "text", [], force=False)

@@ -1,7 +1,5 @@
 """Tests of mtrain.data.overlap: training pairs that are nearly evaluation sentences."""
 
-from __future__ import annotations
-
 import pickle
 
 from hypothesis import given
@@ -14,7 +12,7 @@ TRANSLATION = "der ausschuss traf sich im alten rathaus an einem kalten morgen i
 INDEX = NearMatches({"valid": [("a b", "c d")], "news": [(SENTENCE, TRANSLATION)]})
 
 
-def test_a_sentence_inside_a_longer_one_is_found() -> None:
+def test_a_sentence_inside_a_longer_one_is_found():
     match = INDEX.find(f"Yesterday {SENTENCE.upper()} again", "ganz anders")
     assert match is not None
     assert (match.split, match.line, match.side, match.text) == ("news", 1, "source", SENTENCE)
@@ -24,7 +22,7 @@ def test_a_sentence_inside_a_longer_one_is_found() -> None:
     assert match.side == "target"
 
 
-def test_the_share_is_that_of_the_evaluation_sentence() -> None:
+def test_the_share_is_that_of_the_evaluation_sentence():
     words = SENTENCE.split()  # 14 words make 7 n-grams of 8
     match = INDEX.find(" ".join(words[:11]), "x")
     assert match is not None
@@ -33,7 +31,7 @@ def test_the_share_is_that_of_the_evaluation_sentence() -> None:
     assert INDEX.find(" ".join(reversed(words)), "x") is None
 
 
-def test_characters_count_where_a_script_has_no_spaces() -> None:
+def test_characters_count_where_a_script_has_no_spaces():
     sentence = "今日はとても寒い日だったので私たちは家にいました"
     index = NearMatches({"test": [("x", sentence)]})
     assert index.find("x", f"実は{sentence}よ") is not None
@@ -44,7 +42,7 @@ words = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30)
 
 
 @given(words, words)
-def test_it_equals_counting_all_n_grams(known: list[str], text: list[str]) -> None:
+def test_it_equals_counting_all_n_grams(known, text):
     def grams(units: list[str]) -> set[tuple[str, ...]]:
         return {tuple(units[i : i + N_WORDS]) for i in range(len(units) - N_WORDS + 1)}
 

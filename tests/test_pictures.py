@@ -1,16 +1,13 @@
 """Pictures: that they are what was asked for, hold what they should, and show any script."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TrainedRun, invoke
+from conftest import invoke
 
 from mtrain.config.sections import ModelConfig
 from mtrain.decoding.attention import AttentionMaps
@@ -45,7 +42,7 @@ def texts(svg: bytes) -> list[str]:
     return re.findall(r"<!-- (.*?) -->", svg.decode())
 
 
-def test_every_head_and_every_piece_is_written() -> None:
+def test_every_head_and_every_piece_is_written():
     written = texts(attention_picture([MAPS]))
     assert [text for text in written if text.startswith("head ")] == [
         "head 1",
@@ -57,7 +54,7 @@ def test_every_head_and_every_piece_is_written() -> None:
     assert written.count("&lt;s&gt;") + written.count("<s>") == 3
 
 
-def test_what_is_selected_is_drawn() -> None:
+def test_what_is_selected_is_drawn():
     written = texts(attention_picture([MAPS], Selection(("cross",), 1, (2,))))
     assert {text for text in written if "layer" in text or "head" in text} == {
         "encoder-decoder attention, layer 1 of 2",
@@ -67,7 +64,7 @@ def test_what_is_selected_is_drawn() -> None:
     assert "mean of 3 heads" in written
 
 
-def test_the_mask_is_drawn_where_nothing_may_be_seen() -> None:
+def test_the_mask_is_drawn_where_nothing_may_be_seen():
     with_mask = attention_picture([MAPS], Selection(("decoder",)))
     without = attention_picture([MAPS], Selection(("encoder", "cross")))
     assert b"<pattern" in with_mask  # the hatching
@@ -78,27 +75,25 @@ ONE = Selection(("cross",), 1, (1,))
 
 
 @pytest.mark.parametrize(("format", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
-def test_the_same_maps_give_the_same_bytes(format: Literal["svg", "png"], start: bytes) -> None:
+def test_the_same_maps_give_the_same_bytes(format, start):
     picture = attention_picture([MAPS], ONE, format)
     assert picture.startswith(start)
     assert picture == attention_picture([MAPS], ONE, format)
 
 
-def test_several_sentences_stand_one_below_the_other() -> None:
+def test_several_sentences_stand_one_below_the_other():
     other = maps_of(["▁Cats", "</s>"], ["▁Katzen", "</s>"])
     written = texts(attention_picture([MAPS, other], ONE))
     assert "A dog" in written
     assert "Cats" in written
 
 
-def test_a_dollar_is_no_formula() -> None:
+def test_a_dollar_is_no_formula():
     costs = maps_of(["$x_1^2", "$", "</s>"], ["$\\frac", "</s>"])
     assert "$x_1^2" in texts(attention_picture([costs], ONE))
 
 
-def test_letters_without_a_font_become_boxes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_letters_without_a_font_become_boxes(monkeypatch, capsys):
     dejavu = [font for font in attention.fontManager.ttflist if font.name == "DejaVu Sans"]
     monkeypatch.setattr(attention.fontManager, "ttflist", dejavu)
     chinese = maps_of(["a我们b", "Grüße", "</s>"], ["x", "</s>"])
@@ -115,7 +110,7 @@ def data_of(page: str) -> Any:
     return json.loads(block[1])
 
 
-def test_a_page_holds_every_layer_and_head() -> None:
+def test_a_page_holds_every_layer_and_head():
     data = data_of(attention_page([MAPS], Selection(layer=1, heads=(2,))))
     assert (data["layer"], data["heads"]) == (1, [2])
     (sentence,) = data["sentences"]
@@ -127,7 +122,7 @@ def test_a_page_holds_every_layer_and_head() -> None:
     np.testing.assert_array_equal(values, np.rint(MAPS.cross * 255))
 
 
-def test_a_page_loads_nothing_and_no_sentence_can_break_out() -> None:
+def test_a_page_loads_nothing_and_no_sentence_can_break_out():
     page = attention_page([maps_of(["</script><b>&", "</s>"], ["'\"<!--", "</s>"])])
     assert page.count("</script>") == 2
     assert "<b>" not in page
@@ -142,19 +137,19 @@ def test_a_page_loads_nothing_and_no_sentence_can_break_out() -> None:
         (Selection(heads=(1, 4)), "heads 1 to 3"),
     ],
 )
-def test_what_is_not_there_is_said(selection: Selection, said: str) -> None:
+def test_what_is_not_there_is_said(selection, said):
     model = ModelConfig(n_encoder_layers=2, n_decoder_layers=2, d_model=12, n_heads=3)
     with pytest.raises(UsageError, match=said):
         selection.check(model)
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,,2", "first", "1;2"])
-def test_heads_that_are_none(text: str) -> None:
+def test_heads_that_are_none(text):
     with pytest.raises(UsageError, match="heads"):
         read_heads(text)
 
 
-def test_on_the_command_line(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_on_the_command_line(trained_run, tmp_path):
     lines = trained_run.test_sources[:2]
     done = invoke(
         *(
@@ -184,9 +179,7 @@ def test_on_the_command_line(trained_run: TrainedRun, tmp_path: Path) -> None:
         (["--attention-head", "2"], "ba\n", "--attention FILE"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(
-    trained_run: TrainedRun, tmp_path: Path, arguments: list[str], stdin: str, said: str
-) -> None:
+def test_what_cannot_be_drawn_is_said(trained_run, tmp_path, arguments, stdin, said):
     done = invoke("translate", trained_run.path, *arguments, cwd=tmp_path, stdin=stdin)
     assert done.returncode == 2
     assert said in done.stderr

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from conftest import mtrain_command, mtrain_environment
@@ -33,11 +32,12 @@ CONFIG = Path("toy.yaml")
 ANIMALS = ["dog", "cat", "bird", "horse", "cow", "pig", "fox", "bear", "mouse", "goat"]
 PAIRS = [(f"the {a} sees a {b}", f"ein {b} wird vom {a} gesehn") for a in ANIMALS for b in ANIMALS]
 VALID = [("all new here", "ganz neu hier"), ("Yes.", "Ja.")]
+NONE = FilesEntry(source="none.en", target="none.de")
 TEST = [("one two three four five", "eins zwei drei vier fünf")]
 
 
 @pytest.fixture(autouse=True)
-def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
@@ -97,7 +97,7 @@ def hashes(directory: Path) -> dict[str, str]:
 # -- what is kept ----------------------------------------------------------------------------
 
 
-def test_every_dropped_pair_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_dropped_pair_is_counted(capsys):
     dirty = [
         ("", "leer"),
         ("\u00a0\x01", "auch leer"),
@@ -125,7 +125,7 @@ def test_every_dropped_pair_is_counted(capsys: pytest.CaptureFixture[str]) -> No
     assert "101 training pairs" in shown
 
 
-def test_filters_can_be_switched_off() -> None:
+def test_filters_can_be_switched_off():
     pairs = [*PAIRS, PAIRS[0], *TEST]
     config = make_config(pairs, deduplicate=False, decontaminate=False)
     prepared = prepare(config, CONFIG)
@@ -134,7 +134,7 @@ def test_filters_can_be_switched_off() -> None:
     assert prepared.manifest["decontaminated"] is False
 
 
-def test_the_filters_of_clean_count_what_they_drop() -> None:
+def test_the_filters_of_clean_count_what_they_drop():
     bad = [("www.a.de/x www.b.de/y", "https://a.com https://b.com"), ("a 5 b", "a 6 b")]
     frequent = [(f"which {animal} is it", "ja gut") for animal in ANIMALS]
     loose = [(source.upper(), f"{target}!") for source, target in PAIRS[:3]]
@@ -154,7 +154,7 @@ def test_the_filters_of_clean_count_what_they_drop() -> None:
     assert dropped["numbers"]["examples"] == [list(bad[1])]
 
 
-def test_an_entry_can_be_spared_by_the_filters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_entry_can_be_spared_by_the_filters(capsys):
     """By all of data.clean, not by what would repeat a pair or give away the test set."""
     bad = [("a 5 b", "a 6 b"), ("a 5 b", "a 6 b"), TEST[0], ("over " * 21, "long")]
     frequent = [(f"which {animal} is it", "ja gut") for animal in ANIMALS]
@@ -174,7 +174,7 @@ def test_an_entry_can_be_spared_by_the_filters(capsys: pytest.CaptureFixture[str
     assert "cleaning the training text, except that of data.train.1\n" in capsys.readouterr().err
 
 
-def test_generated_phrases_are_spared_unless_the_entry_says_otherwise() -> None:
+def test_generated_phrases_are_spared_unless_the_entry_says_otherwise():
     def prepare_with(entry: CldrEntry, clean: bool = True) -> Prepared:
         pieces = {"vocab_size": 400}
         return prepare(make_config(train=(entry,), clean=clean, tokenizer=pieces), CONFIG)
@@ -192,7 +192,7 @@ def test_generated_phrases_are_spared_unless_the_entry_says_otherwise() -> None:
     assert prepare_with(CldrEntry(cldr=200, clean=True), clean=False).path == without_filters.path
 
 
-def test_words_of_valid_and_test_are_counted_in_training() -> None:
+def test_words_of_valid_and_test_are_counted_in_training():
     valid = [("The DOG, the bear!", "Hund gesehn?")]
     prepared = prepare(make_config(valid=files("words", valid)), CONFIG)
     counts = json.loads((prepared.path / "word_counts.json").read_text())
@@ -200,7 +200,7 @@ def test_words_of_valid_and_test_are_counted_in_training() -> None:
     assert counts["target"] == {"gesehn": 100}
 
 
-def test_each_pair_keeps_its_entry_and_the_hash_of_its_target() -> None:
+def test_each_pair_keeps_its_entry_and_the_hash_of_its_target():
     train = (files("a", PAIRS[:30]), files("b", [("", "x"), *PAIRS[20:60]]))
     prepared = prepare(make_config(train=train), CONFIG)
     stored = TokenStore.open(prepared.path)
@@ -210,14 +210,7 @@ def test_each_pair_keeps_its_entry_and_the_hash_of_its_target() -> None:
     assert target_hashes.tolist() == [hash_text(target) for _, target in PAIRS[:60]]
 
 
-def test_several_entries_are_read_in_order() -> None:
-    entries = (files("a", PAIRS[:30]), files("b", PAIRS[20:60]))
-    prepared = prepare(make_config(train=entries), CONFIG)
-    assert stored_text(prepared) == PAIRS[:60]
-    assert table(prepared)["repeated"] == 10
-
-
-def test_valid_and_test_sets_keep_their_text_line_by_line() -> None:
+def test_valid_and_test_sets_keep_their_text_line_by_line():
     raw = [
         ("  two  spaces ", "cafe\u0301\u2028x"),
         ("", "nichts"),
@@ -230,13 +223,13 @@ def test_valid_and_test_sets_keep_their_text_line_by_line() -> None:
         assert text == "".join(f"{pair[side]}\n" for pair in raw)
 
 
-def test_a_line_break_inside_json_is_no_second_line() -> None:
+def test_a_line_break_inside_json_is_no_second_line():
     Path("v.jsonl").write_text(json.dumps({"source": "a\nb", "target": "c"}) + "\n")
     prepared = prepare(make_config(valid=JsonlEntry(jsonl="v.jsonl")), CONFIG)
     assert (prepared.path / "valid.source").read_text() == "a b\n"
 
 
-def test_the_manifest_says_what_the_store_holds() -> None:
+def test_the_manifest_says_what_the_store_holds():
     manifest = (prepared := prepare(make_config(), CONFIG)).manifest
     assert manifest == json.loads((prepared.path / "manifest.json").read_text())
     store = TokenStore.open(prepared.path, "train")
@@ -257,28 +250,12 @@ def test_the_manifest_says_what_the_store_holds() -> None:
     assert manifest["vocab_sizes"] == [source.vocab_size, target.vocab_size]
 
 
-def test_one_vocabulary_a_side() -> None:
-    config = make_config(tokenizer={"shared": False, "vocab_size": 300})
-    prepared = prepare(config, CONFIG)
-    assert stored_text(prepared) == PAIRS
-    assert {"tokenizer.source.model", "tokenizer.target.model"} <= set(prepared.manifest["files"])
-
-
-def test_without_valid_two_percent_are_held_out(capsys: pytest.CaptureFixture[str]) -> None:
-    prepared = prepare(make_config(has_valid=False), CONFIG)
-    assert table(prepared)["held out as valid"] == 2
-    assert table(prepared)["kept"] == 98
-    sides = [(prepared.path / f"valid.{side}").read_text().split("\n")[:-1] for side in SIDES]
-    held_out = list(zip(*sides, strict=True))
-    assert sorted(stored_text(prepared) + held_out) == sorted(PAIRS)
-    assert "2 of 100 training pairs are held out" in capsys.readouterr().err
-
-
-def test_held_out_pairs_share_no_sentence_with_training() -> None:
+def test_held_out_pairs_share_no_sentence_with_training(capsys):
     pairs = [(f"source {i // 2}", f"target {(i + 1) // 2}") for i in range(200)]  # a long chain
     prepared = prepare(make_config(pairs, has_valid=False), CONFIG)
     counts = table(prepared)
     assert counts["held out as valid"] == 4
+    assert "4 of 200 training pairs are held out" in capsys.readouterr().err
     assert counts["sharing a sentence with valid"] > 0
     kept = stored_text(prepared)
     assert counts["kept"] == len(kept)
@@ -287,7 +264,7 @@ def test_held_out_pairs_share_no_sentence_with_training() -> None:
         assert not {pair[side] for pair in kept} & set(held_out)
 
 
-def test_generated_phrases_share_no_sentence() -> None:
+def test_generated_phrases_share_no_sentence():
     config = make_config(
         valid=CldrEntry(cldr=50),
         train=(CldrEntry(cldr=300),),
@@ -303,7 +280,7 @@ def test_generated_phrases_share_no_sentence() -> None:
         assert not {pair[side] for pair in trained} & set(map(normalize, tested))
 
 
-def test_the_tokenizer_learns_from_text_in_one_language_too() -> None:
+def test_the_tokenizer_learns_from_text_in_one_language_too():
     words = ["zebra", "quagga", "okapi", "wombat"]
     Path("mono.en").write_text("".join(f"{a} {b}\n\xa0\n" for a in words for b in words))
     without = prepare(make_config(tokenizer={"shared": False, "vocab_size": 400}), CONFIG)
@@ -326,7 +303,7 @@ def test_the_tokenizer_learns_from_text_in_one_language_too() -> None:
 # -- when it is made anew --------------------------------------------------------------------
 
 
-def test_a_second_run_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_changes_nothing(capsys):
     config = make_config()
     first = prepare(config, CONFIG)
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
@@ -336,7 +313,7 @@ def test_a_second_run_changes_nothing(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == f"{first.path} is up to date\n"
 
 
-def test_force_gives_the_same_bytes() -> None:
+def test_force_gives_the_same_bytes():
     config = make_config()
     first = prepare(config, CONFIG)
     before, inode = hashes(first.path), first.path.stat().st_ino
@@ -345,7 +322,7 @@ def test_force_gives_the_same_bytes() -> None:
     assert first.path.stat().st_ino != inode
 
 
-def test_what_matters_gives_a_new_directory_and_the_old_one_stays() -> None:
+def test_what_matters_gives_a_new_directory_and_the_old_one_stays():
     first = prepare(make_config(), CONFIG)
     before = hashes(first.path)
     others = [
@@ -358,7 +335,7 @@ def test_what_matters_gives_a_new_directory_and_the_old_one_stays() -> None:
     assert prepare(make_config(), CONFIG).path == first.path
 
 
-def test_what_does_not_matter_gives_the_same_directory() -> None:
+def test_what_does_not_matter_gives_the_same_directory():
     config = make_config()
     first = prepare(config, CONFIG)
     os.utime("train.en", (1, 1))
@@ -366,7 +343,7 @@ def test_what_does_not_matter_gives_the_same_directory() -> None:
     assert prepare(config.model_copy(update={"train": train}), CONFIG).path == first.path
 
 
-def test_find_prepared_only_looks() -> None:
+def test_find_prepared_only_looks():
     config = make_config()
     before = sorted(Path().rglob("*"))
     assert find_prepared(config, CONFIG) is None
@@ -374,7 +351,7 @@ def test_find_prepared_only_looks() -> None:
     assert prepare(config, CONFIG) == find_prepared(config, CONFIG)
 
 
-def test_prepared_data_outlives_the_text_it_was_made_from() -> None:
+def test_prepared_data_outlives_the_text_it_was_made_from():
     config = make_config()
     first = prepare(config, CONFIG)
     Path("train.en").unlink()
@@ -384,7 +361,7 @@ def test_prepared_data_outlives_the_text_it_was_made_from() -> None:
     assert find_prepared(config, CONFIG) == first
 
 
-def test_what_was_downloaded_once_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_downloaded_once_needs_no_network(monkeypatch):
     files("mirror", PAIRS)
     sides = {"source": "en", "target": "de"}
     entry = FilesEntry(
@@ -401,7 +378,7 @@ def test_what_was_downloaded_once_needs_no_network(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["train.source.ids", "tokenizer.model", "manifest.json"])
-def test_damaged_data_is_prepared_again(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_data_is_prepared_again(name, capsys):
     config = make_config()
     first = prepare(config, CONFIG)
     before = hashes(first.path)
@@ -412,7 +389,7 @@ def test_damaged_data_is_prepared_again(name: str, capsys: pytest.CaptureFixture
     assert "is damaged" in capsys.readouterr().err
 
 
-def test_the_lock_records_the_files() -> None:
+def test_the_lock_records_the_files():
     prepare(make_config(), CONFIG)
     recorded = json.loads(Path("toy.lock").read_text())["files"]
     assert recorded["train.en"]["sha256"] == sha256_of(Path("train.en"))
@@ -422,16 +399,28 @@ def test_the_lock_records_the_files() -> None:
 # -- failures --------------------------------------------------------------------------------
 
 
-def test_nothing_left_names_the_filter() -> None:
-    config = make_config([("", "x"), ("a", ""), *TEST])
-    with pytest.raises(DataError, match="left of 3: 2 with an empty side, 1 in valid or test"):
-        prepare(config, CONFIG)
-    with pytest.raises(DataError, match="left of 100: 100 over-long"):
-        prepare(make_config(max_length=2), CONFIG)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"pairs": [("", "x"), ("a", ""), *TEST]},
+            "left of 3: 2 with an empty side, 1 in valid or test",
+        ),
+        ({"max_length": 2}, "left of 100: 100 over-long"),
+        ({"pairs": PAIRS[:1], "has_valid": False}, "left of 1: 1 held out as valid"),
+        ({"pairs": []}, r"data\.train holds no sentence pairs"),
+        ({"valid": NONE}, r"data\.valid holds no sentence pairs"),
+        ({"test": {"t": NONE}}, r"data\.test\.t holds no sentence pairs"),
+    ],
+)
+def test_nothing_left_is_an_error_that_names_the_filter(settings, said):
+    files("none", [])
+    with pytest.raises(DataError, match=said):
+        prepare(make_config(**settings), CONFIG)
     assert leftovers() == []
 
 
-def test_when_cleaning_leaves_nothing_its_filter_is_named() -> None:
+def test_when_cleaning_leaves_nothing_its_filter_is_named():
     numbers = [(f"{i} dogs sat here today", f"{i + 50} Hunde saßen heute da") for i in range(20)]
     pairs = [*numbers, ("See here {", "Siehe da")]
     with pytest.raises(DataError) as error:
@@ -441,7 +430,7 @@ def test_when_cleaning_leaves_nothing_its_filter_is_named() -> None:
     assert "`data.clean.numbers`" in (error.value.fix or "")
 
 
-def test_swapped_sides_are_an_error() -> None:
+def test_swapped_sides_are_an_error():
     months = [("January", "Januar"), ("March", "März"), ("June", "Juni"), ("July", "Juli")]
     pairs = [
         (f"Im {monat} und im {other} regnet es.", f"It rains in {month} and {another}.")
@@ -453,24 +442,7 @@ def test_swapped_sides_are_an_error() -> None:
     assert not list(Path("data").glob("*/*/manifest.json"))
 
 
-def test_no_training_pairs_at_all() -> None:
-    with pytest.raises(DataError, match=r"data\.train holds no sentence pairs"):
-        prepare(make_config([]), CONFIG)
-
-
-def test_an_empty_valid_or_test_set_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"data\.valid holds no sentence pairs"):
-        prepare(make_config(valid=files("none", [])), CONFIG)
-    with pytest.raises(DataError, match=r"data\.test\.t holds no sentence pairs"):
-        prepare(make_config(test={"t": files("none", [])}), CONFIG)
-
-
-def test_one_pair_cannot_be_both_trained_on_and_held_out() -> None:
-    with pytest.raises(DataError, match="left of 1: 1 held out as valid"):
-        prepare(make_config(PAIRS[:1], has_valid=False), CONFIG)
-
-
-def test_a_directory_that_cannot_be_written() -> None:
+def test_a_directory_that_cannot_be_written():
     Path("data").write_text("a file where the directory should be")
     with pytest.raises(StorageError, match="cannot write data/toy"):
         prepare(make_config(), CONFIG)
@@ -481,9 +453,7 @@ def test_a_directory_that_cannot_be_written() -> None:
     ("module", "name", "is_first_step"),
     [(store, "corpus.text", True), (store, "train.target.ids", False)],
 )
-def test_a_full_disk_is_named_and_only_whole_steps_stay(
-    module: ModuleType, name: str, is_first_step: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_named_and_only_whole_steps_stay(module, name, is_first_step, monkeypatch):
     config = make_config()
 
     def open_on_a_full_disk(path: Path, *mode: str, **options: object) -> object:
@@ -500,7 +470,7 @@ def test_a_full_disk_is_named_and_only_whole_steps_stay(
     assert leftovers() == []
 
 
-def test_an_interrupted_run_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_leaves_what_was_there(monkeypatch):
     config = make_config()
     first = prepare(config, CONFIG)
     before = hashes(first.path)
@@ -517,9 +487,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(prepare_module, name, interrupt)
 
 
-def test_whole_steps_are_not_done_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_whole_steps_are_not_done_again(monkeypatch, capsys):
     config = make_config(has_valid=False, clean={})
     whole = prepare(config, CONFIG)
     expected = hashes(whole.path)
@@ -540,7 +508,7 @@ def test_whole_steps_are_not_done_again(
     assert leftovers() == []
 
 
-def test_a_step_whose_files_were_damaged_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_whose_files_were_damaged_is_done_again(monkeypatch):
     config = make_config()
     expected = hashes(prepare(config, CONFIG).path)
     shutil.rmtree("data")
@@ -553,7 +521,7 @@ def test_a_step_whose_files_were_damaged_is_done_again(monkeypatch: pytest.Monke
     assert hashes(prepare(config, CONFIG).path) == expected
 
 
-def test_what_killed_runs_of_other_data_left_is_removed() -> None:
+def test_what_killed_runs_of_other_data_left_is_removed():
     gone, alive = Path("data/toy/0.partial"), Path("data/toy/1.partial")
     for path in (gone, alive):
         path.mkdir(parents=True)
@@ -564,7 +532,7 @@ def test_what_killed_runs_of_other_data_left_is_removed() -> None:
     assert alive.exists()
 
 
-def test_two_processes_make_the_same_data_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_make_the_same_data_as_one(monkeypatch):
     monkeypatch.setattr(process_pool, "N_HERE", 1)
     for module in (corpus, identity):
         monkeypatch.setattr(module, "CHUNK_PAIRS", 30)
@@ -577,7 +545,7 @@ def test_two_processes_make_the_same_data_as_one(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
-def test_a_killed_prepare_leaves_no_process_and_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_killed_prepare_leaves_no_process_and_is_gone_on_with(tmp_path):
     words = [f"{a}{b}" for a in "bcdfghjklmnpqrstvwxz" for b in ("ato", "uni", "elos", "imar")]
     generator = random.Random(1)
     pairs = [
@@ -634,7 +602,7 @@ def leftovers() -> list[Path]:
 # -- warnings --------------------------------------------------------------------------------
 
 
-def test_suspicions_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_suspicions_are_said(capsys):
     copies = [(f"copy {i}", f"copy {i}") for i in range(25)]
     tokenized = [(f"a {i} .", f"ein {i} .") for i in range(3)]
     prepare(make_config([*PAIRS, *copies], valid=files("tok", tokenized)), CONFIG)
@@ -648,7 +616,7 @@ def test_suspicions_are_said(capsys: pytest.CaptureFixture[str]) -> None:
 # -- into a run ------------------------------------------------------------------------------
 
 
-def test_a_run_needs_nothing_of_the_prepared_data() -> None:
+def test_a_run_needs_nothing_of_the_prepared_data():
     prepared = prepare(make_config(), CONFIG)
     run = RunDir("runs/toy")
     copy_into_run(prepared, run)

@@ -23,14 +23,14 @@ def die_at_50(n: int) -> bytes:
     return bytes(300_000)  # more than a pipe holds
 
 
-def test_few_items_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_items_start_no_process(monkeypatch):
     monkeypatch.setattr(process_pool, "_Worker", None)
     few = range(process_pool.N_HERE)
     assert list(map_in_order(square, few, 2)) == [n * n for n in few]
     assert list(map_in_order(square, range(20), 1)) == [n * n for n in range(20)]
 
 
-def test_results_come_in_order_and_errors_as_they_were() -> None:
+def test_results_come_in_order_and_errors_as_they_were():
     found = []
     with pytest.raises(DataError, match="no squares of 23") as caught:
         found.extend(map_in_order(square, range(10**9), 2))  # endless: read as it is needed
@@ -41,6 +41,6 @@ def test_results_come_in_order_and_errors_as_they_were() -> None:
     assert found == [n * n for n in range(20)]
 
 
-def test_a_killed_process_is_an_error_and_no_wait() -> None:
+def test_a_killed_process_is_an_error_and_no_wait():
     with pytest.raises(DataError, match="was killed"):
         list(map_in_order(die_at_50, range(200), 2))

@@ -1,7 +1,5 @@
 """The report: every chapter from files alone, text that stays text, and a browser that agrees."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib
@@ -9,7 +7,6 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -18,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TrainedRun, invoke
+from conftest import invoke
 from sacrebleu.metrics.chrf import CHRF
 from safetensors.numpy import save_file
 
@@ -220,12 +217,12 @@ def unpacked(block: str) -> Any:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     return make_run(tmp_path / "runs" / "tiny", OUTPUTS)
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def page(tmp_path_factory):
     """A run with everything in it, and its page."""
     run = make_run(tmp_path_factory.mktemp("runs") / "tiny", OUTPUTS, n_steps=200)
     written = write_report([run])
@@ -236,7 +233,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 # -- the page --------------------------------------------------------------------------------
 
 
-def test_the_page_tells_what_the_run_is(page: tuple[Path, str]) -> None:
+def test_the_page_tells_what_the_run_is(page):
     run, html = page
     found = Page(html)
     for expected in (
@@ -260,7 +257,7 @@ def test_the_page_tells_what_the_run_is(page: tuple[Path, str]) -> None:
     assert sum(tag == "svg" for tag, _ in found.elements) == 6
 
 
-def test_the_page_is_whole_without_a_network(page: tuple[Path, str]) -> None:
+def test_the_page_is_whole_without_a_network(page):
     for html in (page[1], attention_page([MAPS])):
         check_nothing_is_loaded(html)
 
@@ -278,7 +275,7 @@ def check_nothing_is_loaded(html: str) -> None:
     assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
 
 
-def test_no_sentence_can_run_or_break_the_page(page: tuple[Path, str]) -> None:
+def test_no_sentence_can_run_or_break_the_page(page):
     found = Page(page[1])
     scripts = [attributes for tag, attributes in found.elements if tag == "script"]
     assert [attributes.get("type") for attributes in scripts] == ["application/gzip", None]
@@ -291,14 +288,14 @@ def test_no_sentence_can_run_or_break_the_page(page: tuple[Path, str]) -> None:
     assert sentences["outputs"][0]["texts"] == OUTPUTS
 
 
-def test_hostile_names_are_text_as_well(tmp_path: Path) -> None:
+def test_hostile_names_are_text_as_well(tmp_path):
     run = make_run(tmp_path / "<script>alert(1)<" / "script>", OUTPUTS)
     page = Page(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8"))
     assert sum(tag == "script" for tag, _ in page.elements) == 2
     assert "alert(1)" in page.text
 
 
-def test_sentences_are_scored_as_sacrebleu_does(run: Path) -> None:
+def test_sentences_are_scored_as_sacrebleu_does(run):
     [comparison] = put_side_by_side(read_runs([run]))
     expected = [
         CHRF().sentence_score(output, [reference]).score
@@ -311,7 +308,7 @@ def test_sentences_are_scored_as_sacrebleu_does(run: Path) -> None:
     assert comparison.block() == comparison.block()
 
 
-def test_the_examples_stand_at_the_quartiles(tmp_path: Path) -> None:
+def test_the_examples_stand_at_the_quartiles(tmp_path):
     references = [f"eins zwei drei vier fünf {i:03d}" for i in range(101)]
     outputs = [text[: 8 + i // 8] for i, text in enumerate(references)]
     run = make_run(tmp_path / "run", outputs, sources=references, references=references)
@@ -326,13 +323,13 @@ def test_the_examples_stand_at_the_quartiles(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def _without_paired_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_paired_tests(monkeypatch):
     """They take a second."""
     monkeypatch.setattr(scores, "_MOST_TESTED", 0)
 
 
 @pytest.mark.usefixtures("_without_paired_tests")
-def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+def test_runs_side_by_side(run, tmp_path):
     better = make_run(tmp_path / "runs" / "better", REFERENCES, learning_rate=0.002)
     written = write_report([run, better], tmp_path / "both.html")
     page = Page(written.read_text(encoding="utf-8"))
@@ -346,7 +343,7 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert page.text.count("28,993") == 1  # the same data is told once
 
 
-def test_test_sets_of_one_name_and_other_text_stay_apart(run: Path, tmp_path: Path) -> None:
+def test_test_sets_of_one_name_and_other_text_stay_apart(run, tmp_path):
     other = make_run(tmp_path / "other", ["x"], sources=["one"], references=["eins"])
     first, second = put_side_by_side(read_runs([run, other]))
     assert (first.name, second.name) == ("news", "news")
@@ -354,14 +351,14 @@ def test_test_sets_of_one_name_and_other_text_stay_apart(run: Path, tmp_path: Pa
     assert [output.run for output in second.outputs] == [1]
 
 
-def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+def test_runs_of_one_name_are_told_apart(run, tmp_path):
     other = make_run(tmp_path / "old" / "tiny", OUTPUTS)
     assert [facts.label for facts in read_runs([run, other])] == [str(run), str(other)]
     with pytest.raises(UsageError, match="named twice"):
         read_runs([run, run / ".." / "tiny"])
 
 
-def test_whether_a_difference_is_chance(run: Path, tmp_path: Path) -> None:
+def test_whether_a_difference_is_chance(run, tmp_path):
     other = make_run(tmp_path / "runs" / "other", OUTPUTS)
     page = Page(write_report([run, other], tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "news, other: BLEU equals that of tiny." in page.text
@@ -370,7 +367,7 @@ def test_whether_a_difference_is_chance(run: Path, tmp_path: Path) -> None:
 # -- what is wrong, and where ----------------------------------------------------------------
 
 
-def test_faults_lead_to_their_sentences(page: tuple[Path, str]) -> None:
+def test_faults_lead_to_their_sentences(page):
     found = Page(page[1])
     links = [a["href"] for tag, a in found.elements if tag == "a" and "flag=" in (a["href"] or "")]
     assert "#sentences?set=set-0&flag=numbers_lost&sort=worst" in links
@@ -379,7 +376,7 @@ def test_faults_lead_to_their_sentences(page: tuple[Path, str]) -> None:
     assert "In news, no fault is more frequent than in the references." in found.text  # it is one
 
 
-def test_faults_of_several_sentences_are_said_in_short(tmp_path: Path) -> None:
+def test_faults_of_several_sentences_are_said_in_short(tmp_path):
     sources = [f"Cat {n} eats {n} fish." for n in range(12, 20)]
     references = [f"Katze {n} frisst {n} Fische." for n in range(12, 20)]
     outputs = ["Katze frisst Fische." for _ in sources]
@@ -389,7 +386,7 @@ def test_faults_of_several_sentences_are_said_in_short(tmp_path: Path) -> None:
     assert f"Faults in news, {faults}" in page.text
 
 
-def test_contaminated_scores_say_so(run: Path) -> None:
+def test_contaminated_scores_say_so(run):
     entries = json.loads((run / "scores.json").read_text(encoding="utf-8"))
     entries["news"] |= {"contaminated": True, "n_leaked": 1234}
     (run / "scores.json").write_text(json.dumps(entries), encoding="utf-8")
@@ -398,7 +395,7 @@ def test_contaminated_scores_say_so(run: Path) -> None:
     assert "The scores of news are too good" in page.text
 
 
-def test_what_the_model_is_unsure_of() -> None:
+def test_what_the_model_is_unsure_of():
     def calibration(correlation: float, low: float) -> Calibration:
         return Calibration(correlation, low, 0.9, [])
 
@@ -412,7 +409,7 @@ def test_what_the_model_is_unsure_of() -> None:
 # -- attention, speed, data ------------------------------------------------------------------
 
 
-def test_attention_speed_and_the_data_report(run: Path) -> None:
+def test_attention_speed_and_the_data_report(run):
     write_json(run / "attention.json", [MAPS.to_json()])
     write_json(run / "sweep.json", [sweep_point(5, 1.0), sweep_point(1, 1.0), sweep_point(5, 0.6)])
     environment = {"torch": "2.99", "device": "cpu: <b>"}
@@ -436,7 +433,7 @@ def sweep_point(beam: int, penalty: float) -> dict[str, Any]:
     return asdict(point)
 
 
-def test_an_exported_file_has_a_page(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_an_exported_file_has_a_page(trained_run, tmp_path):
     file = tmp_path / "model.safetensors"
     done = invoke("export", trained_run.path, "--to", "safetensors", "-o", file, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -449,7 +446,7 @@ def test_an_exported_file_has_a_page(trained_run: TrainedRun, tmp_path: Path) ->
     assert " adds " not in page.text
 
 
-def test_lengths_are_drawn_to_the_end() -> None:
+def test_lengths_are_drawn_to_the_end():
     svg = length_chart("Lengths", [[0, 5, 3] + [0] * 97 + [1], [0, 9]])
     assert "var(--run-1)" in svg
     assert "var(--run-2)" in svg
@@ -482,7 +479,7 @@ DATA_REPORT = {
 # -- what is not there -----------------------------------------------------------------------
 
 
-def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+def test_a_run_that_has_just_begun(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "model.safetensors").unlink()
     (run / "metrics.jsonl").unlink()
@@ -524,7 +521,7 @@ def test_progress_and_time_left_while_it_trains(tmp_path: Path) -> None:
     assert "Not finished: step 150 of 200, about 25.0s left." in page.text
 
 
-def test_a_run_of_an_older_version(run: Path) -> None:
+def test_a_run_of_an_older_version(run):
     (run / "translations" / "news.best.jsonl").unlink()
     (run / "translations" / "news.best.analysis.json").unlink()
     [comparison] = put_side_by_side(read_runs([run]))
@@ -538,14 +535,14 @@ def test_a_run_of_an_older_version(run: Path) -> None:
     assert "Zwei Katzen" in json.dumps(unpacked(page.blocks[0]))
 
 
-def test_translations_of_another_text_are_an_error(run: Path) -> None:
+def test_translations_of_another_text_are_an_error(run):
     path = run / "translations" / "news.best.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("asleep", "awake"), encoding="utf-8")
     with pytest.raises(DataError, match="of another text"):
         write_report([run])
 
 
-def test_damaged_weights_are_an_error(run: Path) -> None:
+def test_damaged_weights_are_an_error(run):
     (run / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not json at all!")
     with pytest.raises(CheckpointError, match="damaged or cut short"):
         write_report([run])
@@ -554,7 +551,7 @@ def test_damaged_weights_are_an_error(run: Path) -> None:
 # -- the command, the live view, the card ----------------------------------------------------
 
 
-def test_the_command(run: Path, tmp_path: Path) -> None:
+def test_the_command(run, tmp_path):
     done = invoke("report", run, "-o", "page.html", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "wrote page.html\n")
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
@@ -566,7 +563,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     assert "not a run directory" in done.stderr
 
 
-def test_watching_ends_with_training(tmp_path: Path) -> None:
+def test_watching_ends_with_training(tmp_path):
     run = make_run(tmp_path / "run")
     weights = run / "model.safetensors"
     weights.rename(tmp_path / "aside")
@@ -590,7 +587,7 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_the_model_card(run: Path) -> None:
+def test_the_model_card(run):
     card = write_model_card(run).read_text(encoding="utf-8")
     assert card.startswith("---\nlanguage: [en, de]\n")
     assert "translates English into German" in card
@@ -601,7 +598,7 @@ def test_the_model_card(run: Path) -> None:
     assert all(line.endswith("|") for line in rows)
 
 
-def test_the_model_card_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_model_card_says_what_is_wrong(tmp_path):
     sources = [f"The dog number {n} sleeps under the old tree." for n in range(40)]
     references = [f"Hund Nummer {n} schläft unter dem alten Baum." for n in range(40)]
     bad = make_run(tmp_path / "bad", sources, sources=sources, references=references)
@@ -610,7 +607,7 @@ def test_the_model_card_says_what_is_wrong(tmp_path: Path) -> None:
     assert "- news: none\n\n## Data" in write_model_card(good).read_text()
 
 
-def test_hostile_sentences_in_a_model_card(tmp_path: Path) -> None:
+def test_hostile_sentences_in_a_model_card(tmp_path):
     run = make_run(tmp_path / "run", HOSTILE * 2, sources=HOSTILE * 2, references=HOSTILE * 2)
     card = write_model_card(run).read_text(encoding="utf-8")
     table = [
@@ -623,7 +620,7 @@ def test_hostile_sentences_in_a_model_card(tmp_path: Path) -> None:
 # -- pictures and words ----------------------------------------------------------------------
 
 
-def test_a_chart_takes_its_colours_from_the_page() -> None:
+def test_a_chart_takes_its_colours_from_the_page():
     svg = line_chart("Loss <b>", [Line(0, [1, 2], [3, 4]), Line(7, [1, 2], [4, 5], True)])
     assert "var(--run-1)" in svg
     assert "var(--run-2)" in svg  # six colours, then again
@@ -633,7 +630,7 @@ def test_a_chart_takes_its_colours_from_the_page() -> None:
     assert svg == line_chart("Loss <b>", [Line(0, [1, 2], [3, 4]), Line(7, [1, 2], [4, 5], True)])
 
 
-def test_long_curves_are_thinned_to_means() -> None:
+def test_long_curves_are_thinned_to_means():
     x, y = thinned(range(10 * MOST_POINTS), [1.0, 3.0] * (5 * MOST_POINTS))
     assert len(x) == MOST_POINTS
     assert x[0] == 4.5
@@ -641,7 +638,7 @@ def test_long_curves_are_thinned_to_means() -> None:
     assert thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
 
 
-def test_words_for_numbers() -> None:
+def test_words_for_numbers():
     assert [short_number(n) for n in (0.0025, 1500, 20_000, 3e6)] == ["0.0025", "1.5k", "20k", "3M"]
     assert [rounded_count(n) for n in (28_993, 1_965_568)] == ["28,993", "1.97 million"]
 
@@ -653,7 +650,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     """A headless Chromium, where there is one and playwright to drive it."""
     playwright = pytest.importorskip("playwright.sync_api")
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -668,7 +665,7 @@ def browser() -> Iterator[Any]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_without_paired_tests")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, width: int) -> None:
+def test_the_page_works_in_a_browser(browser, tmp_path, width):
     run = make_run(tmp_path / "runs" / "tiny", OUTPUTS, n_steps=200)
     better = make_run(tmp_path / "runs" / "better", REFERENCES, n_steps=150)
     written = write_report([run, better], tmp_path / "page.html")
@@ -710,7 +707,7 @@ def test_the_page_works_in_a_browser(browser: Any, tmp_path: Path, width: int) -
 
 
 @pytest.mark.slow
-def test_attention_in_a_browser(browser: Any, run: Path, tmp_path: Path) -> None:
+def test_attention_in_a_browser(browser, run, tmp_path):
     write_json(run / "attention.json", [MAPS.to_json()] * 2)
     write_report([run], tmp_path / "report.html")
     selection = Selection(("cross", "decoder"), 1, (1, 2))

@@ -1,18 +1,15 @@
 """Sentences that stand for a test set, and what is kept of their attention."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from pathlib import Path
 
-from conftest import TrainedRun, invoke
+from conftest import invoke
 
 from mtrain.decoding.attention import AttentionMaps
 from mtrain.evaluation.results import samples
 
 
-def test_samples_stand_at_the_quartiles_of_usual_sentences() -> None:
+def test_samples_stand_at_the_quartiles_of_usual_sentences():
     sources = ["too short"] + [f"a sentence of {n} words" for n in range(101)] + ["long " * 30]
     chrf = [100.0] + [float(n) for n in range(101)] + [0.0]
     found = samples(sources, chrf)
@@ -27,7 +24,7 @@ def test_samples_of_a_test_set_without_usual_sentences() -> None:
     assert samples(["a"], [12.0]) == {"good": 0, "typical": 0, "poor": 0}
 
 
-def test_eval_keeps_the_attention_of_the_samples(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_eval_keeps_the_attention_of_the_samples(trained_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained_run.path, run, ignore=shutil.ignore_patterns("attention.json"))
     done = invoke("eval", run, "--beam-size", "1", cwd=trained_run.directory)

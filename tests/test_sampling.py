@@ -1,7 +1,5 @@
 """Choices of `generate`: random draws against known probabilities, and diverse hypotheses."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 

@@ -1,13 +1,10 @@
 """Multi30k as the papers score it: our three steps give their tokenised references."""
 
-from __future__ import annotations
-
 import gzip
 import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -21,7 +18,7 @@ TOKENIZED = [
 
 
 @pytest.fixture
-def script() -> ModuleType:
+def script():
     spec = importlib.util.spec_from_file_location("score_multi30k", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -31,7 +28,7 @@ def script() -> ModuleType:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(tmp_path):
     """A directory like multi30k's, of three sentences."""
     (tmp_path / "tok").mkdir()
     write_gz(tmp_path / "toy.de.gz", RAW)
@@ -54,14 +51,12 @@ def arguments(hypothesis: Path, data: Path) -> list[str]:
     return [str(part) for option in options.items() for part in option]
 
 
-def test_the_three_steps(script: ModuleType) -> None:
+def test_the_three_steps(script):
     pytest.importorskip("sacremoses")
     assert script.as_papers(RAW, "de") == TOKENIZED
 
 
-def test_both_scores_are_printed(
-    script: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_both_scores_are_printed(script, data, capsys):
     pytest.importorskip("sacremoses")
     lowered = write_hypothesis(data, [line.lower() for line in RAW])
     assert script.main(arguments(lowered, data)) == 0
@@ -73,30 +68,21 @@ def test_both_scores_are_printed(
     assert "|tok:13a|" in plain
 
 
-def test_differing_lines_are_counted(
-    script: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_differing_lines_are_counted(script, data, capsys):
     pytest.importorskip("sacremoses")
     write_gz(data / "tok" / "toy.lc.norm.tok.de.gz", ["etwas anderes .", *TOKENIZED[1:]])
     assert script.main(arguments(write_hypothesis(data, RAW), data)) == 0
     assert "1 of 3 lines differ" in capsys.readouterr().out
 
 
-def test_unequal_line_counts(
-    script: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unequal_line_counts(script, data, capsys):
     assert script.main(arguments(write_hypothesis(data, RAW[:2]), data)) == 3
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "has 2 lines, but toy.de has 3, and 3 tokenised ones" in captured.err
 
 
-def test_without_sacremoses(
-    script: ModuleType,
-    data: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_without_sacremoses(script, data, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sacremoses", None)
     assert script.main(arguments(write_hypothesis(data, RAW), data)) == 2
     error, fix = capsys.readouterr().err.splitlines()
@@ -106,7 +92,7 @@ def test_without_sacremoses(
 
 @pytest.mark.parametrize("split", ["test_2016_flickr", "test_2017_flickr", "val"])
 @pytest.mark.parametrize("lang", ["de", "fr"])
-def test_the_published_references_are_made_anew(script: ModuleType, split: str, lang: str) -> None:
+def test_the_published_references_are_made_anew(script, split, lang):
     pytest.importorskip("sacremoses")
     name = f"{split}.lc.norm.tok.{lang}.gz"
     found = sorted(Path(os.environ.get("MTRAIN_MIRROR", os.devnull)).rglob(name))

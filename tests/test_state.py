@@ -1,11 +1,8 @@
 """Training states on disk: what is kept, pruned, restored, and recognised as damaged."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +71,7 @@ def assert_equal(one: Trained, other: Trained) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
+def run(tmp_path):
     return RunDir(tmp_path)
 
 

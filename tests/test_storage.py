@@ -1,7 +1,5 @@
 """Files that are written whole, locks, and JSON of known shapes."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat
@@ -25,7 +23,7 @@ from mtrain.storage import (
 NUMBERS: TypeAdapter[dict[str, int]] = TypeAdapter(dict[str, int])
 
 
-def test_no_link_is_followed_to_write(tmp_path: Path) -> None:
+def test_no_link_is_followed_to_write(tmp_path):
     """Neither one in the place of the file, nor one under the name that was predictable before."""
     precious = tmp_path / "precious"
     precious.write_text("mine")
@@ -37,9 +35,7 @@ def test_no_link_is_followed_to_write(tmp_path: Path) -> None:
     assert (tmp_path / "scores.json").read_text() == "theirs"
 
 
-def test_names_of_partial_files_cannot_be_guessed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_of_partial_files_cannot_be_guessed(tmp_path, monkeypatch):
     made: list[str] = []
 
     def refuse(source: Path, target: Path) -> None:
@@ -54,19 +50,19 @@ def test_names_of_partial_files_cannot_be_guessed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+def test_files_have_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     atomic_write(tmp_path / "ours", "")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours")}
     assert len(modes) == 1
 
 
-def test_a_name_as_long_as_the_system_allows(tmp_path: Path) -> None:
+def test_a_name_as_long_as_the_system_allows(tmp_path):
     atomic_write(tmp_path / ("a" * 255), "text")
     assert (tmp_path / ("a" * 255)).read_text() == "text"
 
 
-def test_a_directory_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_directory_is_there_whole_or_not_at_all(tmp_path):
     place = tmp_path / "step-1"
 
     def fail() -> None:
@@ -84,7 +80,7 @@ def test_a_directory_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [place]
 
 
-def test_partial_files_of_a_killed_process_go(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_process_go(tmp_path):
     (tmp_path / "kept").touch()
     (tmp_path / "a.0123.tmp").mkdir()
     (tmp_path / "b.0123.tmp").symlink_to(tmp_path / "kept")
@@ -92,7 +88,7 @@ def test_partial_files_of_a_killed_process_go(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+def test_a_lock_is_held_by_one(tmp_path):
     place = tmp_path / "sub" / ".lock"
     with lock_file(place) as is_first:
         with lock_file(place) as is_second:
@@ -101,7 +97,7 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
     assert not place.exists()
 
 
-def test_a_lock_that_is_a_link_truncates_nothing(tmp_path: Path) -> None:
+def test_a_lock_that_is_a_link_truncates_nothing(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / ".lock").symlink_to(tmp_path / "precious")
     with pytest.raises(StorageError), lock_file(tmp_path / ".lock"):
@@ -117,13 +113,13 @@ def test_a_lock_that_is_a_link_truncates_nothing(tmp_path: Path) -> None:
     ],
     ids=lambda text: repr(text[:20]),
 )
-def test_json_of_another_shape_is_told_in_a_line(tmp_path: Path, text: bytes) -> None:
+def test_json_of_another_shape_is_told_in_a_line(tmp_path, text):
     (tmp_path / "a.json").write_bytes(text)
     with pytest.raises(DataError, match=r"^error: cannot read .*a\.json: [^\n]+\n  fix: mend it$"):
         read_json(tmp_path / "a.json", NUMBERS, "mend it")
 
 
-def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
     for name in ("pipe", "directory", "absent"):
@@ -131,11 +127,11 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
             read_json(tmp_path / name, NUMBERS, "mend it")
 
 
-def test_values_come_back_in_their_order() -> None:
+def test_values_come_back_in_their_order():
     assert list(parse_json('{"b": 1, "a": 2}', NUMBERS)) == ["b", "a"]
 
 
-def test_whether_a_directory_can_be_written(tmp_path: Path) -> None:
+def test_whether_a_directory_can_be_written(tmp_path):
     check_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text(json.dumps({}))
@@ -143,7 +139,7 @@ def test_whether_a_directory_can_be_written(tmp_path: Path) -> None:
         check_writable(tmp_path / "file")
 
 
-def test_a_device_is_written_and_never_replaced() -> None:
+def test_a_device_is_written_and_never_replaced():
     atomic_write(Path("/dev/null"), "text")
     assert Path("/dev/null").is_char_device()
     with pytest.raises(StorageError, match="no space left"):
@@ -152,7 +148,7 @@ def test_a_device_is_written_and_never_replaced() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interrupted_write_leaves_nothing(tmp_path, error):
     def parts() -> Iterator[bytes]:
         yield b"some"
         raise error

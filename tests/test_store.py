@@ -22,7 +22,7 @@ def write(directory: Path, pairs: list[tuple[list[int], list[int]]] = PAIRS) -> 
     writer.close()
 
 
-def test_pairs_come_back_in_order(tmp_path: Path) -> None:
+def test_pairs_come_back_in_order(tmp_path):
     write(tmp_path)
     store = TokenStore.open(tmp_path, "train")
     assert len(store) == 3
@@ -34,7 +34,7 @@ def test_pairs_come_back_in_order(tmp_path: Path) -> None:
     assert store.tgt_offsets.tolist() == [0, 1, 3, 6]
 
 
-def test_some_pairs_are_turned(tmp_path: Path) -> None:
+def test_some_pairs_are_turned(tmp_path):
     write(tmp_path)
     store = TurnedStore(TokenStore.open(tmp_path), np.array([True, False, True]))
     assert len(store) == 3
@@ -45,7 +45,7 @@ def test_some_pairs_are_turned(tmp_path: Path) -> None:
     assert store.src_lengths.dtype == np.uint16
 
 
-def test_a_store_without_pairs_opens(tmp_path: Path) -> None:
+def test_a_store_without_pairs_opens(tmp_path):
     write(tmp_path, [])
     store = TokenStore.open(tmp_path, "train")
     assert len(store) == 0
@@ -54,9 +54,7 @@ def test_a_store_without_pairs_opens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "bytes_an_id"), [(65536, 2), (65537, 4)])
-def test_ids_take_two_bytes_where_the_vocabulary_allows(
-    tmp_path: Path, vocab_size: int, bytes_an_id: int
-) -> None:
+def test_ids_take_two_bytes_where_the_vocabulary_allows(tmp_path, vocab_size, bytes_an_id):
     writer = StoreWriter(tmp_path, "train", (300, vocab_size))
     writer.append([([1], [vocab_size - 1])])
     writer.close()
@@ -65,7 +63,7 @@ def test_ids_take_two_bytes_where_the_vocabulary_allows(
     assert (store.src_ids.itemsize, store.tgt_ids.itemsize) == (2, bytes_an_id)
 
 
-def test_an_id_beyond_its_type_is_no_silent_overflow(tmp_path: Path) -> None:
+def test_an_id_beyond_its_type_is_no_silent_overflow(tmp_path):
     with (
         StoreWriter(tmp_path, "train", (300, 300)) as writer,
         pytest.raises(OverflowError),
@@ -73,14 +71,14 @@ def test_an_id_beyond_its_type_is_no_silent_overflow(tmp_path: Path) -> None:
         writer.append([([70_000], [1])])
 
 
-def test_arrays_cannot_be_written(tmp_path: Path) -> None:
+def test_arrays_cannot_be_written(tmp_path):
     write(tmp_path)
     with pytest.raises(ValueError, match="read-only"):
         TokenStore.open(tmp_path, "train").src_ids[0] = 1
 
 
 @pytest.mark.parametrize("name", ["source.ids", "source.offsets", "target.ids", "target.offsets"])
-def test_a_file_cut_short_is_named(tmp_path: Path, name: str) -> None:
+def test_a_file_cut_short_is_named(tmp_path, name):
     write(tmp_path)
     path = tmp_path / f"train.{name}"
     path.write_bytes(path.read_bytes()[:-2])
@@ -89,14 +87,14 @@ def test_a_file_cut_short_is_named(tmp_path: Path, name: str) -> None:
     assert "prepare --force" in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path):
     write(tmp_path)
     (tmp_path / "train.target.ids").unlink()
     with pytest.raises(DataError, match=r"train\.target\.ids \(no such file"):
         TokenStore.open(tmp_path, "train")
 
 
-def test_offsets_of_other_ids_are_noticed(tmp_path: Path) -> None:
+def test_offsets_of_other_ids_are_noticed(tmp_path):
     write(tmp_path)
     offsets = np.array([0, 3, 4, 5], "<i8")  # of the right size, but its end is not 4
     (tmp_path / "train.source.offsets").write_bytes(offsets.tobytes())
@@ -105,14 +103,14 @@ def test_offsets_of_other_ids_are_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"format": 99})])
-def test_a_damaged_header_is_named(tmp_path: Path, content: str) -> None:
+def test_a_damaged_header_is_named(tmp_path, content):
     write(tmp_path)
     (tmp_path / "train.json").write_text(content)
     with pytest.raises(DataError, match=r"train\.json"):
         TokenStore.open(tmp_path, "train")
 
 
-def test_an_unfinished_store_is_none(tmp_path: Path) -> None:
+def test_an_unfinished_store_is_none(tmp_path):
     with StoreWriter(tmp_path, "train", (1000, 1000)) as writer:
         writer.append(PAIRS)  # and no close()
     with pytest.raises(DataError, match=r"train\.json"):
@@ -135,7 +133,7 @@ print(len(store), peak_mb() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
-def test_opening_millions_of_pairs_takes_little_memory(tmp_path: Path) -> None:
+def test_opening_millions_of_pairs_takes_little_memory(tmp_path):
     n_pairs, part = 3_000_000, 100_000
     ones = Sentences(np.ones(20 * part, np.uint16), np.full(part, 20))
     with StoreWriter(tmp_path, "train", (1000, 1000)) as writer:

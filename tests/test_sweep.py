@@ -1,7 +1,5 @@
 """Quality against speed: what is recommended, what is kept, and what becomes the default."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -29,22 +27,22 @@ def chosen(points: list[Point]) -> Point:
     return found
 
 
-def test_the_fastest_that_is_nearly_as_good_is_recommended() -> None:
+def test_the_fastest_that_is_nearly_as_good_is_recommended():
     points = [point(1, 28.0, 50.0, 99), point(2, 29.8, 50.9, 60), point(8, 30.0, 51.0, 10)]
     assert chosen(points).beam == 2
 
 
-def test_both_metrics_count() -> None:
+def test_both_metrics_count():
     points = [point(2, 30.0, 50.0, 60), point(4, 29.9, 50.9, 30), point(8, 29.9, 51.0, 10)]
     assert chosen(points).beam == 4
 
 
-def test_other_engines_are_only_compared_with() -> None:
+def test_other_engines_are_only_compared_with():
     points = [point(4, 30.0, 51.0, 30), point(4, 35.0, 55.0, 99, "ctranslate2")]
     assert chosen(points).engine == "mtrain"
 
 
-def test_where_none_is_near_both_bests_the_least_shortfall_decides() -> None:
+def test_where_none_is_near_both_bests_the_least_shortfall_decides():
     points = [point(2, 30.0, 50.0, 60), point(4, 29.5, 50.6, 30), point(8, 29.0, 51.0, 10)]
     assert chosen(points).beam == 4
 
@@ -72,7 +70,7 @@ SCORES = st.floats(20, 40)
 
 
 @given(st.lists(st.tuples(SCORES, SCORES, st.floats(1, 1000)), min_size=1, max_size=12))
-def test_nothing_is_both_faster_and_near_the_best(found: list[tuple[float, float, float]]) -> None:
+def test_nothing_is_both_faster_and_near_the_best(found):
     points = [point(i + 1, *numbers) for i, numbers in enumerate(found)]
     best = max(p.bleu for p in points), max(p.chrf for p in points)
     taken = chosen(points)
@@ -82,7 +80,7 @@ def test_nothing_is_both_faster_and_near_the_best(found: list[tuple[float, float
 
 
 @pytest.fixture
-def run(trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(trained_run, tmp_path, monkeypatch):
     """A copy of the trained run, and a sweep that is soon done."""
     monkeypatch.setattr(stage, "N_SENTENCES", 12)
     monkeypatch.setattr(stage, "N_WARM_UP", 1)
@@ -91,7 +89,7 @@ def run(trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return Path(shutil.copytree(trained_run.path, tmp_path / "run"))
 
 
-def test_a_sweep_is_shown_drawn_and_kept(run: Path, tmp_path: Path) -> None:
+def test_a_sweep_is_shown_drawn_and_kept(run, tmp_path):
     done = invoke("eval", run, "--sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     points = [Point(**entry) for entry in json.loads((run / "sweep.json").read_text("utf-8"))]
@@ -104,9 +102,7 @@ def test_a_sweep_is_shown_drawn_and_kept(run: Path, tmp_path: Path) -> None:
     assert read_run_config(RunDir.open(run)).decode.beam_size == 5  # as before
 
 
-def test_the_recommendation_becomes_the_default_when_told_to(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_recommendation_becomes_the_default_when_told_to(run, tmp_path, monkeypatch):
     before = read_run_config(RunDir.open(run))
     done = invoke("eval", run, "--sweep", "--adopt", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

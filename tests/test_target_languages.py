@@ -1,7 +1,5 @@
 """A model of several target languages: entries have tags and languages of their own."""
 
-from __future__ import annotations
-
 import random
 import re
 from pathlib import Path
@@ -38,7 +36,7 @@ train.optim: null
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory):
     directory = tmp_path_factory.mktemp("many")
     rng = random.Random(3)
     for split, n_lines in (("train", 60), ("valid", 8)):
@@ -57,7 +55,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(workspace: Path) -> RunDir:
+def run(workspace):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         path = Path("many.yaml")
@@ -66,29 +64,27 @@ def run(workspace: Path) -> RunDir:
         return RunDir(workspace / "runs" / "many")
 
 
-def test_the_filters_follow_the_entry(run: RunDir) -> None:
+def test_the_filters_follow_the_entry(run):
     report = run.read_data_report()
     assert report is not None
     assert [(entry["n_read"], entry["n_kept"]) for entry in report["entries"]] == [(60, 60)] * 2
 
 
-def test_splits_know_their_languages_and_tags(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_splits_know_their_languages_and_tags(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     config = load_config(Path("many.yaml"), ["train.optim.warmup_steps=1"])
     assert split_languages(config) == {"cyrillic": ("en", "ru")}
     assert split_tags(config) == {"valid": "de", "latin": "de", "cyrillic": "ru"}
 
 
-def test_each_test_set_is_judged_in_its_language(run: RunDir) -> None:
+def test_each_test_set_is_judged_in_its_language(run):
     assert run.read_split("cyrillic").languages == ("en", "ru")
     assert run.read_split("latin").languages is None
     results = evaluate_run(run.path, ["latin", "cyrillic"])
     assert all(result.facts["sentences"] == 8 for result in results.values())
 
 
-def test_text_without_a_tag_is_refused(run: RunDir, workspace: Path) -> None:
+def test_text_without_a_tag_is_refused(run, workspace):
     translator = mtrain.load(run.path)
     with pytest.raises(
         UsageError, match=r"it needs one to translate \(it knows: de, ru\)"
@@ -112,9 +108,7 @@ def test_text_without_a_tag_is_refused(run: RunDir, workspace: Path) -> None:
         ("data.valid=", r"has several tags \(de, ru\)"),
     ],
 )
-def test_sets_without_the_tag_that_all_training_text_has(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
-) -> None:
+def test_sets_without_the_tag_that_all_training_text_has(workspace, monkeypatch, override, message):
     monkeypatch.chdir(workspace)
     with pytest.raises(ConfigError) as found:
         load_config(Path("many.yaml"), [override, "train.optim.warmup_steps=1"])

@@ -48,9 +48,7 @@ def train(
 
 
 @pytest.fixture(scope="module", params=["unigram", "bpe", "char"])
-def tokenizer(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Tokenizer:
+def tokenizer(request, tmp_path_factory):
     return train(tmp_path_factory.mktemp("tokenizer"), type=request.param)
 
 
@@ -58,7 +56,7 @@ def tokenizer(
 @example(["\u2581", "a\u2581 \u2581b", "\u2585\u2581"])
 @example(["\ue000", "\ue0000", "\ue0001", "\ue000\u2581", "\ue000\ue0002"])
 @example(["<s> </s> <unk> <pad> <0x41>", "", "日本語 \U0001f600", "\ufffd \u2047"])
-def test_no_character_is_lost(tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_no_character_is_lost(tokenizer, texts):
     ids = tokenizer.encode(texts)
     assert tokenizer.decode(ids) == texts
     assert all(EOS < i < tokenizer.vocab_size for row in ids for i in row)
@@ -66,19 +64,19 @@ def test_no_character_is_lost(tokenizer: Tokenizer, texts: list[str]) -> None:
         assert len(text) <= MAX_PIECE_CHARACTERS * len(row)
 
 
-def test_a_line_of_escaped_characters_only_can_be_learnt(tmp_path: Path) -> None:
+def test_a_line_of_escaped_characters_only_can_be_learnt(tmp_path):
     tokenizer = train(tmp_path, [("\u2585 \u2581", "\u2581\u2585")] * 3)
     assert tokenizer.decode(tokenizer.encode(["\u2585 \u2581"])) == ["\u2585 \u2581"]
 
 
-def test_special_symbols_have_their_ids_and_leave_no_trace(tokenizer: Tokenizer) -> None:
+def test_special_symbols_have_their_ids_and_leave_no_trace(tokenizer):
     assert (PAD, UNK, BOS, EOS) == (0, 1, 2, 3)
     assert tokenizer.pieces([PAD, UNK, BOS, EOS]) == ["<pad>", "<unk>", "<s>", "</s>"]
     [ids] = tokenizer.encode(["the dog"])
     assert tokenizer.decode([[BOS, *ids, EOS, PAD], [], [EOS]]) == ["the dog", "", ""]
 
 
-def test_whatever_a_model_generates_is_one_line(tokenizer: Tokenizer) -> None:
+def test_whatever_a_model_generates_is_one_line(tokenizer):
     by_name = {piece: i for i, piece in enumerate(tokenizer.pieces(range(tokenizer.vocab_size)))}
     [dog] = tokenizer.encode(["dog"])
     line_break, half = by_name["<0x0A>"], by_name["<0xC3>"]
@@ -86,34 +84,32 @@ def test_whatever_a_model_generates_is_one_line(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([[line_break], [half]]) == ["", "\ufffd"]
 
 
-def test_byte_ids_are_those_of_characters_without_a_piece(tokenizer: Tokenizer) -> None:
+def test_byte_ids_are_those_of_characters_without_a_piece(tokenizer):
     assert len(tokenizer.byte_ids()) == 256
     [ids] = tokenizer.encode(["日"])
     assert sum(i in set(tokenizer.byte_ids()) for i in ids) == len("日".encode())
 
 
-def test_the_vocabulary_has_the_size_asked_for(tmp_path: Path) -> None:
+def test_the_vocabulary_has_the_size_asked_for(tmp_path):
     for kind in ("unigram", "bpe"):
         assert train(tmp_path, type=kind, vocab_size=300).vocab_size == 300
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_a_vocabulary_too_large_is_reduced_and_says_so(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_vocabulary_too_large_is_reduced_and_says_so(tmp_path, kind, capsys):
     size = train(tmp_path, type=kind, vocab_size=8000).vocab_size
     assert 260 < size < 1000
     assert f"reduced from 8,000 to {size} pieces" in capsys.readouterr().err
 
 
-def test_a_vocabulary_too_small_names_the_size_that_works(tmp_path: Path) -> None:
+def test_a_vocabulary_too_small_names_the_size_that_works(tmp_path):
     pairs = [("".join(map(chr, range(0x4E00, 0x4E50))), "x")]  # 80 + 1 characters and a space
     with pytest.raises(DataError, match=r"300 is too small .* take 342 pieces"):
         train(tmp_path, pairs, vocab_size=300)
     assert train(tmp_path, pairs, vocab_size=342).vocab_size == 342
 
 
-def test_user_defined_symbols_are_never_cut(tmp_path: Path) -> None:
+def test_user_defined_symbols_are_never_cut(tmp_path):
     tokenizer = train(tmp_path, user_defined_symbols=("@@x@@", "\u2581Z"))
     [ids] = tokenizer.encode(["the @@x@@dog \u2581Z"])
     assert "@@x@@" in tokenizer.pieces(ids)
@@ -121,7 +117,7 @@ def test_user_defined_symbols_are_never_cut(tmp_path: Path) -> None:
     assert len(tokenizer.encode(["\u2581Z"])[0]) <= 2
 
 
-def test_a_tag_is_a_piece_that_no_text_has(tmp_path: Path) -> None:
+def test_a_tag_is_a_piece_that_no_text_has(tmp_path):
     tokenizer = train(tmp_path, tags=["bt", "de"])
     tagged = tokenizer.tagged("de")
     [plain], [with_tag] = tokenizer.encode(["the <de> dog"]), tagged.encode(["the <de> dog"])
@@ -141,7 +137,7 @@ def test_a_tag_is_a_piece_that_no_text_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_drawn_pieces_depend_on_text_and_seed_alone(tmp_path: Path, kind: str) -> None:
+def test_drawn_pieces_depend_on_text_and_seed_alone(tmp_path, kind):
     tokenizer = train(tmp_path, type=kind)
     texts = [source for source, _ in PAIRS]
     drawn = tokenizer.sample(texts, 0.3, seed=5)
@@ -154,7 +150,7 @@ def test_drawn_pieces_depend_on_text_and_seed_alone(tmp_path: Path, kind: str) -
     assert in_parts[0] == drawn[0]
 
 
-def test_drawn_pieces_are_the_same_in_another_process(tmp_path: Path) -> None:
+def test_drawn_pieces_are_the_same_in_another_process(tmp_path):
     """SentencePiece's own are not."""
     program = (
         "import sys; from pathlib import Path; from mtrain.data.tokenizer import load_tokenizers;"
@@ -194,9 +190,7 @@ def foreign_model(path: Path, **settings: object) -> None:
         {"control_symbols": "<de>", "user_defined_symbols": "@@"},
     ],
 )
-def test_a_foreign_model_keeps_its_pieces_behind_our_special_ones(
-    tmp_path: Path, settings: dict[str, object]
-) -> None:
+def test_a_foreign_model_keeps_its_pieces_behind_our_special_ones(tmp_path, settings):
     path = tmp_path / "foreign.model"
     foreign_model(path, **settings)
     foreign = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
@@ -218,15 +212,13 @@ def test_a_foreign_model_keeps_its_pieces_behind_our_special_ones(
             assert processor.get_score(i) == scores[piece]
 
 
-def test_a_foreign_model_without_bytes_is_warned_about(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_foreign_model_without_bytes_is_warned_about(tmp_path, capsys):
     foreign_model(tmp_path / "foreign.model")
     train(tmp_path, model=str(tmp_path / "foreign.model"))
     assert "no pieces for bytes" in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_a_model_cannot_be_used(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_cannot_be_used(tmp_path):
     path = tmp_path / "text.model"
     with pytest.raises(DataError, match="cannot read the tokenizer"):
         train(tmp_path, model=str(path))
@@ -238,7 +230,7 @@ def test_a_file_that_is_not_a_model_cannot_be_used(tmp_path: Path) -> None:
             adopt(damaged, [])
 
 
-def test_one_vocabulary_or_one_a_side(tmp_path: Path) -> None:
+def test_one_vocabulary_or_one_a_side(tmp_path):
     shared, apart = tmp_path / "shared", tmp_path / "apart"
     train(shared)
     source, target = load_tokenizers(shared)
@@ -254,20 +246,20 @@ def test_one_vocabulary_or_one_a_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_the_same_text_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
+def test_the_same_text_gives_the_same_bytes(tmp_path, kind):
     for name in ("a", "b"):
         train(tmp_path / name, type=kind, max_sentences=50)
     models = [(tmp_path / name / "tokenizer.model").read_bytes() for name in ("a", "b")]
     assert models[0] == models[1]
 
 
-def test_max_sentences_limits_what_is_learnt_from(tmp_path: Path) -> None:
+def test_max_sentences_limits_what_is_learnt_from(tmp_path):
     pairs = [(f"{chr(0x4E00 + i)}", f"{chr(0x5E00 + i)}") for i in range(500)]
     size = train(tmp_path, pairs, max_sentences=20, vocab_size=5000).vocab_size
     assert size == 4 + 256 + 20 + 1  # a piece for each character seen, and the space
 
 
-def test_a_damaged_model_is_named(tmp_path: Path) -> None:
+def test_a_damaged_model_is_named(tmp_path):
     train(tmp_path)
     path = tmp_path / "tokenizer.model"
     path.write_bytes(path.read_bytes()[:100])
@@ -278,9 +270,7 @@ def test_a_damaged_model_is_named(tmp_path: Path) -> None:
         load_tokenizers(tmp_path)
 
 
-def test_long_text_is_sampled_by_its_characters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_long_text_is_sampled_by_its_characters(tmp_path, monkeypatch, capsys):
     n_characters = sum(len(source) + len(target) for source, target in PAIRS)
     monkeypatch.setattr("mtrain.data.tokenizer._MAX_CHARACTERS", 5 * n_characters)
     train(tmp_path, PAIRS * 20)

@@ -1,7 +1,5 @@
 """Warnings in words: each once, and only where there is reason."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

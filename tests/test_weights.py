@@ -1,7 +1,5 @@
 """Weights on disk: a round trip, every kind of damage, and what does not fit a model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -43,7 +41,7 @@ def tensors() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_tensors(path, tensors(), {"step": 12, "valid": {"chrf": 51.5}})
     return path
@@ -114,9 +112,6 @@ def test_a_file_of_another_kind_is_recognised(tmp_path, content):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
     said(path)
-
-
-def test_a_directory_in_its_place_is_recognised(tmp_path):
     said(tmp_path)
 
 
@@ -127,9 +122,7 @@ def test_a_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_somebody_elses_safetensors_are_recognised(tmp_path, metadata):
     path = tmp_path / "model.safetensors"
-    save_file(tensors(), path, metadata) if False else save_file(
-        {"x": torch.ones(2)}, path, metadata
-    )
+    save_file({"x": torch.ones(2)}, path, metadata)
     assert "was not written by mtrain" in said(path)
 
 
@@ -138,19 +131,6 @@ def test_a_newer_format_asks_for_a_newer_mtrain(saved, monkeypatch):
     save_tensors(saved, tensors(), {})
     monkeypatch.setattr(weights, "FORMAT", 1)
     assert "has format 2; this mtrain reads format 1" in said(saved)
-
-
-def test_an_error_while_saving_leaves_the_old_file(saved, monkeypatch):
-    before = saved.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(Exception, match="no space left"):
-        save_tensors(saved, {"x": torch.ones(3)}, {})
-    assert saved.read_bytes() == before
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 # -- into a model ----------------------------------------------------------------------------
@@ -228,11 +208,6 @@ def test_the_average_is_the_mean_in_the_first_ones_type():
     assert average(many)["x"].tolist() == [3.0, 3.0]
     assert average(many)["x"].dtype is torch.float32
     assert many[0]["x"].tolist() == [1.0, 1.0]
-
-
-def test_the_average_of_one_is_itself():
-    x = torch.randn(100)
-    assert torch.equal(average([{"x": x}])["x"], x)
 
 
 def test_the_average_is_summed_in_double_precision():

@@ -4,8 +4,6 @@ The tests use the command line alone, and know no names inside the program. A ke
 the tables fails `test_every_key_is_tried`.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re
@@ -166,7 +164,7 @@ ELSEWHERE = {
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory):
     """Texts, a config, and a run of it that was trained and evaluated: runs/base."""
     directory = tmp_path_factory.mktemp("wiring")
     generator = random.Random(3)
@@ -220,13 +218,13 @@ def weights(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("settings", WEIGHTS, ids=lambda settings: settings[0])
-def test_weights(directory: Path, settings: tuple[str, ...]) -> None:
+def test_weights(directory, settings):
     before, after = map(weights, two_runs(directory, settings))
     assert any((before[key] != after[key]).any() for key in before.keys() & after.keys())
 
 
 @pytest.mark.parametrize("setting", SHAPES)
-def test_shapes_of_weights(directory: Path, setting: str) -> None:
+def test_shapes_of_weights(directory, setting):
     context = ["model={dropout: 0.1}"] if "preset" in setting else []
     run = train(directory, f"runs/{slug(setting)}", *context, setting)
     assert shapes(run) != shapes(directory / "runs" / "base")
@@ -237,7 +235,7 @@ def shapes(run: Path) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("settings", DATA, ids=lambda settings: settings[0])
-def test_prepared_data(directory: Path, settings: tuple[str, ...]) -> None:
+def test_prepared_data(directory, settings):
     before, after = map(texts_and_ids, two_runs(directory, settings))
     assert before != after
 
@@ -251,7 +249,7 @@ def texts_and_ids(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("setting", FILTERS)
-def test_filters(directory: Path, setting: str) -> None:
+def test_filters(directory, setting):
     """A pair that nothing else is wrong with is dropped by the filter, and stays without it."""
     key = setting.partition("=")[0]
     names = [*(setting.partition("=")[0] for setting in FILTERS), "wrong_side"]
@@ -279,7 +277,7 @@ def n_kept(directory: Path, *settings: str) -> int:
 
 
 @pytest.mark.parametrize("settings", RUN_FILES, ids=lambda settings: settings[0])
-def test_files_of_a_run(directory: Path, settings: tuple[str, ...]) -> None:
+def test_files_of_a_run(directory, settings):
     before, after = map(checkpoints_and_log, two_runs(directory, settings))
     assert before != after
 
@@ -293,7 +291,7 @@ def checkpoints_and_log(run: Path) -> list[Any]:
 
 
 @pytest.fixture
-def copied(directory: Path, tmp_path: Path) -> Path:
+def copied(directory, tmp_path):
     return Path(shutil.copytree(directory / "runs" / "base", tmp_path / "run"))
 
 
@@ -307,7 +305,7 @@ def change(run: Path, setting: str) -> None:
 
 
 @pytest.mark.parametrize("setting", TRANSLATIONS)
-def test_translations(directory: Path, copied: Path, setting: str) -> None:
+def test_translations(directory, copied, setting):
     options = (directory / "valid.src", "--format", "jsonl", "--device", "cpu")
     before = invoke("translate", copied, *options, cwd=directory).stdout
     change(copied, setting)
@@ -317,14 +315,14 @@ def test_translations(directory: Path, copied: Path, setting: str) -> None:
 
 
 @pytest.mark.parametrize("setting", SIGNATURES)
-def test_scores(directory: Path, copied: Path, setting: str) -> None:
+def test_scores(directory, copied, setting):
     before = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
     change(copied, setting)
     after = json.loads(invoke("eval", copied, "--json", cwd=directory).stdout)
     assert before["set"]["bleu"]["signature"] != after["set"]["bleu"]["signature"]
 
 
-def test_every_key_is_tried() -> None:
+def test_every_key_is_tried():
     """All keys of the schema that editors use, entries of data aside."""
     schema = json.loads((REPOSITORY / "configs" / "schema.json").read_text(encoding="utf-8"))
 

@@ -31,7 +31,8 @@ class Problem(UsageError):
     """One problem of a config, with its location."""
 
     def __init__(self, place: Place, message: str, fix: str | None = None) -> None:
-        super().__init__(f"{place.text}: {message}", fix)
+        line = " ".join(message.splitlines())  # keys may hold line breaks
+        super().__init__(f"{place.text}: {line}", fix)
         self.place = place
 
 

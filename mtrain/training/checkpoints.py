@@ -270,8 +270,8 @@ def save_validated(
 def install_winner(run: RunDir, schedule: Schedule, scorer: Scorer) -> None:
     """Write the model of a finished run: the winner on valid of `best`, `last`, `ema`, averages.
 
-    A tie goes to the one named first. At the end of a budget, those without time for validation do not
-    compete.
+    A tie goes to the one named first. At the end of a budget, those that there is no
+    time to validate do not compete.
     """
     progress, metric = schedule.progress, schedule.train.best_metric
     weights, facts = load_tensors(run.best_checkpoints()[-1][1])
