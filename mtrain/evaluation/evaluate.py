@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_split(
-    translator: Translator, split: Split, config: Config, beam_size: int
+    translator: Translator, split: Split, config: Config, beam_size: int | None = None
 ) -> Evaluation:
     """Validation: BLEU and chrF under the run's own decoding, without intervals."""
     with console.bar(len(split.sources), "validating", " sentences") as bar:
