@@ -238,6 +238,10 @@ class RunDir:
         """Versions and machines used in training, in order."""
         return _read_if_there(self.environment, "ENVIRONMENTS") or []
 
+    def read_choices(self) -> list[dict[str, Any]]:
+        """Values chosen for keys that are `auto`: key, value, reason; empty in older runs."""
+        return _read_if_there(self.choices, "CHOICES") or []
+
     def read_data_report(self) -> dict[str, Any] | None:
         """The report of data.data_report; None in runs of older versions."""
         report: dict[str, Any] | None = _read_if_there(self.data_report, "DATA_REPORT")

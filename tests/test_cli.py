@@ -25,7 +25,7 @@ import mtrain
 from mtrain import cli
 from mtrain.cli import app
 
-COMMANDS = ["prepare", "train", "translate", "eval", "report", "export", "new"]
+COMMANDS = ["prepare", "train", "translate", "eval", "runs", "report", "export", "new"]
 
 
 # -- help and version ------------------------------------------------------------------------

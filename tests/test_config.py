@@ -172,8 +172,8 @@ LINES = [  # after the five lines of the smallest config
     ("name: other", "duplicate key `name` (first on line 1) | keep one of the two"),
     ("  mono: [{mono: x.en, sid: source}]", "`data.mono.0.sid` | did you mean `data.mono.0.side`?"),
     ("  test: {source: a, target: 3}", "`data.test.target` must be text"),  # as it was written
-    ("  test: {valid: {cldr: 5}}", "`data.test.valid` is the name of a set of its own"),
-    ("  test: {Train: {cldr: 5}}", "`data.test.Train` is the name of a set of its own"),
+    ("  test: {valid: {cldr: 5}}", "`data.test.valid` is reserved"),
+    ("  test: {Train: {cldr: 5}}", "`data.test.Train` is reserved"),
     ("  test: {tsv: {cldr: 5}}", "`data.test.tsv` is a key of entries, so it cannot name a test"),
     ("  test: {a/b: {cldr: 5}}", "the name `data.test.a/b` must be made of letters"),
     ("  valid: {sourc: a}", f"must be an entry ({FORMS}) | did you mean `source`?"),
@@ -486,7 +486,7 @@ def test_the_schema_knows_the_short_forms():
     assert set(SCHEMA["required"]) == {"name", "source", "target", "data"}
     assert "required" not in definitions["ModelConfig"]
     assert definitions["ModelConfig"]["additionalProperties"] is False
-    assert definitions["OptimConfig"]["properties"]["learning_rate"]["default"] == 7e-4
+    assert definitions["OptimConfig"]["properties"]["learning_rate"]["default"] == "auto"
 
 
 SHORT_FORMS = """\

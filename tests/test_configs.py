@@ -40,9 +40,10 @@ def test_it_loads_and_is_named_after_its_file(path, tmp_path):
 
 @each_config
 def test_it_is_whole(path):
-    """Every section is there to be changed, and there is something to validate and test on."""
+    """There is something to validate and test on; a recipe has every section."""
     keys = set(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))
-    assert keys == set(Config.model_fields) - {"run"}
+    if path.stem != "my-corpus":  # whose settings are chosen
+        assert keys == set(Config.model_fields) - {"run"}
     config = load_config(path)
     assert config.data.valid is not None
     assert config.data.test
@@ -53,9 +54,11 @@ def test_it_is_explained_with_the_score_and_the_time_that_were_measured(path):
     text = path.read_text(encoding="utf-8")
     head, _, body = text.partition("\nname: ")
     assert head.startswith("# yaml-language-server: $schema=schema.json\n")
-    assert "Expected" in head
     assert re.search(rf"mtrain train (configs/)?{re.escape(path.name)}\n", head)
     assert body.count("# ") >= 10
+    if path.stem == "my-corpus":
+        return
+    assert "Expected" in head
     assert "EXPECTED-" not in text, "measure, then put the numbers in the place of EXPECTED-..."
     assert re.search(r"[0-9.]+ BLEU", text)
     assert re.search(r"\b(minutes?|min|hours?|seconds)\b", text)

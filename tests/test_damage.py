@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import invoke, write_reverse_task
 
+from mtrain.training import checkpoints
+
 REFUSED = {2, 3, 4}
 SIDES = ("src", "tgt")
 DEEP = b"[" * 100_000
@@ -31,7 +33,7 @@ SMALL = tuple(
 FILES = (
     *("config.yaml", "tokenizer.model", "model.safetensors", "metrics.jsonl", "environment.json"),
     *("scores.json", "attention.json", "alignment.json", "data/manifest.json", "data/report.json"),
-    *("data/word_counts.json", "data/reversed.source", "data/reversed.target"),
+    *("data/word_counts.json", "data/choices.json", "data/reversed.source", "data/reversed.target"),
     *("data/valid.source", "data/valid.target", "translations/reversed.best.txt"),
     *("translations/reversed.best.jsonl", "translations/reversed.best.analysis.json"),
     *("checkpoints/best-150.safetensors", "checkpoints/step-150/state.json"),
@@ -159,13 +161,15 @@ def whole(tmp_path_factory):
     write_reverse_task(directory, n_train=600)
     for path in (directory / f"{name}.{side}" for name in ("test", "valid") for side in SIDES):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:12]))
-    for command in (
-        ("train", "reverse.yaml", *SMALL, "--set=train.max_steps=150"),
-        ("eval", RUN),
-        ("translate", RUN, "--alignment", "--format=jsonl"),
-    ):
-        done = invoke(*command, cwd=directory, stdin=LINES)
-        assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(checkpoints, "rivals", lambda run, progress: [])  # `best` wins
+        for command in (
+            ("train", "reverse.yaml", *SMALL, "--set=train.max_steps=150"),
+            ("eval", RUN),
+            ("translate", RUN, "--alignment", "--format=jsonl"),
+        ):
+            done = invoke(*command, cwd=directory, stdin=LINES)
+            assert done.returncode == 0, done.stderr
     run = directory / RUN
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert {name for name in found if "step-145" not in name} == set(FILES)

@@ -181,7 +181,7 @@ def test_a_length_that_is_no_number(server, lock, length):
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("http://127.0.0.1:9/x", "refused"), ("http://127.0.0.1:port/x", "is no valid URL")],
+    [("http://127.0.0.1:9/x", "refused"), ("http://127.0.0.1:port/x", "is not a valid URL")],
 )
 def test_a_url_without_a_server(lock, url, message):
     with pytest.raises(DownloadError, match=message) as error:

@@ -11,7 +11,7 @@ import torch
 from conftest import invoke
 
 from mtrain.decoding.ctranslate2 import CTranslate2Engine
-from mtrain.decoding.engine import Pair, Search, Segment
+from mtrain.decoding.engine import Search, Segment
 from mtrain.decoding.translate import Translator
 from mtrain.errors import UsageError
 
@@ -60,7 +60,7 @@ def test_their_score_is_that_of_the_forced_output(ours, theirs, trained_run):
         tokenizer.encode([text])[0]
         for tokenizer, text in ((ours.src_tokenizer, source), (ours.tgt_tokenizer, found.text))
     ]
-    [(_, [log_probs])] = theirs.engine.log_probs([[Pair(*ids)]])
+    [(_, [log_probs])] = theirs.engine.log_probs([[(ids[0], ids[1])]])
     assert found.score == pytest.approx(sum(log_probs) / len(log_probs), abs=1e-5)
 
 

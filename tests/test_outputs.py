@@ -266,8 +266,9 @@ def test_options_that_would_do_nothing_are_refused(trained_run, command, options
 def test_every_option_is_known_to_have_an_effect_or_a_condition():
     """A new option must be thought about: in `REFUSED`, or here."""
     always = {
-        "prepare": {"overrides", "force", "processes"},
-        "train": {"overrides", "plan"},
+        "prepare": {"overrides", "force", "processes", "reverse"},
+        "train": {"overrides", "plan", "reverse"},
+        "runs": {"clean"},
         "translate": {
             *("source", "output", "checkpoint", "length_penalty", "length_penalty_form", "n_best"),
             *("format", "device", "method", "prefix", "companions", "score"),

@@ -60,8 +60,9 @@ def test_the_precisions_are_those_that_are_fast_here(
     monkeypatch: pytest.MonkeyPatch, device: str, precision: str, expected: list[str]
 ) -> None:
     monkeypatch.setattr(stage, "find_spec", lambda name: name)
+    engine = SimpleNamespace(precision=precision)
     first: Any = SimpleNamespace(
-        device=torch.device(device), precision=precision, with_ctranslate2=lambda name: None
+        device=torch.device(device), engine=engine, with_ctranslate2=lambda name: None
     )
     assert [name for name, _ in stage._systems(first, "run", None, device)] == expected
 

@@ -37,7 +37,7 @@ HEADER = ("run", "languages", "pairs", "state", "score", "MB")
 
 
 def runs(directory: Directory = Path("runs"), clean: Clean = False, yes: Yes = False) -> None:
-    """List runs: languages, training pairs, state, scores with interval, size."""
+    """List runs with their languages, state, scores and size."""
     if yes and not clean:
         raise UsageError("--yes has no effect here: it is for --clean", "leave it out")
     if not directory.is_dir():

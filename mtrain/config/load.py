@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrain.config.problems import REMOVED, explain
+from mtrain.config.recipe import unchosen_as_auto
 from mtrain.config.root import Config
 from mtrain.config.yaml_reader import Problem, apply_override, read_file, write_yaml
 from mtrain.errors import ConfigError, UsageError
@@ -57,8 +58,11 @@ def read_run_config(run: RunDir) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The whole config as YAML, defaults included; it loads back to an equal config."""
-    return write_yaml(_lists(config.model_dump()))
+    """The whole config as YAML, defaults included; it loads back to an equal config.
+
+    Keys whose value is still to be chosen are `auto`, and sizes of such a model are left out.
+    """
+    return write_yaml(_lists(unchosen_as_auto(config)))
 
 
 def json_schema() -> dict[str, Any]:

@@ -159,6 +159,22 @@ def chosen_in(run_config: Config, config: Config) -> dict[str, Any]:
     return {key: value_of(run_config, key) for key in keys if not is_given(config, key)}
 
 
+def unchosen_as_auto(config: Config) -> dict[str, Any]:
+    """All values of a config; `auto` for those to be chosen, None for the sizes of the model."""
+    tree: dict[str, Any] = config.model_dump()
+    unchosen = [key for key in _automatic_keys(Config) if not is_given(config, key)]
+    if "model.preset" in unchosen:
+        sizes = [f"model.{size}" for size in PRESETS["tiny"]]
+        unchosen += [key for key in sizes if not is_given(config, key)]
+    for key in unchosen:
+        *path, last = key.split(".")
+        section = tree
+        for name in path:
+            section = section[name]
+        section[last] = None if last in PRESETS["tiny"] else "auto"
+    return tree
+
+
 def _automatic_keys(section: type[Section]) -> Iterator[str]:
     """The dotted keys that may be `auto`."""
     for key, info in section.model_fields.items():

@@ -113,6 +113,11 @@ def tiles(run: RunFacts, table: ScoreTable) -> list[Fact]:
     return tiles + [fact for fact in training_facts(run) if fact.name == "Training time"]
 
 
+def choices(run: RunFacts) -> list[Fact]:
+    """The values that were chosen for keys that are `auto`, with their reasons."""
+    return [Fact(one["key"], str(one["value"]), one["reason"]) for one in run.run.read_choices()]
+
+
 def examples(test_sets: Sequence[SideBySide]) -> dict[str, int]:
     """Lines of a good, a typical and a poor translation of the first run: quantiles of chrF."""
     if not test_sets or test_sets[0].outputs[0].run != 0:

@@ -113,6 +113,7 @@ def _values(runs: Sequence[RunFacts]) -> dict[str, Any]:
         "summary": chapters.summary(runs),
         "statuses": [(i, text) for i, run in enumerate(runs) if (text := chapters.status(run))],
         "models": [chapters.model_facts(run) for run in runs],
+        "choices": [chapters.choices(run) for run in runs],
         "examples": chapters.examples(test_sets),
         "usage": chapters.usage(runs[0], test_sets),
         "scores": table,
