@@ -268,7 +268,7 @@ def test_every_option_is_known_to_have_an_effect_or_a_condition():
     always = {
         "prepare": {"overrides", "force", "processes", "reverse"},
         "train": {"overrides", "plan", "reverse"},
-        "runs": {"clean"},
+        "runs": {"clean", "yes"},
         "translate": {
             *("source", "output", "checkpoint", "length_penalty", "length_penalty_form", "n_best"),
             *("format", "device", "method", "prefix", "companions", "score"),

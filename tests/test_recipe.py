@@ -126,9 +126,9 @@ def test_dropout_and_consistency_grow_with_the_epochs() -> None:
     assert (chosen[0][key], chosen[-1][key]) == ("none", "simcut")
 
 
-def test_a_size_in_the_config_leaves_no_preset_to_choose() -> None:
+def test_with_a_size_in_the_config_the_others_are_of_the_preset_small() -> None:
     settings = config(model={"d_model": 320})
-    assert "model.preset" not in values(settings)
+    assert values(settings)["model.preset"] == "small"
     assert settings.model.d_ff == PRESETS["small"]["d_ff"]
 
 

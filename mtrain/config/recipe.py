@@ -208,7 +208,7 @@ def _choose_preset(choices: _Choices, facts: Facts, kind: str) -> str:
     """The largest preset that the pairs justify and the time trains well enough; -> its name"""
     config = choices.config
     if any(is_given(config, f"model.{size}") for size in PRESETS["tiny"]):
-        return str(config.model.preset)
+        return str(choices.make("model.preset", config.model.preset, "sizes are given"))
     largest = _by(LARGEST_PRESET, facts.n_pairs)
     smallest, *others = PRESETS
     reason = f"{facts.n_pairs:,} pairs"
