@@ -151,6 +151,12 @@ def test_both_directions_need_one_vocabulary_without_tags(sections: dict[str, An
     assert values(config(**sections))[key] == 0
 
 
+def test_a_short_training_has_one_direction() -> None:
+    key = "train.both_directions"
+    short, long = (values(config(train={"max_steps": n}))[key] for n in (500, 5000))
+    assert (short, long) == (0, 0.4)
+
+
 @pytest.mark.parametrize("train", [{}, {"max_steps": 7}, {"budget": "1h"}])
 def test_every_choice_makes_a_valid_config(train: dict[str, Any], tmp_path: Path) -> None:
     """Also with the numbers of the smallest corpus, and it is written and read as it is."""

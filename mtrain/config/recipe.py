@@ -47,6 +47,7 @@ WEIGHT_DECAY = {"muon": 0.1, "adamw": 0.01}
 DROPOUT = ((10, 0.1), (60, 0.2), (None, 0.3))  # (epochs, dropout)
 SIMCUT_EPOCHS = 100  # as it needs twice the time
 BOTH_DIRECTIONS_PAIRS, BOTH_DIRECTIONS = 200_000, 0.4
+BOTH_DIRECTIONS_EPOCHS = 10  # of fewer, the target side alone needs all
 
 MOST_STEPS = 100_000  # without an end in the config
 PATIENCE = 10
@@ -114,7 +115,7 @@ def choose(config: Config, facts: Facts) -> dict[str, Choice]:
     n_steps = None if n_tokens is None else max(1, round(n_tokens / facts.batch_tokens))
     reason = "no end is given" if n_steps is None else f"about {n_steps:,} updates"
     _choose_length(choices, n_steps, reason)
-    _choose_directions(choices, facts)
+    _choose_directions(choices, facts, n_epochs)
     return choices.made
 
 
@@ -242,10 +243,12 @@ def _choose_length(choices: _Choices, n_steps: int | None, reason: str) -> None:
     choices.make(f"{key}ema_decay", round(decay, 4), reason)
 
 
-def _choose_directions(choices: _Choices, facts: Facts) -> None:
+def _choose_directions(choices: _Choices, facts: Facts, n_epochs: float) -> None:
     config, key = choices.config, "train.both_directions"
     if not config.tokenizer.shared or any(entry.tag is not None for entry in config.data.train):
         choices.make(key, 0.0, "needs one vocabulary and no tags")
+    elif n_epochs < BOTH_DIRECTIONS_EPOCHS:
+        choices.make(key, 0.0, f"about {n_epochs:,.0f} epochs")
     else:
         is_small = facts.n_pairs <= BOTH_DIRECTIONS_PAIRS
         choices.make(key, BOTH_DIRECTIONS if is_small else 0.0, f"{facts.n_pairs:,} pairs")

@@ -360,7 +360,8 @@ class TrainConfig(Section):
         le=1,
         description="fraction of training (from the start, rounded up to whole epochs) in which "
         "half of the pairs are reversed, target to source; the halves alternate between epochs "
-        "(Ding et al., 2021); auto: 0.4 for up to 200,000 pairs in one vocabulary, else 0",
+        "(Ding et al., 2021); auto: 0.4 for up to 200,000 pairs in one vocabulary and 10 epochs "
+        "or more, else 0",
     )
     batch_tokens: Annotated[int, Automatic()] = Field(
         default=4096,
