@@ -239,9 +239,7 @@ def translate(
     """Translate a file or standard input, line by line."""
     refuse_without_effect(context, _needs(context.params))
     _check_inputs(source, prefix, score)
-    drawn = attention and _selection(
-        run, attention, attention_kind, attention_layer, attention_head
-    )
+    drawn = attention and _drawing(run, attention, attention_kind, attention_layer, attention_head)
     read = *(score or (source or Path("-"), prefix)), *(companions or ())
     _check_files(output, attention, force, run, *read)
     search = _search(context, run)
@@ -331,9 +329,7 @@ def _check_inputs(
         raise UsageError("`-` cannot be read together with another file", "name a file")
 
 
-def _selection(
-    run: Path, path: Path, kind: AllOrOneKind, layer: int | None, heads: str
-) -> Selection:
+def _drawing(run: Path, path: Path, kind: AllOrOneKind, layer: int | None, heads: str) -> Selection:
     """What --attention asks for; a UsageError if the model has no such layer or head."""
     from mtrain.config.load import read_run_config
     from mtrain.report.attention import KINDS, Selection, check_picture, read_heads
