@@ -101,6 +101,7 @@ def test_without_an_end_patience_ends_the_training() -> None:
     chosen = values(config())
     assert chosen["train.patience"] == 10
     assert chosen["train.max_steps"] == 100_000
+    assert chosen["train.optim.warmup_steps"] == 500
     assert chosen["train.optim.schedule"] == "inverse_sqrt"
     assert values(config(train={"max_steps": 500}))["train.patience"] == 0
 

@@ -50,6 +50,7 @@ BOTH_DIRECTIONS_PAIRS, BOTH_DIRECTIONS = 200_000, 0.4
 BOTH_DIRECTIONS_EPOCHS = 10  # of fewer, the target side alone needs all
 
 MOST_STEPS = 100_000  # without an end in the config
+USUAL_STEPS = 10_000  # of such a training, for its warm-up and averages
 PATIENCE = 10
 WARMUP_SHARE, MOST_WARMUP = 1 / 20, 4000
 EMA_SHARE, HIGHEST_EMA = 1 / 15, 0.9995
@@ -234,7 +235,8 @@ def _choose_length(choices: _Choices, n_steps: int | None, reason: str) -> None:
     key = "train.optim."
     choices.make("train.patience", PATIENCE if n_steps is None else 0, reason)
     if n_steps is None:
-        choices.make("train.max_steps", n_steps := MOST_STEPS, reason)
+        choices.make("train.max_steps", MOST_STEPS, reason)
+        n_steps = USUAL_STEPS
         choices.make(f"{key}schedule", "inverse_sqrt", reason)
     else:
         choices.make(f"{key}schedule", "linear", reason)
