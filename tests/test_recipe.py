@@ -106,6 +106,11 @@ def test_without_an_end_patience_ends_the_training() -> None:
     assert values(config(train={"max_steps": 500}))["train.patience"] == 0
 
 
+def test_a_resumed_training_without_an_end_changes_nothing() -> None:
+    settled = with_choices(config(), choose(config(), FACTS))
+    assert apply(config(), chosen_in(settled, config())) == settled
+
+
 def test_the_model_grows_with_pairs_and_time() -> None:
     many = Facts(5_000_000, 100_000_000, (32_000, 32_000), 8192, "cpu", 8000.0)
     presets = [

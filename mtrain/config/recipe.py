@@ -158,6 +158,8 @@ def value_of(config: Section, key: str) -> Any:
 def chosen_in(run_config: Config, config: Config) -> dict[str, Any]:
     """The values of a run for the keys that `config` leaves to `auto`."""
     keys = [*_automatic_keys(Config), *(f"model.{size}" for size in PRESETS["tiny"])]
+    if run_config.train.max_steps is not None:  # chosen if there is no budget either
+        keys.append("train.max_steps")
     return {key: value_of(run_config, key) for key in keys if not is_given(config, key)}
 
 
